@@ -1,0 +1,49 @@
+/* slim/abi.h - the plugin descriptor: the only thing the host may read before it knows that both sides' C++ ABIs agree.
+ * C99-clean. Structs only ever grow at their end; SLIM_ABI_VERSION counts their layout. See docs/adr/0001. */
+#ifndef SLIM_ABI_H_
+#define SLIM_ABI_H_
+#include <stdint.h>
+
+#define SLIM_MAGIC 0x4D494C53u /* "SLIM" */
+#define SLIM_ABI_VERSION 1u
+#define SLIM_API_MAJOR 0u /* C++ interfaces: host and plugin must be equal */
+#define SLIM_API_MINOR 1u /* the host's must be at least the plugin's */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum slim_kind { SLIM_ALGORITHM = 1, SLIM_ADAPTER = 2, SLIM_BACKEND = 3, SLIM_FORMAT = 4 } slim_kind;
+
+/* Owned by the caller, so that no allocator crosses the boundary. code is a slim::Code. */
+typedef struct slim_error {
+  int32_t code;
+  char message[1020];
+} slim_error;
+
+/* One thing that a plugin offers. Strings are UTF-8 in static storage. */
+typedef struct slim_component {
+  uint32_t struct_size;
+  uint32_t kind;                                /* slim_kind */
+  const char *id;                               /* "awq" */
+  const char *summary;                          /* one line for `slim plugins list` */
+  const char *options_schema;                   /* JSON Schema object of the options; "{}" for none */
+  const char *serves;                           /* adapters: model_type values, comma separated; else "" */
+  void *(*create)(const void *host, slim_error *); /* never throws; slim::Algorithm* etc. by kind, null with an error */
+  void (*destroy)(void *);                      /* never throws; objects die in the module that made them */
+} slim_component;
+
+typedef struct slim_plugin {
+  uint32_t magic, struct_size, abi_version, api_major, api_minor;
+  uint32_t cxx11_abi, gxx_abi, cplusplus; /* _GLIBCXX_USE_CXX11_ABI, __GXX_ABI_VERSION, __cplusplus */
+  uint64_t torch_abi;                     /* TORCH_ABI_VERSION */
+  const char *torch_version, *compiler, *build_tag; /* build_tag: flags that change layouts (sanitizers, _GLIBCXX_DEBUG) */
+  const char *name, *version, *vendor, *license;
+  uint32_t n_components;
+  const slim_component *components;
+} slim_plugin;
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* SLIM_ABI_H_ */

@@ -1,0 +1,110 @@
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+/// Plain data that an adapter makes from config.json and tensor shapes alone: no tensor bytes, no torch types.
+namespace slim {
+
+using LayerId = int32_t;   ///< dense index into BlockPlan::layers
+using PortId = int32_t;    ///< dense index into BlockPlan::ports
+using RegionId = int32_t;  ///< dense index into BlockPlan::regions
+
+enum class Role : uint8_t { kQuery, kKey, kValue, kAttentionOutput, kGate, kUp, kDown, kRouter, kHead, kOther };
+
+/// Where a logical [out, in] matrix lies in the checkpoint.
+struct WeightRef {
+  std::string tensor;
+  std::optional<int64_t> index;  ///< entry of a packed tensor's first dimension [E, ., .]
+  bool transposed = false;       ///< stored as [in, out]
+  int64_t row_begin = 0;         ///< rows [row_begin, row_begin + out) of the (un-transposed) matrix: fused qkv, gate_up
+};
+
+/// A linear layer y = x Wᵀ + b, W [out, in].
+struct Layer {
+  LayerId id = 0;
+  std::string name;  ///< module name as engines see it: "model.layers.0.self_attn.q_proj"; outputs are `name + ".weight..."`
+  Role role = Role::kOther;
+  PortId input = 0;
+  WeightRef weight;
+  std::string bias;  ///< tensor name, empty without one
+  int64_t out = 0, in = 0;
+  int32_t expert = -1;  ///< -1: dense
+  bool tied = false;    ///< shares its tensor with the embedding: never replaced
+};
+
+/// One distinct activation inside a block; q/k/v read the same port.
+struct Port {
+  PortId id = 0;
+  std::string name;  ///< "attention_input", "mlp_input", "down_input", "expert 3 down_input"
+  int64_t features = 0;
+  PortId parent = -1;   ///< expert ports: the port whose statistics stand in for too few tokens
+  bool pooled = false;  ///< fed by no layer: its statistics are the sum of its children's
+};
+
+/// A sub-forward that can be run again alone (ModelAdapter::forward_region).
+struct Region {
+  RegionId id = 0;
+  std::string name;  ///< "attention", "mlp"
+};
+
+/// Layers that a serving engine merges into one: they need one scheme, and one scale if it is per tensor.
+struct FusedGroup {
+  std::string name;
+  std::vector<LayerId> layers;
+};
+
+/// How what feeds a port takes up 1/s.
+enum class Fold : uint8_t {
+  kNorm,        ///< a norm's weight (and bias): w / s
+  kNormPlusOne, ///< a norm that multiplies by (1 + w)
+  kLinearRows   ///< a linear's output rows (and bias): W / s
+};
+
+/// A place where a per-channel scale can be moved from activations into weights without changing the function:
+/// the producer's outputs are divided by s, the consumers' input columns multiplied by s.
+struct ScaleEdge {
+  PortId port = 0;
+  Fold fold = Fold::kNorm;
+  std::string norm_weight, norm_bias;  ///< tensor names (kNorm, kNormPlusOne); bias may be empty
+  std::vector<LayerId> producers;      ///< kLinearRows: usually one layer (v_proj, up_proj)
+  std::vector<LayerId> consumers;      ///< every layer that reads the port, quantized or not
+  /// Grouped-query attention: each producer head of `head_dim` rows is read by `repeat` consecutive consumer heads,
+  /// so s has port.features / repeat entries.
+  int64_t repeat = 1, head_dim = 0;
+  RegionId region = -1;  ///< the region whose output peers compare; -1: the consumers themselves
+  std::string name;      ///< "input_layernorm -> q,k,v", for messages
+};
+
+struct ExpertSet {
+  LayerId router = -1;
+  std::vector<std::vector<LayerId>> experts;  ///< [expert][layer]
+  int32_t top_k = 0;
+};
+
+/// The unit of the run: its weights are in memory together, and nothing else's.
+struct BlockPlan {
+  int32_t index = 0;  ///< position in ModelPlan::blocks
+  std::string name;   ///< "model.language_model.layers.3"
+  std::string stage;  ///< "vision", "language", "head"
+  std::vector<Port> ports;
+  std::vector<Layer> layers;
+  std::vector<std::string> params;  ///< the block's other tensors: norms, position tables
+  std::vector<Region> regions;
+  std::vector<FusedGroup> fused;
+  std::vector<ScaleEdge> edges;
+  std::optional<ExpertSet> moe;
+};
+
+/// Every tensor of the checkpoint is named exactly once: by a layer (weight, bias), a block's params, or globals.
+/// A packed tensor counts once however many layers are slices of it; a tied head names no tensor of its own.
+struct ModelPlan {
+  std::string family;  ///< "qwen3_vl", as config.json's model_type
+  std::vector<BlockPlan> blocks;  ///< in the order in which they run; blocks of one stage are contiguous
+  std::vector<std::string> globals;  ///< tensors outside any block: embeddings, patch projection, unused heads
+  /// Module names that stay in float unless the user asks: lm_head, vision tower, routers ("re:..." as engines match them).
+  std::vector<std::string> default_ignore;
+};
+
+}  // namespace slim

@@ -1,0 +1,51 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include "slim/algorithm.hpp"
+#include "slim/scheme.hpp"
+#include "slim/status.hpp"
+
+/// The arithmetic of quantization that all algorithms share. Weights are fp32 [out, in], contiguous or not; results are on
+/// the weight's device. Pure functions, safe from any thread.
+namespace slim::quant {
+
+/// Scale and zero point, shaped as slim::Quantized says; zero undefined when symmetric.
+struct Params {
+  at::Tensor scale, zero;
+};
+
+/// How the range that the codes span is found.
+struct RangeOptions {
+  enum class Method : uint8_t {
+    kMinMax,  ///< smallest range that holds every value: llm-compressor's memoryless_minmax
+    kMse      ///< the range is shrunk step by step; the step of least Σ importance |ŵ - w|^norm wins
+  };
+  Method method = Method::kMinMax;
+  at::Tensor importance;  ///< [in] fp32, E[x²]; undefined: 1
+  double max_shrink = 0.6, norm = 2.0;
+  int steps = 40;
+  /// > 0: stands for max|w| in per-tensor scales (layers that an engine fuses share a scale).
+  double fused_abs_max = 0;
+};
+
+/// Symmetric int b: scale = 2 max|w| / (2^b - 1). Asymmetric: scale = (max(max,0) - min(min,0)) / (2^b - 1), zero =
+/// clamp(round(min_code - min / scale)). E4M3: scale = max|w| / 448. The scale is rounded to `scale_dtype` before anything else
+/// uses it; a range of zero gives scale 1 (the codes are 0). kNumeric if the weight holds NaN or Inf.
+SLIM_API Result<Params> choose_params(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype,
+                                      const RangeOptions& = {});
+/// Codes: clamp(round(w / scale) + zero), ties to even; int8, or float8_e4m3fn (saturating).
+SLIM_API at::Tensor encode(const at::Tensor& weight, const Params&, const QuantArgs&);
+/// fp32 [out, in] = (codes - zero) * scale.
+SLIM_API at::Tensor decode(const at::Tensor& codes, const Params&, const QuantArgs&);
+SLIM_API at::Tensor decode(const Quantized&);
+/// decode(encode(w)) with params chosen by `options`.
+SLIM_API Result<at::Tensor> fake_quantize(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype,
+                                          const RangeOptions& = {});
+/// What an engine does to an activation x [..., in] of a layer with this scheme: dynamic per token, tensor or group, or static
+/// with `scale` and `zero`. Same dtype as x.
+SLIM_API at::Tensor fake_quantize_activation(const at::Tensor& x, const QuantArgs&, const at::Tensor& scale,
+                                             const at::Tensor& zero);
+/// Rounds without looking at activations: what a layer gets when no algorithm solves it.
+SLIM_API Result<Solved> round_to_nearest(LayerContext&, const RangeOptions& = {});
+
+}  // namespace slim::quant

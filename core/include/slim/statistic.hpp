@@ -1,0 +1,115 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "slim/plan.hpp"
+#include "slim/status.hpp"
+
+/// Sums over calibration tokens, collected at ports while a block runs. A statistic is owned by the core and used from
+/// one thread at a time. All are plain sums, so batches, machines and resumed runs merge exactly.
+namespace slim {
+
+using TensorMap = std::map<std::string, at::Tensor, std::less<>>;
+
+class SLIM_API Statistic {
+ public:
+  virtual ~Statistic();
+  /// x [tokens, features], any float dtype, on the compute device; zero rows are allowed.
+  virtual void update(const at::Tensor& x) = 0;
+  /// Adds `weight` times another statistic of the same type. Used for pooled ports and for shrinking an expert's
+  /// statistic toward its layer's; token counts scale too, so means mix as (n_e m_e + w n m) / (n_e + w n).
+  virtual void merge(const Statistic& other, double weight) = 0;
+  /// Follows x -> x / s exactly (s [features], fp32), or returns false: the statistic is stale and must be collected again.
+  virtual bool rescale(const at::Tensor& s) = 0;
+  /// An independent copy.
+  virtual std::unique_ptr<Statistic> clone() const = 0;
+  /// Everything needed to go on in another process.
+  virtual TensorMap state() const = 0;
+  virtual Status restore(const TensorMap&) = 0;
+
+  double tokens = 0;  ///< rows seen; fractional after a weighted merge
+};
+
+/// Sum of x xᵀ: `sum` [features, features] fp32, symmetric (both triangles filled on read).
+class SLIM_API Gram final : public Statistic {
+ public:
+  static constexpr std::string_view kId = "slim.gram";
+  explicit Gram(int64_t features) : features_(features) {}
+  void update(const at::Tensor& x) override;
+  void merge(const Statistic& other, double weight) override;
+  bool rescale(const at::Tensor& s) override;
+  std::unique_ptr<Statistic> clone() const override;
+  TensorMap state() const override;
+  Status restore(const TensorMap&) override;
+  /// E[x xᵀ] [features, features] fp32; zeros when no token was seen.
+  at::Tensor mean() const;
+  const at::Tensor& sum() const { return sum_; }
+
+ private:
+  int64_t features_;
+  at::Tensor sum_;
+};
+
+/// Per-channel moments in one pass: sums of |x| and x², and the extremes; all [features] fp32.
+class SLIM_API ChannelMoments final : public Statistic {
+ public:
+  static constexpr std::string_view kId = "slim.channel_moments";
+  explicit ChannelMoments(int64_t features) : features_(features) {}
+  void update(const at::Tensor& x) override;
+  void merge(const Statistic& other, double weight) override;
+  bool rescale(const at::Tensor& s) override;
+  std::unique_ptr<Statistic> clone() const override;
+  TensorMap state() const override;
+  Status restore(const TensorMap&) override;
+  at::Tensor mean_abs() const;     ///< E|x|
+  at::Tensor mean_square() const;  ///< E[x²]
+  at::Tensor min() const;          ///< 0 when no token was seen
+  at::Tensor max() const;
+  at::Tensor abs_max() const;
+
+ private:
+  int64_t features_;
+  at::Tensor sum_abs_, sum_square_, min_, max_;
+};
+
+/// The activations themselves, at most `capacity` rows kept evenly over all tokens: [kept, features] in x's dtype.
+/// Exact losses ‖ΔW X‖² where that is cheaper than a Gram matrix (few tokens, wide layer).
+class SLIM_API ActivationRows final : public Statistic {
+ public:
+  static constexpr std::string_view kId = "slim.activation_rows";
+  ActivationRows(int64_t features, int64_t capacity) : features_(features), capacity_(capacity) {}
+  void update(const at::Tensor& x) override;
+  void merge(const Statistic& other, double weight) override;
+  bool rescale(const at::Tensor& s) override;
+  std::unique_ptr<Statistic> clone() const override;
+  TensorMap state() const override;
+  Status restore(const TensorMap&) override;
+  /// [kept, features]; kept == tokens while tokens <= capacity.
+  at::Tensor rows() const;
+
+ private:
+  int64_t features_, capacity_, stride_ = 1, seen_ = 0;
+  std::vector<at::Tensor> chunks_;
+};
+
+/// What an algorithm asks the core to collect. De-duplicated by (port, id): q/k/v, and two algorithms, share one Gram.
+class SLIM_API Observations {
+ public:
+  virtual ~Observations();
+  virtual void add(PortId, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) = 0;
+  template <class S, class... Args>
+  void want(PortId port, Args... args) {
+    add(port, S::kId, [=] { return std::make_unique<S>(args...); });
+  }
+  /// Keep this region's inputs, so that BlockContext::replay and loss can run it again.
+  virtual void keep_inputs(RegionId) = 0;
+  /// Calibration tokens of the whole run (an estimate is enough: it chooses between Gram and rows). 0: data-free.
+  virtual int64_t expected_tokens() const = 0;
+};
+
+}  // namespace slim

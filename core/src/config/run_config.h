@@ -1,0 +1,56 @@
+#pragma once
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "slim/algorithm.hpp"
+#include "slim/status.hpp"
+
+namespace slim {
+
+/// Everything that one quantization run is told, from a TOML file and flags. Key names of the file stand beside each field;
+/// the table of all keys is in run_config.cpp.
+struct RunConfig {
+  // [model]
+  std::string model;    ///< model.path: a Hugging Face checkpoint folder
+  std::string adapter;  ///< model.adapter: empty: by config.json's model_type
+  // [compression]
+  std::vector<std::string> plugins;    ///< compression.plugin: the chain, ids or paths
+  std::map<std::string, Options> plugin_options;  ///< [compression.<plugin id>], not yet checked against the plugin's schema
+  // [compression.quantization]
+  std::string scheme;                  ///< name / quant_method / bits: "w4a16"; empty: the plugin's default
+  int64_t group_size = 0;              ///< group_size: 0: the scheme's; -1: whole rows
+  std::vector<std::string> ignore_layers;  ///< names, globs, "re:..."; added to the adapter's defaults
+  bool quant_vit = false;              ///< quant_vit: the vision tower too
+  std::string indivisible = "error";   ///< group_size_fallback: "error", "skip" or "channel" where the group does not divide the width
+  // [dataset]
+  std::string calib;                   ///< dataset.path
+  int64_t num_samples = 128, max_seq_length = 2048, batch_size = 8;
+  bool shuffle = false, skip_bad_samples = false;
+  std::string calib_prompt;            ///< dataset.prompt: the question for a folder of images
+  // [output]
+  std::string output;                  ///< output.path
+  std::string format;                  ///< output.format: empty: what the scheme's users expect
+  int64_t max_shard_size = 5'000'000'000;
+  bool overwrite = false;
+  // [run]
+  std::string backend = "cpu";
+  std::string dtype = "auto";          ///< compute dtype: auto (the checkpoint's), float32, bfloat16, float16
+  std::string propagate = "quantized"; ///< what the next block sees: "quantized" or "float"
+  bool all_experts = false;
+  uint64_t seed = 0;
+  int threads = 0;                     ///< 0: LibTorch's choice
+  int64_t max_memory = 0;              ///< bytes; 0: no limit
+  std::vector<std::string> plugin_dirs;
+};
+
+/// Reads a TOML file into `config`, over what is there. Unknown keys, wrong types and values out of range are errors that
+/// name file, line, key, and the nearest known key.
+SLIM_API Status read_config_file(const std::string& path, RunConfig& config);
+/// `--set key=value`, with the dotted keys of the TOML file ("compression.quantization.group_size=64", "awq.grid=40").
+SLIM_API Status set_config_value(const std::string& assignment, RunConfig& config);
+/// "5GB", "512MiB", "1000000" in bytes.
+SLIM_API Result<int64_t> parse_bytes(std::string_view);
+
+}  // namespace slim

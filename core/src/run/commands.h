@@ -1,0 +1,50 @@
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "config/run_config.h"
+#include "plugin/registry.h"
+
+/// What the `slim` commands do, without flags and printing.
+namespace slim {
+
+/// Where a run tells how far it is. Called from the run's own thread.
+class SLIM_API Progress {
+ public:
+  virtual ~Progress();
+  virtual void begin(std::string_view phase, int64_t steps) = 0;
+  virtual void step(std::string_view what) = 0;  ///< one more step of the phase is done
+  virtual void warn(std::string_view message) = 0;
+  virtual bool cancelled() = 0;                  ///< true: stop at the next safe point with kCancelled
+};
+
+/// A result for people and for machines.
+struct Report {
+  std::string text;  ///< ends with a line break
+  std::string json;  ///< one object
+};
+
+/// The main job. On failure no output folder is left.
+SLIM_API Result<Report> quantize(const RunConfig&, PluginRegistry&, Progress&);
+/// The same decisions from headers alone: what happens to each tensor, peak memory, output size.
+SLIM_API Result<Report> plan(const RunConfig&, PluginRegistry&);
+/// What a checkpoint holds: towers, dtypes, bytes, quantization.
+SLIM_API Result<Report> inspect(const std::string& folder, PluginRegistry&);
+
+struct EvalConfig {
+  std::string model, reference, data;  ///< data: a file, or a folder with eval*.jsonl and eval*.txt
+  std::string adapter, backend = "cpu", dtype = "auto";
+  int64_t limit = 0, batch_size = 16, max_new_tokens = 24;
+  bool generate = true;                ///< answer questions (exact match); else likelihoods only
+};
+/// Perplexity on text, KL divergence against the reference, exact-match answers on questions; original and quantized alike.
+SLIM_API Result<Report> evaluate(const EvalConfig&, PluginRegistry&, Progress&);
+
+struct VerifyConfig {
+  std::string model, reference;
+};
+/// Re-reads what was written: completeness, decoding, signal-to-noise of every layer against the reference. kVerification.
+SLIM_API Result<Report> verify(const VerifyConfig&, PluginRegistry&, Progress&);
+
+}  // namespace slim
