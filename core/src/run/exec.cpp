@@ -1,0 +1,54 @@
+#include "run/exec.h"
+
+#include <ATen/ATen.h>
+
+#include "slim/quant.hpp"
+
+namespace slim {
+
+at::Tensor BlockExec::linear(LayerId id, const at::Tensor& x) {
+  const Layer& layer = block_->layers.at(id);
+  if (statistics_) statistics_->update(layer.input, x);
+  const auto replaced = overrides_ ? overrides_->find(id) : Overrides::const_iterator{};
+  const bool override_weight = overrides_ && replaced != overrides_->end();
+  const at::Tensor weight = computing(override_weight ? replaced->second : weights_->weight[id]);
+  const at::Tensor bias = weights_->bias[id].defined() ? computing(weights_->bias[id]) : at::Tensor();
+  const auto& activation = weights_->activation[id];
+  if (!activation) return at::linear(x, weight, bias);
+  return at::linear(quant::fake_quantize_activation(x, activation->args, activation->scale, activation->zero), weight, bias);
+}
+
+at::Tensor BlockExec::tap(PortId port, const at::Tensor& x) {
+  if (statistics_) statistics_->update(port, x);
+  return x;
+}
+
+void BlockExec::region_input(RegionId region, const at::Tensor& x) {
+  if (statistics_ && statistics_->keeps(region)) region_inputs_[region].push_back(x.detach());
+}
+
+at::Tensor BlockExec::param(std::string_view name) {
+  if (weights_) {
+    if (const auto it = weights_->params.find(name); it != weights_->params.end()) return computing(it->second);
+  }
+  if (const auto it = globals_.find(name); it != globals_.end()) return it->second;
+  auto tensor = source_.tensor(name);
+  if (!tensor.ok()) throw ExecError(tensor.status());
+  return globals_[std::string(name)] = computing(*tensor);
+}
+
+at::Tensor BlockExec::rows(std::string_view name, const at::Tensor& ids) {
+  auto rows = source_.rows(name, ids.to(at::kCPU));
+  if (!rows.ok()) throw ExecError(rows.status());
+  return computing(*rows);
+}
+
+std::pair<at::Tensor, at::Tensor> MemoryCache::extend(int32_t block, int64_t sequence, const at::Tensor& key,
+                                                      const at::Tensor& value) {
+  auto& [keys, values] = entries_[{block, sequence}];
+  keys = keys.defined() ? at::cat({keys, key}) : key;
+  values = values.defined() ? at::cat({values, value}) : value;
+  return {keys, values};
+}
+
+}  // namespace slim

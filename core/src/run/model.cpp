@@ -1,0 +1,141 @@
+#include "run/model.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include <set>
+
+#include "plugin/guard.h"
+
+namespace slim {
+namespace {
+
+constexpr std::string_view kHeadStage = "head";
+
+int64_t bytes_of(const BlockWeights& weights) {
+  int64_t bytes = 0;
+  for (const auto& tensor : weights.weight) bytes += tensor.nbytes();
+  for (const auto& [name, tensor] : weights.params) bytes += tensor.nbytes();
+  return bytes;
+}
+
+}  // namespace
+
+Result<Model> Model::open(const std::string& folder, const std::string& adapter, PluginRegistry& registry) {
+  Model model;
+  SLIM_ASSIGN(model.weights, WeightSource::open(folder, registry));
+  SLIM_ASSIGN(model.adapter_id, adapter_name(model.weights->checkpoint(), adapter, registry));
+  SLIM_ASSIGN(model.adapter, registry.adapter(model.adapter_id));
+  SLIM_ASSIGN(model.plan, guarded(model.adapter_id, [&] {
+                return model.adapter->plan(model.weights->checkpoint().config_json(), model.weights->logical());
+              }));
+  SLIM_TRY(check_complete(model.plan, model.weights->logical()).in(model.adapter_id));
+  return model;
+}
+
+Result<at::ScalarType> Model::compute_dtype(const std::string& name) const {
+  if (name == "auto") return weights->dtype();
+  if (name == "float32") return at::kFloat;
+  if (name == "bfloat16") return at::kBFloat16;
+  if (name == "float16") return at::kHalf;
+  return Status(Code::kInvalidArgument, "dtype '" + name + "' is unknown; use auto, float32, bfloat16 or float16");
+}
+
+Result<Carry> Model::begin(std::span<const Sample> samples, BlockExec& exec) const {
+  exec.set_block(nullptr, nullptr);
+  return guarded(adapter_id, [&] { return adapter->begin(samples, exec); });
+}
+
+Status Model::enter(const BlockPlan& block, BlockExec& exec, Carry& carry) const {
+  exec.set_block(nullptr, nullptr);
+  return guarded(adapter_id + ": entering " + block.stage, [&] { return adapter->enter(block.stage, exec, carry); });
+}
+
+Status Model::forward(const BlockPlan& block, BlockExec& exec, Carry& carry) const {
+  return guarded(adapter_id + ": " + block.name, [&]() -> Status {
+    SLIM_TRY(adapter->forward(block, exec, carry));
+    const auto hidden = carry.find("hidden");
+    if (hidden != carry.end() && !at::isfinite(hidden->second).all().item<bool>()) {
+      return {Code::kNumeric, "the output holds NaN or Inf; look for it in the block's weights, or compute with --dtype float32"};
+    }
+    return {};
+  });
+}
+
+bool starts_stage(const ModelPlan& plan, const BlockPlan& block) {
+  return block.index > 0 && plan.blocks[block.index - 1].stage != block.stage;
+}
+
+Status check_complete(const ModelPlan& plan, const std::map<std::string, TensorSpec>& tensors) {
+  std::set<std::string> planned;
+  std::set<std::string> sliced;  // packed and fused tensors: many layers, one tensor
+  const auto claim = [&](const std::string& name) -> Status {
+    if (!tensors.contains(name)) return {Code::kInternal, "the plan names " + name + ", which the checkpoint does not hold"};
+    if (!planned.insert(name).second) return {Code::kInternal, "the plan names " + name + " twice"};
+    return {};
+  };
+  for (const std::string& name : plan.globals) SLIM_TRY(claim(name));
+  for (const BlockPlan& block : plan.blocks) {
+    for (const std::string& name : block.params) SLIM_TRY(claim(name));
+    for (const Layer& layer : block.layers) {
+      if (!layer.bias.empty()) SLIM_TRY(claim(layer.bias));
+      if (!layer.tied && sliced.insert(layer.weight.tensor).second) SLIM_TRY(claim(layer.weight.tensor));
+    }
+  }
+  for (const auto& [name, spec] : tensors) {
+    if (!planned.contains(name)) return {Code::kInternal, "the plan leaves out tensor " + name};
+  }
+  return {};
+}
+
+ForwardPass::ForwardPass(const Model& model, at::ScalarType dtype, int64_t cache_bytes)
+    : model_(model), exec_(*model.weights, dtype), cache_bytes_(cache_bytes) {}
+
+Result<const BlockWeights*> ForwardPass::weights(const BlockPlan& block) {
+  if (const auto it = cached_.find(block.index); it != cached_.end()) return &it->second;
+  current_ = {};
+  SLIM_ASSIGN(current_, model_.weights->load(block));
+  const int64_t bytes = bytes_of(current_);
+  if (cached_bytes_ + bytes > cache_bytes_) return &current_;
+  cached_bytes_ += bytes;
+  return &(cached_[block.index] = std::move(current_));
+}
+
+Status ForwardPass::run(std::vector<Carry>& batches, std::string_view first_stage, std::vector<MemoryCache>* caches,
+                        Progress* progress) {
+  const c10::NoGradGuard no_grad;
+  bool reached = first_stage.empty();
+  for (const BlockPlan& block : model_.plan.blocks) {
+    if (block.stage == kHeadStage) break;
+    const bool first_here = !reached && block.stage == first_stage;
+    reached = reached || first_here;
+    if (!reached) continue;
+    SLIM_ASSIGN(const BlockWeights* loaded, weights(block));
+    for (size_t i = 0; i < batches.size(); ++i) {
+      if (!first_here && starts_stage(model_.plan, block)) SLIM_TRY(model_.enter(block, exec_, batches[i]));
+      exec_.set_block(&block, loaded);
+      exec_.set_cache(caches ? &(*caches)[i] : nullptr);
+      SLIM_TRY(model_.forward(block, exec_, batches[i]));
+      if (progress && progress->cancelled()) return {Code::kCancelled, "interrupted"};
+    }
+    if (progress) progress->step(block.name);
+  }
+  exec_.release_globals();
+  return {};
+}
+
+Result<at::Tensor> ForwardPass::logits(const Carry& carry, const at::Tensor& rows) {
+  const c10::NoGradGuard no_grad;
+  Carry head = carry;
+  head["logit_rows"] = rows;
+  for (const BlockPlan& block : model_.plan.blocks) {
+    if (block.stage != kHeadStage) continue;
+    if (starts_stage(model_.plan, block)) SLIM_TRY(model_.enter(block, exec_, head));
+    SLIM_ASSIGN(const BlockWeights* loaded, weights(block));
+    exec_.set_block(&block, loaded);
+    SLIM_TRY(model_.forward(block, exec_, head));
+  }
+  return head["logits"].to(at::kFloat);
+}
+
+}  // namespace slim

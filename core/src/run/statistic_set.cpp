@@ -1,0 +1,58 @@
+#include "run/statistic_set.h"
+
+#include <ATen/ATen.h>
+
+namespace slim {
+
+void StatisticSet::add(PortId port, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) {
+  auto& slot = statistics_[{port, std::string(id)}];
+  if (!slot) slot = make();
+  const PortId parent = block_.ports.at(port).parent;
+  if (parent >= 0) add(parent, id, std::move(make));
+}
+
+void StatisticSet::update(PortId port, const at::Tensor& x) {
+  for (auto it = statistics_.lower_bound({port, ""}); it != statistics_.end() && it->first.first == port; ++it) {
+    it->second->update(x.reshape({-1, x.size(-1)}));
+  }
+}
+
+void StatisticSet::finish(double prior_tokens) {
+  for (auto& [key, statistic] : statistics_) {
+    const Port& port = block_.ports.at(key.first);
+    if (port.parent >= 0 && block_.ports.at(port.parent).pooled) {
+      statistics_.at({port.parent, key.second})->merge(*statistic, 1.0);
+    }
+  }
+  for (const auto& [key, statistic] : statistics_) tokens_[key.first] = statistic->tokens;
+  for (auto& [key, statistic] : statistics_) {
+    const Port& port = block_.ports.at(key.first);
+    if (port.parent < 0) continue;
+    const Statistic& layer = *statistics_.at({port.parent, key.second});
+    if (layer.tokens > 0) statistic->merge(layer, prior_tokens / layer.tokens);
+  }
+}
+
+const Statistic* StatisticSet::find(PortId port, std::string_view id) const {
+  const auto it = statistics_.find({port, std::string(id)});
+  return it == statistics_.end() ? nullptr : it->second.get();
+}
+
+Status StatisticSet::rescale(PortId port, const at::Tensor& s) {
+  for (auto& [key, statistic] : statistics_) {
+    const bool below = block_.ports.at(key.first).parent == port && !block_.ports.at(port).pooled;
+    if (key.first != port && !below) continue;
+    if (!statistic->rescale(s)) {
+      return {Code::kInternal, "statistic " + key.second + " of port " + block_.ports.at(key.first).name +
+                                   " cannot follow a scale; collect it after the fold"};
+    }
+  }
+  return {};
+}
+
+double StatisticSet::tokens(PortId port) const {
+  const auto it = tokens_.find(port);
+  return it == tokens_.end() ? -1 : it->second;
+}
+
+}  // namespace slim

@@ -1,0 +1,44 @@
+#pragma once
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "slim/statistic.hpp"
+
+namespace slim {
+
+/// The statistics of one block: what algorithms asked for, fed by the forward pass.
+class SLIM_API StatisticSet final : public Observations {
+ public:
+  /// `block` must outlive the set.
+  StatisticSet(const BlockPlan& block, int64_t expected_tokens) : block_(block), expected_tokens_(expected_tokens) {}
+
+  void add(PortId, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) override;
+  void keep_inputs(RegionId region) override { regions_.insert(region); }
+  int64_t expected_tokens() const override { return expected_tokens_; }
+
+  bool empty() const { return statistics_.empty() && regions_.empty(); }
+  bool keeps(RegionId region) const { return regions_.contains(region); }
+  /// x [..., features]: every row is one token.
+  void update(PortId, const at::Tensor& x);
+  /// After the last batch: fills pooled ports from their children, then shrinks every expert's statistics toward its parent's:
+  /// (n_e M_e + k M_layer) / (n_e + k) with k = prior_tokens, so that a rarely used expert has a full-rank Gram.
+  void finish(double prior_tokens);
+  const Statistic* find(PortId, std::string_view id) const;
+  /// Follows x -> x / s at the port and at the expert ports below it. kInternal if a statistic cannot.
+  Status rescale(PortId, const at::Tensor& s);
+  /// Tokens that reached the port before shrinking; -1 if nothing was collected there.
+  double tokens(PortId) const;
+
+ private:
+  using Key = std::pair<PortId, std::string>;
+  const BlockPlan& block_;
+  int64_t expected_tokens_;
+  std::map<Key, std::unique_ptr<Statistic>> statistics_;
+  std::map<PortId, double> tokens_;
+  std::set<RegionId> regions_;
+};
+
+}  // namespace slim

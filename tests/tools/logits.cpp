@@ -1,0 +1,70 @@
+// logits MODEL SAMPLES OUTPUT [DTYPE [ADAPTER]]: runs all samples as one batch through the native forward pass.
+// SAMPLES: a folder with config.json ({}) and model.safetensors, holding tensors "I.NAME" for sample I = 0, 1, ...
+// ("0.input_ids" int64 [tokens], "0.pixel_values", "0.image_grid_thw", as the adapter's Processor makes them).
+// OUTPUT: a folder whose model.safetensors holds "I.logits" fp32 [tokens, vocabulary].
+#include <ATen/ATen.h>
+
+#include <cstdio>
+
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/writer.h"
+#include "run/model.h"
+
+namespace {
+using namespace slim;
+
+Result<std::vector<Sample>> read_samples(const std::string& folder) {
+  SLIM_ASSIGN(const auto file, Checkpoint::open(folder));
+  std::map<int, Sample> samples;
+  for (const auto& [name, spec] : file->tensors()) {
+    const size_t dot = name.find('.');
+    const int index = std::atoi(name.substr(0, dot).c_str());
+    SLIM_ASSIGN(samples[index].tensors[name.substr(dot + 1)], file->read(name));
+    samples[index].origin = "sample " + name.substr(0, dot);
+  }
+  std::vector<Sample> list;
+  for (auto& [index, sample] : samples) list.push_back(std::move(sample));
+  return list;
+}
+
+Status run(const std::string& folder, const std::string& samples_folder, const std::string& output, const std::string& dtype_name,
+           const std::string& adapter) {
+  PluginRegistry registry;
+  SLIM_ASSIGN(const Model model, Model::open(folder, adapter, registry));
+  SLIM_ASSIGN(const std::vector<Sample> samples, read_samples(samples_folder));
+  SLIM_ASSIGN(const at::ScalarType dtype, model.compute_dtype(dtype_name));
+  ForwardPass pass(model, dtype, /*cache_bytes=*/0);
+  std::vector<Carry> batches(1);
+  SLIM_ASSIGN(batches[0], model.begin(samples, pass.exec()));
+  SLIM_TRY(pass.run(batches, "", nullptr, nullptr));
+  const at::Tensor lengths = batches[0].at("lengths");
+  SLIM_ASSIGN(const at::Tensor logits, pass.logits(batches[0], at::arange(lengths.sum().item<int64_t>())));
+
+  std::vector<TensorSpec> specs;
+  std::vector<at::Tensor> values;
+  int64_t begin = 0;
+  for (int64_t i = 0; i < lengths.size(0); ++i) {
+    const int64_t length = lengths[i].item<int64_t>();
+    values.push_back(logits.narrow(0, begin, length).contiguous());
+    specs.push_back({std::to_string(i) + ".logits", Dtype::kF32, values.back().sizes().vec()});
+    begin += length;
+  }
+  WriterOptions options;
+  options.folder = output;
+  options.overwrite = true;
+  SLIM_ASSIGN(const auto writer, CheckpointWriter::create(options, specs));
+  for (size_t i = 0; i < specs.size(); ++i) SLIM_TRY(writer->put(specs[i].name, values[i]));
+  return writer->finish();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 4) {
+    std::fprintf(stderr, "usage: logits MODEL SAMPLES OUTPUT [DTYPE [ADAPTER]]\n");
+    return 2;
+  }
+  const slim::Status status = run(argv[1], argv[2], argv[3], argc > 4 ? argv[4] : "auto", argc > 5 ? argv[5] : "");
+  if (!status.ok()) std::fprintf(stderr, "%s\n", status.message().c_str());
+  return status.ok() ? 0 : 1;
+}
