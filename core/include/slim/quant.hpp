@@ -28,13 +28,18 @@ struct RangeOptions {
   double fused_abs_max = 0;
 };
 
-/// Symmetric int b: scale = 2 max|w| / (2^b - 1). Asymmetric: scale = (max(max,0) - min(min,0)) / (2^b - 1), zero =
-/// clamp(round(min_code - min / scale)). E4M3: scale = max|w| / 448. The scale is rounded to `scale_dtype` before anything else
-/// uses it; a range of zero gives scale 1 (the codes are 0). kNumeric if the weight holds NaN or Inf.
+/// Symmetric int b: scale = max|w| / ((2^b - 1) / 2). Asymmetric: scale = (max(max,0) - min(min,0)) / (2^b - 1), zero =
+/// round(clamp(min_code - min / scale)). E4M3: scale = max|w| / 448. Extremes, range, scale, quotient and difference are each
+/// rounded to `scale_dtype` in that order, so that for weights of that dtype the results are bit-equal to compressed-tensors
+/// 0.19. A scale that would be zero becomes 1, and the codes of its weights 0 (there: the dtype's epsilon).
+/// kNumeric if the weight holds NaN or Inf, or a scale overflows.
 SLIM_API Result<Params> choose_params(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype,
                                       const RangeOptions& = {});
-/// Codes: clamp(round(w / scale) + zero), ties to even; int8, or float8_e4m3fn (saturating).
-SLIM_API at::Tensor encode(const at::Tensor& weight, const Params&, const QuantArgs&);
+/// Codes: clamp(round(w / scale + zero)), ties to even; int8, or float8_e4m3fn (saturating). The quotient and the sum are rounded
+/// to `arithmetic` first: fp32 is what compressed-tensors 0.19 does on a GPU; the model's dtype is what it does on a CPU, where
+/// many quotients become ties.
+SLIM_API at::Tensor encode(const at::Tensor& weight, const Params&, const QuantArgs&,
+                           at::ScalarType arithmetic = at::ScalarType::Float);
 /// fp32 [out, in] = (codes - zero) * scale.
 SLIM_API at::Tensor decode(const at::Tensor& codes, const Params&, const QuantArgs&);
 SLIM_API at::Tensor decode(const Quantized&);
@@ -42,10 +47,13 @@ SLIM_API at::Tensor decode(const Quantized&);
 SLIM_API Result<at::Tensor> fake_quantize(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype,
                                           const RangeOptions& = {});
 /// What an engine does to an activation x [..., in] of a layer with this scheme: dynamic per token, tensor or group, or static
-/// with `scale` and `zero`. Same dtype as x.
+/// with `scale` and `zero`. Same dtype as x. Dynamic scales are those of vLLM's kernels, in fp32: max|x| / 127 (or 448), and
+/// (max - min) / 255 with a zero point.
 SLIM_API at::Tensor fake_quantize_activation(const at::Tensor& x, const QuantArgs&, const at::Tensor& scale,
                                              const at::Tensor& zero);
-/// Rounds without looking at activations: what a layer gets when no algorithm solves it.
-SLIM_API Result<Solved> round_to_nearest(LayerContext&, const RangeOptions& = {});
+/// Rounds without looking at activations: what a layer gets when no algorithm solves it. Static activation scales come from the
+/// ChannelMoments of the layer's input, which the algorithm must have asked for. `arithmetic` as in encode().
+SLIM_API Result<Solved> round_to_nearest(LayerContext&, const RangeOptions& = {},
+                                         at::ScalarType arithmetic = at::ScalarType::Float);
 
 }  // namespace slim::quant

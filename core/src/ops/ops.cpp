@@ -1,0 +1,62 @@
+#include "slim/ops.hpp"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+namespace slim::ops {
+namespace {
+
+// Rows converted to fp32 at a time: enough for an efficient product, small beside the weights of a block.
+constexpr int64_t kRowsPerChunk = 4096;
+
+template <class F>
+void for_each_float_chunk(const at::Tensor& x, F&& f) {
+  for (int64_t begin = 0; begin < x.size(0); begin += kRowsPerChunk) {
+    f(x.narrow(0, begin, std::min(kRowsPerChunk, x.size(0) - begin)).to(at::kFloat));
+  }
+}
+
+void gram_reference(at::Tensor acc, const at::Tensor& x) {
+  for_each_float_chunk(x, [&](const at::Tensor& rows) { acc.addmm_(rows.t(), rows); });
+}
+
+void channel_moments_reference(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min, at::Tensor max,
+                               const at::Tensor& x) {
+  for_each_float_chunk(x, [&](const at::Tensor& rows) {
+    sum_abs.add_(rows.abs().sum(0));
+    sum_square.add_(rows.square().sum(0));
+    const auto [low, high] = at::aminmax(rows, 0);
+    at::minimum_out(min, min, low);
+    at::maximum_out(max, max, high);
+  });
+}
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+}  // namespace
+
+void gram_(at::Tensor acc, const at::Tensor& x) {
+  static const auto op = find<void(at::Tensor, const at::Tensor&)>("slim::gram_");
+  op.call(std::move(acc), x);
+}
+
+void channel_moments_(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min, at::Tensor max, const at::Tensor& x) {
+  static const auto op = find<void(at::Tensor, at::Tensor, at::Tensor, at::Tensor, const at::Tensor&)>(
+      "slim::channel_moments_");
+  op.call(std::move(sum_abs), std::move(sum_square), std::move(min), std::move(max), x);
+}
+
+}  // namespace slim::ops
+
+TORCH_LIBRARY(slim, m) {
+  m.def("gram_(Tensor(a!) acc, Tensor x) -> ()");
+  m.def("channel_moments_(Tensor(a!) sum_abs, Tensor(b!) sum_square, Tensor(c!) min, Tensor(d!) max, Tensor x) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(slim, CompositeExplicitAutograd, m) {
+  m.impl("gram_", slim::ops::gram_reference);
+  m.impl("channel_moments_", slim::ops::channel_moments_reference);
+}
