@@ -15,7 +15,8 @@ namespace slim {
 enum class Dtype : uint8_t {
   kBool, kU8, kI8, kI16, kU16, kI32, kU32, kI64, kU64,
   kF16, kBF16, kF32, kF64, kC64,
-  kF8E4M3, kF8E5M2, kF8E8M0, kF4, kF6E2M3, kF6E3M2
+  kF8E4M3, kF8E5M2, kF8E8M0, kF4, kF6E2M3, kF6E3M2,
+  kF8E4M3FNUZ, kF8E5M2FNUZ
 };
 
 /// The header's name of a type ("BF16"), and back; nullopt for a name that the format does not have.
@@ -34,7 +35,8 @@ struct TensorSpec {
   std::vector<int64_t> shape;
 };
 
-/// Bytes of the tensor, or nullopt if the product overflows int64 or is no whole number of bytes.
+/// Bytes of the tensor, or nullopt if a dimension is negative, the product overflows int64 (zeros counted as ones, as strides
+/// count them) or is no whole number of bytes.
 SLIM_API std::optional<int64_t> byte_size(const TensorSpec&);
 /// "[4096, 1024]"
 SLIM_API std::string shape_string(const std::vector<int64_t>&);

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstddef>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -21,22 +22,28 @@ class SLIM_API Checkpoint final : public TensorReader {
   /// Text of config.json (checked to be a JSON object).
   const std::string& config_json() const;
   const std::map<std::string, TensorSpec>& tensors() const override;
-  /// An anonymous copy of the bytes; the mapped pages are given back to the system. kUnsupported for sub-byte dtypes.
+  /// A copy of the bytes that touches no mapped page. kUnsupported for sub-byte dtypes, kCorrupt if the file has shrunk since.
   Result<at::Tensor> read(std::string_view name) const override;
   /// `rows` of a 2-D tensor, reading nothing else: [n, columns] in the stored dtype. ids int64 [n], checked.
   Result<at::Tensor> read_rows(std::string_view name, const at::Tensor& ids) const;
   /// Entry `index` of the first dimension of a packed tensor, reading nothing else.
   Result<at::Tensor> read_entry(std::string_view name, int64_t index) const;
-  /// The stored bytes, valid while the checkpoint lives.
+  /// `into.size()` stored bytes from byte `offset` of the tensor on, for any dtype.
+  Status read_bytes(std::string_view name, int64_t offset, std::span<std::byte> into) const;
+  /// The stored bytes, valid while the checkpoint lives. Pages stay resident until release(). The file must not shrink while
+  /// the span is used.
   Result<std::span<const std::byte>> bytes(std::string_view name) const;
   /// Tells the system that the tensor's mapped pages are not needed any more.
   void release(std::string_view name) const;
   /// Asks the system to start reading the tensor from disk.
   void prefetch(std::string_view name) const;
-  /// Every other regular file of the folder (tokenizer, processor, chat template, ...): names relative to it, sorted; no
-  /// safetensors, index, or pickled weights.
+  /// Every other regular file of the folder and of its subfolders (tokenizer, processor, chat template, ...): names relative to
+  /// it, sorted; no config.json, safetensors, index, weights of other kinds (pickled, GGUF, ...) or hidden files.
   const std::vector<std::string>& side_files() const;
+  /// Of all tensors together, without headers.
   int64_t total_bytes() const;
+  /// The safetensors files, relative to the folder, sorted.
+  const std::vector<std::string>& weight_files() const;
   /// The file that holds a tensor, for messages.
   std::string file_of(std::string_view name) const;
 
