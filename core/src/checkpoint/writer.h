@@ -9,10 +9,10 @@ namespace slim {
 
 struct WriterOptions {
   std::string folder;                         ///< what the output is called at the end
-  std::vector<std::string> inputs = {};       ///< folders that must not be touched: the output may not be, contain or lie in one
   int64_t max_shard_size = 5'000'000'000;     ///< bytes of tensor data in one shard; a larger single tensor gets its own
   bool overwrite = false;
   bool keep_partial = false;                  ///< leave FOLDER.partial on failure, to look at
+  std::vector<std::string> inputs = {};       ///< folders that must not be touched: the output may not be, contain or lie in one
 };
 
 /// Writes a checkpoint whose tensors are all known beforehand: headers, offsets and shard names are fixed at the start, space is

@@ -1,0 +1,395 @@
+#include "checkpoint/writer.h"
+
+#include <ATen/ATen.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/statvfs.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "checkpoint/file.h"
+#include "checkpoint/safetensors.h"
+
+namespace slim {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kIndexName = "model.safetensors.index.json";
+constexpr int64_t kChunk = 8 << 20;
+
+Status invalid(std::string message) { return Status(Code::kInvalidArgument, std::move(message)); }
+
+bool contains(const fs::path& outer, const fs::path& inner) {
+  return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
+}
+
+Status check_inputs(const fs::path& target, const std::vector<std::string>& inputs) {
+  std::error_code error;
+  const fs::path output = fs::weakly_canonical(target, error);
+  for (const auto& input : inputs) {
+    const fs::path other = fs::weakly_canonical(input, error);
+    if (contains(output, other) || contains(other, output)) {
+      return invalid(target.string() + ": the output may not be, contain or lie inside the input " + input + "; choose another output folder");
+    }
+  }
+  return {};
+}
+
+// What overwriting deletes must be a checkpoint: a mistyped --output shall not cost a home folder.
+bool looks_like_checkpoint(const fs::path& folder) {
+  std::error_code error;
+  if (fs::is_empty(folder, error) || fs::exists(folder / "config.json", error)) return true;
+  fs::directory_iterator entries(folder, error);
+  return !error && std::any_of(begin(entries), end(entries), [](const auto& entry) { return entry.path().extension() == ".safetensors"; });
+}
+
+Status check_target(const fs::path& target, bool overwrite) {
+  std::error_code error;
+  if (fs::symlink_status(target, error).type() == fs::file_type::not_found) return {};
+  if (!overwrite) return invalid(target.string() + ": exists already; give --overwrite to replace it, or choose another output folder");
+  if (!fs::is_directory(target, error) || !looks_like_checkpoint(target)) {
+    return invalid(target.string() + ": is no checkpoint folder, so it is not overwritten; choose another output folder");
+  }
+  return {};
+}
+
+struct ShardPlan {
+  std::vector<TensorSpec> tensors;
+  int64_t bytes = 0;
+};
+
+Result<std::vector<ShardPlan>> plan_shards(const std::vector<TensorSpec>& tensors, int64_t max_bytes) {
+  if (tensors.empty()) return Status(Code::kInternal, "a checkpoint without tensors cannot be written");
+  std::vector<ShardPlan> shards(1);
+  std::set<std::string_view> names;
+  for (const auto& spec : tensors) {
+    const auto bytes = byte_size(spec);
+    if (!bytes) return Status(Code::kInternal, "tensor '" + spec.name + "' " + shape_string(spec.shape) + " has no size");
+    if (spec.name.empty() || !names.insert(spec.name).second) return Status(Code::kInternal, "tensor '" + spec.name + "' is announced twice");
+    if (!shards.back().tensors.empty() && *bytes > max_bytes - shards.back().bytes) shards.emplace_back();
+    shards.back().tensors.push_back(spec);
+    shards.back().bytes += *bytes;
+  }
+  for (auto& shard : shards) {
+    std::ranges::stable_sort(shard.tensors, std::greater{}, [](const TensorSpec& spec) { return dtype_bits(spec.dtype); });
+  }
+  return shards;
+}
+
+std::string shard_name(size_t index, size_t count) {
+  if (count == 1) return "model.safetensors";
+  char name[64];
+  std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", index + 1, count);
+  return name;
+}
+
+Status disk_full(const fs::path& folder, int64_t needed, int64_t available) {
+  return Status(Code::kIo, folder.string() + ": the disk is too small: " + bytes_string(needed) + " are needed, " +
+                               bytes_string(available) + " are available; free space or choose another output folder");
+}
+
+Result<int64_t> available_bytes(const fs::path& folder) {
+  struct statvfs info {};
+  if (::statvfs(folder.c_str(), &info) != 0) return system_error(folder.string(), "ask for free space", errno);
+  return static_cast<int64_t>(std::min<uint64_t>(uint64_t{info.f_bavail} * info.f_frsize, INT64_MAX));
+}
+
+// `needed` and `available` are those of the whole output, for the message.
+Status reserve(const File& file, int64_t bytes, const fs::path& folder, int64_t needed, int64_t available) {
+  int error = 0;
+  do {
+    error = ::fallocate(file.fd(), 0, 0, bytes) == 0 ? 0 : errno;
+  } while (error == EINTR);
+  if (error == ENOSPC || error == EDQUOT) return disk_full(folder, needed, available);
+  if (error == EOPNOTSUPP || error == ENOSYS) {  // some network file systems; the free space was compared before
+    error = ::ftruncate(file.fd(), bytes) == 0 ? 0 : errno;
+  }
+  return error == 0 ? Status{} : system_error(file.path(), "reserve " + bytes_string(bytes), error);
+}
+
+// Starts writing to the disk now, so that little is left for finish(). Only a hint: errors come back from fsync.
+void start_writeback(const File& file, int64_t offset, int64_t bytes) {
+  if (bytes >= kChunk / 8) ::sync_file_range(file.fd(), offset, bytes, SYNC_FILE_RANGE_WRITE);
+}
+
+// A file system without locks is no reason to fail.
+Status lock_folder(const File& folder) {
+  if (::flock(folder.fd(), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return {};
+  return invalid(folder.path() + ": another process is writing this output; wait for it or choose another output folder");
+}
+
+Status rename_folder(const fs::path& from, const fs::path& to) {
+  if (std::rename(from.c_str(), to.c_str()) != 0) return system_error(from.string(), "rename to " + to.string(), errno);
+  return {};
+}
+
+Status sync_folder(const fs::path& folder) {
+  SLIM_ASSIGN(const File opened, File::open_folder(folder.string()));
+  return opened.sync();
+}
+
+}  // namespace
+
+struct CheckpointWriter::State {
+  enum class Stage : uint8_t { kPending, kWriting, kDone };
+  struct Slot {
+    TensorSpec spec;
+    const File* file = nullptr;
+    int64_t offset = 0, bytes = 0;
+    std::string shard;
+    Stage stage = Stage::kPending;
+  };
+
+  WriterOptions options;
+  fs::path target, partial;
+  std::string partial_name;
+  std::vector<fs::path> made_parents;  // outermost first
+  std::optional<File> lock;
+  std::vector<std::unique_ptr<File>> shards;
+  std::map<std::string, Slot> slots;
+  std::set<std::string> own_files;
+  std::set<fs::path> folders;  // below partial
+  int64_t total_bytes = 0;
+  bool owns_partial = false, finished = false;
+  std::mutex mutex;  // guards the stages
+
+  ~State() {
+    if (finished) return;
+    shards.clear();
+    std::error_code ignored;
+    if (owns_partial && !options.keep_partial) fs::remove_all(partial, ignored);
+    for (auto parent = made_parents.rbegin(); parent != made_parents.rend(); ++parent) ::rmdir(parent->c_str());
+  }
+
+  Status make_parents() {
+    std::error_code error;
+    for (fs::path parent = target.parent_path(); !fs::exists(parent, error) && parent.has_relative_path(); parent = parent.parent_path()) {
+      made_parents.insert(made_parents.begin(), parent);
+    }
+    fs::create_directories(target.parent_path(), error);
+    if (error) return Status(Code::kIo, target.parent_path().string() + ": cannot make the folder: " + error.message());
+    return {};
+  }
+
+  // A FOLDER.partial that nobody has locked was left by a crash.
+  Status take_partial() {
+    std::error_code error;
+    if (fs::symlink_status(partial, error).type() != fs::file_type::not_found) {
+      SLIM_ASSIGN(const File stale, File::open_folder(partial_name));
+      SLIM_TRY(lock_folder(stale));
+      fs::remove_all(partial, error);
+      if (error) return Status(Code::kIo, partial_name + ": cannot delete what an earlier run left: " + error.message());
+    }
+    if (!fs::create_directory(partial, error)) return Status(Code::kIo, partial_name + ": cannot make the folder: " + error.message());
+    owns_partial = true;
+    SLIM_ASSIGN(lock, File::open_folder(partial_name));
+    Status locked = lock_folder(*lock);
+    owns_partial = locked.ok();
+    return locked;
+  }
+
+  Status make_shards(const std::vector<ShardPlan>& plans) {
+    std::vector<std::string> headers;
+    int64_t needed = 0;
+    for (const auto& plan : plans) {
+      headers.push_back(safetensors_header(plan.tensors));
+      total_bytes += plan.bytes;
+      needed += static_cast<int64_t>(headers.back().size()) + plan.bytes;
+    }
+    SLIM_ASSIGN(const int64_t available, available_bytes(partial));
+    if (needed > available) return disk_full(target, needed, available);
+    for (size_t i = 0; i < plans.size(); ++i) {
+      const std::string name = shard_name(i, plans.size());
+      SLIM_ASSIGN(File file, File::create((partial / name).string()));
+      shards.push_back(std::make_unique<File>(std::move(file)));
+      own_files.insert(name);
+      int64_t offset = static_cast<int64_t>(headers[i].size());
+      SLIM_TRY(reserve(*shards[i], offset + plans[i].bytes, target, needed, available));
+      SLIM_TRY(shards[i]->write_at(0, std::as_bytes(std::span(headers[i]))));
+      for (const auto& spec : plans[i].tensors) {
+        const int64_t bytes = *byte_size(spec);
+        slots[spec.name] = Slot{spec, shards[i].get(), offset, bytes, name, Stage::kPending};
+        offset += bytes;
+      }
+    }
+    return {};
+  }
+
+  // Runs `write` for the slot of a tensor that is exactly what was announced and has not come before.
+  Status fill(const std::string& name, Dtype dtype, const std::vector<int64_t>& shape, const std::function<Status(const Slot&)>& write) {
+    const auto found = slots.find(name);
+    if (found == slots.end()) return Status(Code::kInternal, target.string() + ": tensor '" + name + "' was not announced");
+    Slot& slot = found->second;
+    if (dtype != slot.spec.dtype || shape != slot.spec.shape) {
+      return Status(Code::kInternal, target.string() + ": tensor '" + name + "' is " + std::string(dtype_name(dtype)) + " " + shape_string(shape) +
+                                         ", announced was " + std::string(dtype_name(slot.spec.dtype)) + " " + shape_string(slot.spec.shape));
+    }
+    {
+      const std::lock_guard guard(mutex);
+      if (finished || slot.stage != Stage::kPending) return Status(Code::kInternal, target.string() + ": tensor '" + name + "' comes twice");
+      slot.stage = Stage::kWriting;
+    }
+    Status status = write(slot);
+    const std::lock_guard guard(mutex);
+    slot.stage = status.ok() ? Stage::kDone : Stage::kPending;
+    return status;
+  }
+
+  Status check_complete() {
+    const std::lock_guard guard(mutex);
+    std::string first;
+    int64_t missing = 0;
+    for (const auto& [name, slot] : slots) {
+      if (slot.stage == Stage::kDone) continue;
+      if (missing++ == 0) first = name;
+    }
+    if (missing == 0) return {};
+    return Status(Code::kInternal, target.string() + ": " + std::to_string(missing) + " announced tensors were not written, the first is '" + first + "'");
+  }
+
+  std::string index_text() const {
+    nlohmann::json map = nlohmann::json::object();
+    for (const auto& [name, slot] : slots) map[name] = slot.shard;
+    return nlohmann::json{{"metadata", {{"total_size", total_bytes}}}, {"weight_map", map}}.dump(2) + "\n";
+  }
+
+  // The file `name` of the partial folder, its subfolder made.
+  Result<File> side_file(const std::string& name) {
+    const fs::path path(name);
+    if (name.empty() || path.is_absolute() || path.lexically_normal() != path || *path.begin() == ".." || !path.has_filename()) {
+      return invalid("'" + name + "' is no name of a file inside the output folder");
+    }
+    if (own_files.contains(name)) return invalid("'" + name + "' is a weight file of the output and cannot be replaced");
+    for (fs::path folder = path.parent_path(); !folder.empty(); folder = folder.parent_path()) folders.insert(partial / folder);
+    std::error_code error;
+    fs::create_directories((partial / path).parent_path(), error);
+    if (error) return Status(Code::kIo, (partial / path).parent_path().string() + ": cannot make the folder: " + error.message());
+    return File::create((partial / path).string());
+  }
+
+  Status put_in_place() {
+    std::error_code error;
+    if (!options.overwrite || !fs::exists(fs::symlink_status(target, error))) {
+      SLIM_TRY(rename_folder(partial, target));
+      finished = true;
+      return sync_folder(target.parent_path());
+    }
+    fs::path aside = target.string() + ".old";
+    for (int i = 1; fs::exists(fs::symlink_status(aside, error)); ++i) aside = target.string() + ".old" + std::to_string(i);
+    SLIM_TRY(rename_folder(target, aside));
+    if (Status status = rename_folder(partial, target); !status.ok()) {
+      const Status back = rename_folder(aside, target);
+      return back.ok() ? status : std::move(status).in("the old output is now " + aside.string());
+    }
+    finished = true;
+    SLIM_TRY(sync_folder(target.parent_path()));
+    fs::remove_all(aside, error);
+    if (error) return Status(Code::kIo, aside.string() + ": the new output is complete, but the old one cannot be deleted: " + error.message());
+    return {};
+  }
+};
+
+CheckpointWriter::CheckpointWriter() : state_(std::make_unique<State>()) {}
+CheckpointWriter::~CheckpointWriter() = default;
+
+Result<std::unique_ptr<CheckpointWriter>> CheckpointWriter::create(const WriterOptions& options, const std::vector<TensorSpec>& tensors) {
+  if (options.folder.empty()) return invalid("the output folder has no name; give --output DIR");
+  if (options.max_shard_size <= 0) return invalid("max_shard_size is " + std::to_string(options.max_shard_size) + ", expected at least 1");
+  std::unique_ptr<CheckpointWriter> writer(new CheckpointWriter);
+  State& state = *writer->state_;
+  state.options = options;
+  std::error_code error;
+  state.target = fs::absolute(options.folder, error).lexically_normal();
+  if (!state.target.has_filename()) state.target = state.target.parent_path();
+  state.partial = state.target.string() + ".partial";
+  state.partial_name = state.partial.string();
+  SLIM_ASSIGN(const auto plans, plan_shards(tensors, options.max_shard_size));
+  SLIM_TRY(check_inputs(state.target, options.inputs));
+  SLIM_TRY(check_inputs(state.partial, options.inputs));
+  SLIM_TRY(check_target(state.target, options.overwrite));
+  SLIM_TRY(state.make_parents());
+  SLIM_TRY(state.take_partial());
+  SLIM_TRY(state.make_shards(plans));
+  if (plans.size() > 1) state.own_files.emplace(kIndexName);
+  return writer;
+}
+
+Status CheckpointWriter::put(const std::string& name, const at::Tensor& value) {
+  const auto dtype = value.defined() ? from_scalar_type(value.scalar_type()) : std::nullopt;
+  if (!dtype) return Status(Code::kInternal, "tensor '" + name + "' has no value, or a type that safetensors cannot hold");
+  return state_->fill(name, *dtype, value.sizes().vec(), [&](const State::Slot& slot) -> Status {
+    try {
+      const at::Tensor plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous();
+      if (slot.bytes == 0) return {};
+      SLIM_TRY(slot.file->write_at(slot.offset, {static_cast<const std::byte*>(plain.const_data_ptr()), static_cast<size_t>(slot.bytes)}));
+    } catch (const std::exception& error) {
+      return Status(Code::kOutOfMemory, "tensor '" + name + "': cannot copy it to the CPU: " + error.what());
+    }
+    start_writeback(*slot.file, slot.offset, slot.bytes);
+    return {};
+  });
+}
+
+Status CheckpointWriter::copy(const std::string& name, const Checkpoint& from, const std::string& from_name) {
+  const auto spec = from.tensors().find(from_name);
+  if (spec == from.tensors().end()) return Status(Code::kNotFound, from.folder() + ": has no tensor '" + from_name + "'");
+  return state_->fill(name, spec->second.dtype, spec->second.shape, [&](const State::Slot& slot) -> Status {
+    std::vector<std::byte> buffer(static_cast<size_t>(std::min(kChunk, slot.bytes)));
+    for (int64_t done = 0; done < slot.bytes;) {
+      const std::span chunk = std::span(buffer).first(static_cast<size_t>(std::min(kChunk, slot.bytes - done)));
+      SLIM_TRY(from.read_bytes(from_name, done, chunk));
+      SLIM_TRY(slot.file->write_at(slot.offset + done, chunk));
+      done += static_cast<int64_t>(chunk.size());
+    }
+    start_writeback(*slot.file, slot.offset, slot.bytes);
+    return {};
+  });
+}
+
+Status CheckpointWriter::write_file(const std::string& name, std::string_view contents) {
+  SLIM_ASSIGN(const File file, state_->side_file(name));
+  SLIM_TRY(file.write_at(0, std::as_bytes(std::span(contents))));
+  return file.sync();
+}
+
+Status CheckpointWriter::copy_file(const std::string& name, const std::string& source) {
+  SLIM_ASSIGN(const File from, File::open_read(source));
+  SLIM_ASSIGN(const int64_t size, from.size());
+  SLIM_ASSIGN(const File file, state_->side_file(name));
+  std::vector<std::byte> buffer(static_cast<size_t>(std::min(kChunk, size)));
+  for (int64_t done = 0; done < size; done += kChunk) {
+    const std::span chunk = std::span(buffer).first(static_cast<size_t>(std::min(kChunk, size - done)));
+    SLIM_TRY(from.read_at(done, chunk));
+    SLIM_TRY(file.write_at(done, chunk));
+  }
+  return file.sync();
+}
+
+Status CheckpointWriter::finish() {
+  State& state = *state_;
+  if (state.finished) return Status(Code::kInternal, state.target.string() + ": is finished already");
+  SLIM_TRY(state.check_complete());
+  if (state.shards.size() > 1) {
+    SLIM_ASSIGN(const File index, File::create((state.partial / kIndexName).string()));
+    const std::string text = state.index_text();
+    SLIM_TRY(index.write_at(0, std::as_bytes(std::span(text))));
+    SLIM_TRY(index.sync());
+  }
+  for (const auto& shard : state.shards) SLIM_TRY(shard->sync());
+  for (const auto& folder : state.folders) SLIM_TRY(sync_folder(folder));
+  SLIM_TRY(state.lock->sync());
+  return state.put_in_place();
+}
+
+const std::string& CheckpointWriter::partial_folder() const { return state_->partial_name; }
+int64_t CheckpointWriter::total_bytes() const { return state_->total_bytes; }
+
+}  // namespace slim
