@@ -1,0 +1,222 @@
+#include "data/dataset.h"
+
+#include <algorithm>
+#include <cctype>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <utility>
+
+#include "data/media.h"
+#include "data/record.h"
+#include "data/shuffle.h"
+
+namespace slim {
+namespace {
+namespace fs = std::filesystem;
+
+constexpr size_t kMaxLine = size_t{256} << 20;  // a line with inlined images is long, a file without line breaks is an accident
+constexpr std::string_view kImagePrompt = "Describe this image in detail.";
+
+std::string extension_of(const fs::path& path) {
+  std::string extension = path.extension().string();
+  std::transform(extension.begin(), extension.end(), extension.begin(),
+                 [](unsigned char c) { return c < 0x80 ? static_cast<char>(std::tolower(c)) : static_cast<char>(c); });
+  return extension;
+}
+
+bool is_image(const fs::path& path) {
+  static const std::set<std::string> kExtensions{".jpg", ".jpeg", ".png", ".webp"};
+  return kExtensions.contains(extension_of(path));
+}
+
+bool is_data_file(const fs::path& path) {
+  static const std::set<std::string> kExtensions{".jsonl", ".parquet", ".txt"};
+  return kExtensions.contains(extension_of(path));
+}
+
+/// True if every byte belongs to a well-formed UTF-8 sequence (Unicode 15, table 3-7).
+bool is_utf8(std::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    const auto byte = [&](size_t at) { return at < text.size() ? static_cast<uint8_t>(text[at]) : uint8_t{0}; };
+    const uint8_t lead = byte(i);
+    const size_t more = lead < 0x80 ? 0 : lead < 0xC2 ? 4 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : lead < 0xF5 ? 3 : 4;
+    if (more == 4) return false;
+    for (size_t k = 1; k <= more; ++k) {
+      if ((byte(i + k) & 0xC0) != 0x80) return false;
+    }
+    const uint8_t second = byte(i + 1);
+    const bool overlong = (lead == 0xE0 && second < 0xA0) || (lead == 0xF0 && second < 0x90);
+    const bool beyond = (lead == 0xED && second > 0x9F) || (lead == 0xF4 && second > 0x8F);
+    if (overlong || beyond) return false;
+    i += more + 1;
+  }
+  return true;
+}
+
+/// A line without its end; false at the end of the file. Stops one byte after kMaxLine.
+bool read_line(std::istream& in, std::string& line) {
+  line.clear();
+  std::streambuf& buffer = *in.rdbuf();
+  int c = buffer.sbumpc();
+  if (c == std::char_traits<char>::eof()) return false;
+  while (c != std::char_traits<char>::eof() && c != '\n' && line.size() <= kMaxLine) {
+    line += static_cast<char>(c);
+    c = buffer.sbumpc();
+  }
+  return true;
+}
+
+/// Gathers documents until there are enough, and decides whether a bad one ends the reading.
+class Collector {
+ public:
+  explicit Collector(const DatasetOptions& options) : options_(options) {}
+
+  bool full() const {
+    return !options_.shuffle && options_.num_samples > 0 &&
+           dataset_.documents.size() >= static_cast<size_t>(options_.num_samples);
+  }
+
+  /// `line`: from 1; 0: the file as a whole. The error, where there is one, names both.
+  Status add(const fs::path& file, int64_t line, Result<Document> document) {
+    const std::string number = line > 0 ? ":" + std::to_string(line) : "";
+    const std::string origin = file.filename().string() + number;
+    if (document.ok()) {
+      document->origin = origin;
+      dataset_.documents.push_back(*std::move(document));
+      return {};
+    }
+    if (!options_.skip_bad_samples) return document.status().in(file.string() + number);
+    dataset_.skipped.push_back(origin + ": " + document.status().message());
+    return {};
+  }
+
+  Result<Dataset> finish(const std::string& path) && {
+    if (dataset_.documents.empty()) {
+      std::string why = "no document in it";
+      if (!dataset_.skipped.empty()) {
+        why = "all " + std::to_string(dataset_.skipped.size()) + " samples are malformed, the first: " + dataset_.skipped[0];
+      }
+      return Status(Code::kCorrupt, path + ": " + why + "; expected JSONL chats, text or images");
+    }
+    if (options_.shuffle) shuffle(dataset_.documents, options_.seed);
+    const auto wanted = static_cast<size_t>(options_.num_samples);
+    if (wanted > 0 && wanted < dataset_.documents.size()) dataset_.documents.resize(wanted);
+    return std::move(dataset_);
+  }
+
+ private:
+  const DatasetOptions& options_;
+  Dataset dataset_;
+};
+
+class Reader {
+ public:
+  explicit Reader(const DatasetOptions& options) : options_(options), collector_(options) {}
+
+  Result<Dataset> read(const std::string& path) {
+    std::error_code error;
+    const fs::file_status status = fs::status(path, error);
+    if (!fs::exists(status)) return Status(Code::kNotFound, "data set '" + path + "' does not exist");
+    SLIM_TRY(fs::is_directory(status) ? read_folder(path) : read_file(path));
+    return std::move(collector_).finish(path);
+  }
+
+ private:
+  Status read_folder(const fs::path& folder) {
+    std::vector<fs::path> data, images;
+    std::error_code error;
+    for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+      const fs::path& path = it->path();
+      if (path.filename().string().starts_with(".")) continue;
+      if (is_data_file(path)) data.push_back(path);
+      if (is_image(path)) images.push_back(path);
+    }
+    if (error) return Status(Code::kIo, folder.string() + ": " + error.message());
+    std::sort(data.begin(), data.end());
+    std::sort(images.begin(), images.end());
+    if (data.empty()) return read_images(folder, images);
+    for (const fs::path& file : data) {
+      if (!collector_.full()) SLIM_TRY(read_file(file));
+    }
+    return {};
+  }
+
+  Status read_images(const fs::path& folder, const std::vector<fs::path>& images) {
+    const std::string prompt = options_.image_prompt.empty() ? std::string(kImagePrompt) : options_.image_prompt;
+    const MediaRoot root{folder.string(), options_.allow_outside};
+    for (const fs::path& image : images) {
+      if (collector_.full()) break;
+      SLIM_TRY(collector_.add(image, 0, image_document(image.filename().string(), root, prompt)));
+    }
+    return {};
+  }
+
+  static Result<Document> image_document(const std::string& name, const MediaRoot& root, const std::string& prompt) {
+    SLIM_ASSIGN(Media media, locate_media("./" + name, root));  // "./": a name like file:x is no URL
+    Message user{"user", {}};
+    user.content.push_back({ContentPart::Kind::kImage, {}, {std::move(media.file)}, {}});
+    user.content.push_back({ContentPart::Kind::kText, prompt, {}, {}});
+    return Document{{std::move(user)}, {}, {}};
+  }
+
+  Status read_file(const fs::path& file) {
+    const std::string extension = extension_of(file);
+    const MediaRoot root{file.parent_path().string(), options_.allow_outside};
+    const auto parse = [&root](std::string_view json) { return parse_record(json, root); };
+    if (extension == ".jsonl") return read_lines(file, parse);
+    if (extension == ".txt") return read_lines(file, parse_text);
+    if (extension == ".parquet") return read_parquet(file, parse);
+    return Status(Code::kUnsupported, file.string() + ": unknown kind of data set '" + extension +
+                                          "'; expected .jsonl (one object a line), .txt, .parquet or a folder");
+  }
+
+  static Result<Document> parse_text(std::string_view line) {
+    if (!is_utf8(line)) return Status(Code::kCorrupt, "not UTF-8; convert the file to UTF-8");
+    return Document{{}, std::string(line), {}};
+  }
+
+  template <class Parse>
+  Status read_lines(const fs::path& file, const Parse& parse) {
+    std::ifstream in(file, std::ios::binary);
+    if (!in) return Status(Code::kIo, file.string() + ": cannot be read");
+    std::string line;
+    for (int64_t number = 1; !collector_.full() && read_line(in, line); ++number) {
+      if (line.size() > kMaxLine) {
+        return Status(Code::kCorrupt, file.string() + ":" + std::to_string(number) + ": line longer than " +
+                                          std::to_string(kMaxLine >> 20) + " MiB; expected one sample a line");
+      }
+      std::string_view text = line;
+      if (number == 1 && text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
+      if (text.ends_with('\r')) text.remove_suffix(1);
+      if (text.find_first_not_of(" \t") == std::string_view::npos) continue;
+      SLIM_TRY(collector_.add(file, number, parse(text)));
+    }
+    return {};
+  }
+
+  template <class Parse>
+  Status read_parquet(const fs::path& file, const Parse& parse) {
+    if (!options_.parquet) {
+      return Status(Code::kUnsupported, file.string() + ": parquet needs the Arrow component, which this build lacks; "
+                                                        "convert the table to .jsonl, one row a line");
+    }
+    int64_t row = 0;
+    Status stop;
+    const Status read = options_.parquet(file.string(), [&](std::string_view json) -> Status {
+      stop = collector_.full() ? Status(Code::kCancelled, "enough rows") : collector_.add(file, ++row, parse(json));
+      return stop;
+    });
+    if (stop.code() == Code::kCancelled) return {};
+    return stop.ok() ? read : stop;
+  }
+
+  const DatasetOptions& options_;
+  Collector collector_;
+};
+
+}  // namespace
+
+Result<Dataset> read_dataset(const std::string& path, const DatasetOptions& options) { return Reader(options).read(path); }
+
+}  // namespace slim
