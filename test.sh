@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Installs what the tests need, builds slim with its tests and runs them. Arguments go to ctest: ./test.sh -L unit -R gptq
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source sdk/setup.sh
+
+install_packages "${slim_packages[@]}" doctest-dev
+install_libtorch
+pip_install tests/requirements.txt
+build all
+
+say "Testing"
+ctest --test-dir build --output-on-failure -j "$(build_jobs)" "$@"
