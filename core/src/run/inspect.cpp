@@ -108,7 +108,9 @@ std::optional<Quantization> quantization_of(const Json& model) {
   const Json* config = object_at(model, "quantization_config");
   if (const Json* text = object_at(model, "text_config"); config == nullptr && text != nullptr) config = object_at(*text, "quantization_config");
   if (config == nullptr) return std::nullopt;
-  Quantization found{.method = text_at(*config, {"quant_method"}), .format = text_at(*config, {"format", "checkpoint_format", "version", "fmt"})};
+  Quantization found;
+  found.method = text_at(*config, {"quant_method"});
+  found.format = text_at(*config, {"format", "checkpoint_format", "version", "fmt"});
   const Json* weights = first_weights(*config);
   for (const Json* source : {config, weights}) {
     if (source == nullptr) continue;
@@ -155,8 +157,12 @@ std::string printable(std::string text) {
 }
 
 std::string thousands(int64_t number) {
-  std::string text = std::to_string(number);
-  for (int64_t i = static_cast<int64_t>(text.size()) - 3; i > 0; i -= 3) text.insert(static_cast<size_t>(i), ",");
+  const std::string digits = std::to_string(number);
+  std::string text;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
+    text += digits[i];
+  }
   return text;
 }
 
