@@ -21,6 +21,7 @@ struct RunConfig {
   // [compression.quantization]
   std::string scheme;                  ///< name / quant_method / bits: "w4a16"; empty: the plugin's default
   int64_t group_size = 0;              ///< group_size: 0: the scheme's; -1: whole rows
+  std::map<std::string, std::string> scheme_keys;  ///< what was said of the scheme; `scheme` and `group_size` follow from it
   std::vector<std::string> ignore_layers;  ///< names, globs, "re:..."; added to the adapter's defaults
   bool quant_vit = false;              ///< quant_vit: the vision tower too
   std::string indivisible = "error";   ///< group_size_fallback: "error", "skip" or "channel" where the group does not divide the width
@@ -50,6 +51,12 @@ struct RunConfig {
 SLIM_API Status read_config_file(const std::string& path, RunConfig& config);
 /// `--set key=value`, with the dotted keys of the TOML file ("compression.quantization.group_size=64", "awq.grid=40").
 SLIM_API Status set_config_value(const std::string& assignment, RunConfig& config);
+/// The same with the value apart; several values are a list's.
+SLIM_API Status set_config_key(const std::string& key, const std::vector<std::string>& values, RunConfig& config);
+/// After file, --set and flags: every [compression.<plugin id>] belongs to a plugin of the chain.
+SLIM_API Status check_plugin_options(const RunConfig& config);
+/// Every key with type, range, other names and meaning, for people.
+SLIM_API std::string config_keys_help();
 /// "5GB", "512MiB", "1000000" in bytes.
 SLIM_API Result<int64_t> parse_bytes(std::string_view);
 

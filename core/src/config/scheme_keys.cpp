@@ -1,0 +1,135 @@
+// What [compression.quantization] says of the scheme, in slim's words or AngelSlim's, made into one scheme name.
+#include <charconv>
+#include <map>
+
+#include "config/keys.h"
+#include "slim/scheme.hpp"
+#include "util/nearest.h"
+
+namespace slim {
+namespace {
+
+using Keys = std::map<std::string, std::string>;
+
+/// AngelSlim's names: what they mean here, and the algorithm they imply.
+struct Alias {
+  const char *name, *scheme, *asymmetric_scheme, *plugin;
+  bool asymmetric;  ///< without a word about zero_point
+};
+constexpr Alias kAliases[] = {
+    {"int4_awq", "w4a16", "w4a16_asym", "awq", true},     {"int4_gptq", "w4a16", "w4a16_asym", "gptq", false},
+    {"int8_dynamic", "w8a8", nullptr, "int8", false},     {"fp8_static", "fp8_static", nullptr, "fp8", false},
+    {"fp8_dynamic", "fp8_dynamic", nullptr, "fp8", false}, {"fp8_blockwise", "fp8_block", nullptr, "fp8", false}};
+
+const Alias* find_alias(const std::string& name) {
+  for (const Alias& alias : kAliases) {
+    if (name == alias.name) return &alias;
+  }
+  return nullptr;
+}
+
+std::string get(const Keys& keys, const char* key) {
+  const auto found = keys.find(key);
+  return found == keys.end() ? "" : found->second;
+}
+
+Status contradiction(const std::string& what, const std::string& scheme, const std::string& has) {
+  return Status(Code::kInvalidArgument, "compression.quantization." + what + " contradicts scheme '" + scheme +
+                                            "', which has " + has + "; change one of them");
+}
+
+/// The scheme that bits, zero_point and the activation's granularity stand for without a name.
+Result<std::string> scheme_from_bits(const Keys& keys) {
+  const std::string bits = get(keys, "bits"), activation = get(keys, "activation");
+  if (bits.empty()) return std::string();
+  const std::string suffix = get(keys, "zero_point") == "true" ? "_asym" : "";
+  if (activation.empty() || activation == "none") return "w" + bits + "a16" + suffix;
+  if (bits == "8" && activation == "per-token") return std::string("w8a8");
+  if (bits == "8" && activation == "per-tensor") return std::string("w8a8_static");
+  return Status(Code::kInvalidArgument, "compression.quantization: no scheme has " + bits + "-bit weights and " +
+                                            activation + " activations; known: " + join(scheme_names()));
+}
+
+Result<std::string> scheme_name(const Keys& keys) {
+  const std::string name = get(keys, "name");
+  if (name.empty()) return scheme_from_bits(keys);
+  const Alias* alias = find_alias(name);
+  if (!alias) return name;
+  const std::string zero_point = get(keys, "zero_point");
+  const bool asymmetric = zero_point.empty() ? alias->asymmetric : zero_point == "true";
+  return std::string(asymmetric && alias->asymmetric_scheme ? alias->asymmetric_scheme : alias->scheme);
+}
+
+std::string granularity_text(const std::optional<QuantArgs>& args) {
+  constexpr const char* kNames[] = {"per-tensor", "per-channel", "per-group", "per-block", "per-token"};
+  return args ? kNames[static_cast<size_t>(args->granularity)] : "none";
+}
+
+Result<int64_t> group_size(const Keys& keys) {
+  const std::string text = get(keys, "group_size"), weight = get(keys, "weight");
+  int64_t size = 0;
+  if (!text.empty()) {
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), size);
+    if (error != std::errc{} || stop != text.data() + text.size() || size < -1) {
+      return Status(Code::kInvalidArgument, "compression.quantization.group_size: found '" + text +
+                                                "', expected a positive integer, -1 (whole rows) or 0 (the scheme's)");
+    }
+  }
+  if (weight != "per-channel") return size;
+  if (size > 0) {
+    return Status(Code::kInvalidArgument, "compression.quantization: per-channel weights and group_size " + text +
+                                              " contradict each other; leave one out");
+  }
+  return int64_t{-1};
+}
+
+/// Every word that was said agrees with the scheme.
+Status check_agreement(const Keys& keys, const Scheme& scheme) {
+  const std::string bits = get(keys, "bits"), zero_point = get(keys, "zero_point"), weight = get(keys, "weight"),
+                    activation = get(keys, "activation");
+  const std::string has_bits = scheme.weight ? std::to_string(scheme.weight->bits) : "none";
+  if (!bits.empty() && bits != has_bits) {
+    return contradiction("bits = " + bits, scheme.name, "weights of " + has_bits + " bits");
+  }
+  const bool asymmetric = scheme.weight && !scheme.weight->symmetric;
+  if (!zero_point.empty() && (zero_point == "true") != asymmetric) {
+    return contradiction("zero_point = " + zero_point, scheme.name,
+                         asymmetric ? "asymmetric weights" : "no zero points of weights");
+  }
+  if (!weight.empty() && weight != granularity_text(scheme.weight)) {
+    return contradiction("quant_method (weight) = " + weight, scheme.name, granularity_text(scheme.weight) + " weights");
+  }
+  if (!activation.empty() && activation != granularity_text(scheme.input)) {
+    return contradiction("quant_method.activation = " + activation, scheme.name,
+                         granularity_text(scheme.input) + " activations");
+  }
+  return {};
+}
+
+/// AngelSlim's int4_awq names the algorithm too.
+Status imply_plugin(RunConfig& config) {
+  for (const char* generic : {"PTQ", "PTQWeightOnly", "quantization"}) {
+    if (config.plugins == std::vector<std::string>{generic}) config.plugins.clear();
+  }
+  const Alias* alias = find_alias(get(config.scheme_keys, "name"));
+  if (config.plugins.empty() && alias) config.plugins = {alias->plugin};
+  return {};
+}
+
+}  // namespace
+
+Status resolve_scheme(RunConfig& config) {
+  const Keys& keys = config.scheme_keys;
+  SLIM_TRY(imply_plugin(config));
+  SLIM_ASSIGN(config.group_size, group_size(keys));
+  SLIM_ASSIGN(config.scheme, scheme_name(keys));
+  if (config.scheme.empty()) return {};
+  SLIM_ASSIGN(const Scheme plain, scheme_from_name(config.scheme));
+  const bool whole_rows = plain.weight && plain.weight->granularity == Granularity::kChannel && config.group_size == -1;
+  if (whole_rows) config.group_size = 0;
+  SLIM_ASSIGN(const Scheme scheme, scheme_from_name(config.scheme, config.group_size));
+  config.scheme = scheme.name;
+  return check_agreement(keys, scheme);
+}
+
+}  // namespace slim

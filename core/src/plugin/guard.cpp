@@ -1,0 +1,40 @@
+#include "plugin/guard.h"
+
+#include <c10/util/Exception.h>
+
+namespace slim {
+namespace {
+
+/// The first line: LibTorch appends its C++ stack.
+std::string first_line(const std::string& text) {
+  return text.substr(0, text.find('\n'));
+}
+
+Status torch_status(const c10::Error& error) {
+  const std::string message = first_line(error.what_without_backtrace());
+  // LibTorch's allocator for the CPU reports exhaustion as a plain c10::Error.
+  const bool exhausted = message.find("DefaultCPUAllocator") != std::string::npos;
+  return Status(exhausted ? Code::kOutOfMemory : Code::kInternal, message);
+}
+
+}  // namespace
+
+Status current_exception_status() {
+  try {
+    throw;
+  } catch (const ExecError& e) {
+    return e.status.ok() ? Status(Code::kInternal, "an ExecError without an error was thrown") : e.status;
+  } catch (const c10::OutOfMemoryError& e) {
+    return Status(Code::kOutOfMemory, first_line(e.what_without_backtrace()));
+  } catch (const c10::Error& e) {
+    return torch_status(e);
+  } catch (const std::bad_alloc&) {
+    return Status(Code::kOutOfMemory, "not enough memory");
+  } catch (const std::exception& e) {
+    return Status(Code::kInternal, e.what());
+  } catch (...) {
+    return Status(Code::kInternal, "something that is no std::exception was thrown");
+  }
+}
+
+}  // namespace slim
