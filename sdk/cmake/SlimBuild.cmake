@@ -5,7 +5,8 @@ if(SLIM_CCACHE)
       ${SLIM_CCACHE})
 endif()
 # -fPIC for programs too: one precompiled header serves all only if every flag is the same.
-add_compile_options(-fPIC -Wall -Wextra -Wno-unused-parameter -Wnon-virtual-dtor -Woverloaded-virtual)
+add_compile_options(-fPIC -Wall -Wextra -Wno-unused-parameter
+  $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor> $<$<COMPILE_LANGUAGE:CXX>:-Woverloaded-virtual>)
 if(SLIM_WERROR)
   add_compile_options(-Werror)
 endif()

@@ -1,5 +1,9 @@
 # slim_add_plugin(KIND ID [LIBS libs...]): one folder, one shared library libslim_KIND_ID.so that exports only slim_plugin_v1.
 # KIND: algorithm, adapter, backend, format. Sources: every *.cpp of the folder; *_test.cpp become the test program `ID_KIND`.
+# Serves slim's own tree and, through find_package(slim), plugins outside of it: those have no precompiled header and no tests.
+include_guard(GLOBAL)
+include(GNUInstallDirs)
+add_custom_target(slim_plugins)
 set(SLIM_PLUGIN_EXPORTS ${CMAKE_CURRENT_LIST_DIR}/plugin.map)
 function(slim_add_plugin kind id)
   cmake_parse_arguments(arg "" "" "LIBS" ${ARGN})
@@ -11,17 +15,25 @@ function(slim_add_plugin kind id)
   list(FILTER tests INCLUDE REGEX "_test\\.cpp$")
 
   add_library(${target}_objects OBJECT ${sources})
-  target_link_libraries(${target}_objects PUBLIC slim_core ${arg_LIBS})
+  target_link_libraries(${target}_objects PUBLIC slim::core ${arg_LIBS})
   target_include_directories(${target}_objects PUBLIC ${CMAKE_CURRENT_SOURCE_DIR})
-  slim_use_pch(${target}_objects)
+  set(directory ${CMAKE_CURRENT_BINARY_DIR})
+  if(COMMAND slim_use_pch)
+    slim_use_pch(${target}_objects)
+    set(directory ${CMAKE_BINARY_DIR}/lib/slim/plugins)
+  else()
+    set_target_properties(${target}_objects PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_EXTENSIONS OFF
+      CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+  endif()
   add_library(${target} MODULE $<TARGET_OBJECTS:${target}_objects>)
-  target_link_libraries(${target} PRIVATE slim_core slim::torch ${arg_LIBS})
+  target_link_libraries(${target} PRIVATE slim::core slim::torch ${arg_LIBS})
   target_link_options(${target} PRIVATE LINKER:-z,defs LINKER:-z,nodelete LINKER:--exclude-libs,ALL
     LINKER:--version-script=${SLIM_PLUGIN_EXPORTS})
   set_target_properties(${target} PROPERTIES LINK_DEPENDS ${SLIM_PLUGIN_EXPORTS} LINKER_LANGUAGE CXX
-    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib/slim/plugins INSTALL_RPATH "$ORIGIN/../..")
+    LIBRARY_OUTPUT_DIRECTORY ${directory} INSTALL_RPATH "$ORIGIN/../..")
   install(TARGETS ${target} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/slim/plugins)
-  if(tests)
+  add_dependencies(slim_plugins ${target})
+  if(tests AND COMMAND slim_add_test)
     slim_add_test(${file_id}_${kind} SOURCES ${tests} LIBS ${target}_objects ${arg_LIBS})
   endif()
 endfunction()

@@ -17,7 +17,7 @@ struct DatasetOptions {
   int64_t num_samples = 0;        ///< 0: all
   bool shuffle = false;           ///< before num_samples are taken; the order depends on `seed` alone
   uint64_t seed = 0;
-  std::string image_prompt;       ///< for a folder of images; empty: "Describe this image in detail."
+  std::string image_prompt = {};  ///< for a folder of images; empty: "Describe this image in detail."
   bool skip_bad_samples = false;  ///< count malformed samples instead of failing
   bool allow_outside = false;     ///< images may lie outside the data set's folder
   ParquetReader parquet = {};     ///< empty: a parquet file is an error
