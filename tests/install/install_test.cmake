@@ -1,0 +1,40 @@
+# Installs slim, moves the installed tree, builds a plugin against it and asks the installed program for it.
+#   cmake -DBUILD=build -DSOURCE=tests/install -P install_test.cmake
+set(work ${BUILD}/tests/install-test)
+file(REMOVE_RECURSE ${work})
+file(MAKE_DIRECTORY ${work})
+
+# run(NAME COMMAND...): stops the test if the command fails; its output is in ${NAME}.
+function(run name)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE code OUTPUT_VARIABLE output ERROR_VARIABLE error)
+  if(NOT code EQUAL 0)
+    list(JOIN ARGN " " command)
+    message(FATAL_ERROR "${command}: exit code ${code}\n${output}\n${error}")
+  endif()
+  set(${name} "${output}" PARENT_SCOPE)
+endfunction()
+
+run(install ${CMAKE_COMMAND} --install ${BUILD} --prefix ${work}/first)
+file(RENAME ${work}/first ${work}/moved)
+run(configure ${CMAKE_COMMAND} -S ${SOURCE}/plugin -B ${work}/plugin -G Ninja -DCMAKE_PREFIX_PATH=${work}/moved)
+run(build ${CMAKE_COMMAND} --build ${work}/plugin)
+
+run(listed ${work}/moved/bin/slim plugins list --plugin-dir ${work}/plugin)
+foreach(id outside rtn)
+  if(NOT listed MATCHES "(^|[ \n])${id} ")
+    message(FATAL_ERROR "'slim plugins list' does not show the plugin ${id}:\n${listed}")
+  endif()
+endforeach()
+run(info ${work}/moved/bin/slim plugins info outside --plugin-dir ${work}/plugin)
+
+file(GLOB_RECURSE files RELATIVE ${work}/moved ${work}/moved/*)
+foreach(file ${files})
+  if(file MATCHES "\\.cmake$")
+    file(READ ${work}/moved/${file} content)
+    string(FIND "${content}" "${work}" position)
+    if(NOT position EQUAL -1)
+      message(FATAL_ERROR "${file} holds the path of the first installation")
+    endif()
+  endif()
+endforeach()
+file(REMOVE_RECURSE ${work})

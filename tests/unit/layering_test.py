@@ -1,0 +1,151 @@
+"""Who may know what: scans #include lines, linked libraries and exported symbols.
+
+    python tests/unit/layering_test.py --build BUILD_DIR
+
+core -> LibTorch, std and its private libraries; plugins, model_adapters, backends -> core, never each other.
+"""
+import argparse
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SUFFIXES = {".h", ".hpp", ".c", ".cpp", ".cu", ".cuh"}
+INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
+
+TORCH = ("ATen/", "c10/", "torch/headeronly/", "torch/library.h")
+SYSTEM = ("sys/", "linux/", "netinet/", "arpa/", "bits/")
+# Headers without a folder that are not the system's.
+NAMED_LIBRARIES = {"jpeglib.h", "png.h", "pcre2.h", "utf8proc.h", "zlib.h", "simdjson.h"}
+VENDOR = re.compile(r"^(cu[a-zA-Z_0-9]*\.h|nccl\.h|acl/|hccl/|mma\.h|cooperative_groups|cub/|thrust/|cutlass/)")
+WHOLE_TORCH = re.compile(r"^torch/(torch|all|extension|script|python|nn|types)\b")
+
+# Area -> folders besides the file's own component in which quoted includes may lie, and foreign libraries it may name.
+PRIVATE = {"core/include": (), "core/src/plugin": ("nlohmann/", "boost/", "elf.h"), "core": ("nlohmann/", "toml++/"),
+           "plugins": ("nlohmann/",), "model_adapters/common": ("nlohmann/", "webp/", *NAMED_LIBRARIES),
+           "model_adapters": ("nlohmann/",), "backends": ("nlohmann/", "immintrin.h", "omp.h"),
+           "sdk": ("nlohmann/", "boost/program_options")}
+
+
+def area_of(path):
+    return max((area for area in PRIVATE if path.startswith(area + "/")), key=len, default=None)
+
+
+def quoted_folders(path):
+    """Folders in which a quoted include of this file may be found."""
+    parts = path.split("/")
+    folders = [str(pathlib.PurePosixPath(path).parent), "core/include"]
+    if parts[0] in ("core", "sdk"):
+        return folders if path.startswith("core/include") else [*folders, "core/src"]
+    folders.append("/".join(parts[:2]))  # the component
+    if parts[0] == "model_adapters":
+        folders.append("model_adapters")  # for common/ only; see include_error
+    return folders
+
+
+def include_error(root, path, kind, name):
+    """Why the file at `path` may not include `name`, or None."""
+    area = area_of(path)
+    is_test = path.endswith("_test.cpp")
+    if WHOLE_TORCH.match(name):
+        return "torch's umbrella headers are not allowed; include ATen/ or c10/ headers"
+    if ".." in name.split("/"):
+        return "a path with .. leaves the component"
+    if kind == '"':
+        found = [folder for folder in quoted_folders(path) if (root / folder / name).is_file()]
+        if found == ["model_adapters"] and not name.startswith("common/"):
+            return "an adapter may include common/ and nothing of another adapter"
+        return None if found or is_test else "not found in the component itself or core/include"
+    if is_test and name.startswith("doctest/"):
+        return None
+    if name.startswith(TORCH + SYSTEM) or (name.startswith(PRIVATE[area]) if PRIVATE[area] else False):
+        return None
+    if VENDOR.match(name):
+        return None if area == "backends" or path.startswith("plugins/") and path.endswith(".cu") else "vendor headers belong to backends"
+    if "/" in name or name in NAMED_LIBRARIES or name.startswith("boost"):
+        return f"{area} may not depend on this library"
+    return None  # std and POSIX
+
+
+def include_errors(root):
+    files = sorted(p for top in ("core", "plugins", "model_adapters", "backends", "sdk") for p in (root / top).rglob("*")
+                   if p.suffix in SUFFIXES and p.is_file())
+    errors = []
+    for file in files:
+        path = file.relative_to(root).as_posix()
+        if area_of(path) is None or "/template/" in path:
+            continue
+        for kind, name in INCLUDE.findall(file.read_text(encoding="utf-8")):
+            why = include_error(root, path, kind, name)
+            if why:
+                errors.append(f"{path}: includes {name}: {why}")
+    return files, errors
+
+
+STD = re.compile(r"^(libstdc\+\+|libgcc_s|libc|libm|libpthread|libdl|librt|libgomp|ld-linux[-a-z0-9_]*|libasan|libubsan|libtsan)\.so")
+LIBTORCH = re.compile(r"^lib(torch_cpu|c10)\.so")
+IMAGES = re.compile(r"^lib(utf8proc|pcre2-8|jpeg|png16|webp|webpdemux|z)\.so")
+GPU = re.compile(r"^lib(c10_cuda|torch_cuda|cudart|cublas|cublasLt|cusolver|cuda|nccl)\.so")
+EXTRA = {"slim": re.compile(r"^lib(slim_core|boost_program_options)\.so"), "core": re.compile(r"^$"),
+         "algorithm": re.compile(r"^libslim_core\.so"), "format": re.compile(r"^libslim_core\.so"),
+         "adapter": re.compile(rf"^libslim_core\.so|{IMAGES.pattern}"), "backend": re.compile(r"^libslim_core\.so")}
+
+
+def library_errors(build):
+    subjects = [(build / "bin/slim", "slim"), (build / "lib/libslim_core.so", "core")]
+    for file in sorted((build / "lib/slim/plugins").glob("*.so")):
+        subjects.append((file, file.name.removeprefix("libslim_").split("_")[0]))
+    errors = []
+    for file, kind in subjects:
+        dynamic = subprocess.run(["readelf", "-d", file], capture_output=True, text=True, check=True).stdout
+        for library in re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic):
+            gpu_backend = file.name == "libslim_backend_cuda.so" and GPU.match(library)
+            if not (STD.match(library) or LIBTORCH.match(library) or EXTRA[kind].match(library) or gpu_backend):
+                errors.append(f"{file.name}: may not be linked with {library}")
+        if kind not in ("slim", "core"):
+            symbols = subprocess.run(["nm", "-D", "--defined-only", file], capture_output=True, text=True, check=True).stdout
+            exported = [line.split()[-1] for line in symbols.splitlines()]
+            if exported != ["slim_plugin_v1"]:
+                errors.append(f"{file.name}: exports {exported[:5]}; expected slim_plugin_v1 alone")
+    return subjects, errors
+
+
+# (file, include, allowed): the rules themselves, on names that exist in this repository.
+SELF_TEST = (("core/src/dtype.cpp", "<torch/torch.h>", False), ("core/src/dtype.cpp", "<boost/dll.hpp>", False),
+             ("core/src/plugin/registry.cpp", "<boost/dll.hpp>", True), ("core/include/slim/plan.hpp", "<nlohmann/json.hpp>", False),
+             ("core/include/slim/plan.hpp", '"data/dataset.h"', False), ("core/src/dtype.cpp", "<vector>", True),
+             ("core/src/dtype.cpp", "<cuda_runtime.h>", False), ("plugins/rtn/rtn.cpp", '"data/dataset.h"', False),
+             ("plugins/rtn/rtn.cpp", '"slim/quant.hpp"', True), ("plugins/rtn/rtn.cpp", '"common/transformer.hpp"', False),
+             ("plugins/rtn/rtn.cpp", "<png.h>", False), ("plugins/rtn/rtn.cpp", '"../rtn/rtn.cpp"', False),
+             ("model_adapters/qwen3vl/x.cpp", '"common/transformer.hpp"', True),
+             ("model_adapters/qwen3vl/x.cpp", '"hunyuan/hunyuan.hpp"', False),
+             ("backends/cuda/x.cu", "<cuda_runtime.h>", True), ("sdk/cli/main.cpp", "<boost/program_options.hpp>", True),
+             ("sdk/cli/main.cpp", "<boost/dll.hpp>", False))
+
+
+def self_test_errors():
+    errors = []
+    for path, include, allowed in SELF_TEST:
+        if (include_error(ROOT, path, include[0], include[1:-1]) is None) != allowed:
+            errors.append(f"self-test: {path} with {include}: expected {'no ' if allowed else 'an '}error")
+    return errors
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=pathlib.Path, required=True)
+    build = parser.parse_args().build
+    errors = self_test_errors()
+    files, found = include_errors(ROOT)
+    errors += found
+    libraries, found = library_errors(build)
+    errors += found
+    for error in errors:
+        print(error)
+    print(f"{len(files)} source files, {len(libraries)} libraries and programs: {len(errors)} violations")
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
