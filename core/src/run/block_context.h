@@ -1,0 +1,98 @@
+#pragma once
+#include <set>
+#include <string>
+#include <vector>
+
+#include "run/model.h"
+#include "run/notes.h"
+#include "run/run_plan.h"
+#include "run/statistic_set.h"
+
+namespace slim {
+
+/// One block while algorithms work on it: its weights, and what has been changed.
+struct BlockState {
+  const BlockPlan* plan = nullptr;
+  BlockWeights weights;                  ///< changed layers are fp32, all others in the stored dtype
+  std::set<LayerId> changed_layers;
+  std::set<std::string> changed_tensors;  ///< params and biases with new bytes
+  bool rounded = false;                  ///< a change had to be rounded to the stored dtype (float layers, biases)
+};
+
+/// BlockContext over a BlockState. Folding edits weights, the producer and the statistics together.
+class SLIM_API BlockTransform final : public BlockContext {
+ public:
+  /// All must outlive the context. `exec` is used to replay regions; `carries`: one per batch, at the block's entry.
+  BlockTransform(const Model& model, const RunPlan& run, const Recipe& recipe, BlockState& state, StatisticSet& statistics,
+                 BlockExec& exec, const std::vector<Carry>& carries, Notes& notes)
+      : model_(model), run_(run), recipe_(recipe), state_(state), statistics_(statistics), exec_(exec), carries_(carries),
+        notes_(notes) {}
+
+  const BlockPlan& plan() const override { return *state_.plan; }
+  const Scheme* scheme(LayerId id) const override { return run_.scheme(state_.plan->index, id); }
+  at::Tensor weight(LayerId id) const override;
+  at::Tensor norm_weight(const ScaleEdge&) const override;
+  at::ScalarType scale_dtype() const override;
+  const Statistic* find(PortId port, std::string_view id) const override { return statistics_.find(port, id); }
+  Result<double> loss(RegionId, const Overrides&) override;
+  Result<at::Tensor> fold(const ScaleEdge&, const at::Tensor& s) override;
+  Status set_weight(LayerId, const at::Tensor&) override;
+  Notes& notes() override { return notes_; }
+
+  /// Edges folded so far and the scale that was applied to each, in order: what the proof of equivalence checks.
+  const std::vector<std::pair<const ScaleEdge*, at::Tensor>>& folds() const { return folds_; }
+  /// True if a weight was set that need not keep the function.
+  bool function_changed() const { return function_changed_; }
+
+ private:
+  Result<at::Tensor> fold_norm(const ScaleEdge&, const at::Tensor& s);
+  Result<at::Tensor> fold_rows(const ScaleEdge&, const at::Tensor& s);
+  Result<at::Tensor> region_output(RegionId, size_t batch, const Overrides*);
+
+  const Model& model_;
+  const RunPlan& run_;
+  const Recipe& recipe_;
+  BlockState& state_;
+  StatisticSet& statistics_;
+  BlockExec& exec_;
+  const std::vector<Carry>& carries_;
+  Notes& notes_;
+  std::vector<std::pair<const ScaleEdge*, at::Tensor>> folds_;
+  bool function_changed_ = false;
+  std::map<RegionId, std::vector<at::Tensor>> references_;  ///< float outputs of replayed regions
+};
+
+/// The consumers' scale of an edge: each producer head's entries repeated for the heads that read it. [features]
+SLIM_API at::Tensor consumer_scale(const ScaleEdge&, const at::Tensor& s);
+
+/// LayerContext over a BlockState.
+class SLIM_API LayerSolve final : public LayerContext {
+ public:
+  LayerSolve(const RunPlan& run, const BlockState& state, const Layer& layer, const StatisticSet& statistics,
+             at::ScalarType scale_dtype, uint64_t run_seed, TensorMap& port_cache, Notes& notes)
+      : run_(run), state_(state), layer_(layer), statistics_(statistics), scale_dtype_(scale_dtype), run_seed_(run_seed),
+        port_cache_(port_cache), notes_(notes) {}
+
+  const Layer& layer() const override { return layer_; }
+  const Scheme& scheme() const override { return *run_.scheme(state_.plan->index, layer_.id); }
+  at::Tensor weight() const override;
+  at::Tensor bias() const override;
+  at::ScalarType scale_dtype() const override { return scale_dtype_; }
+  const Statistic* find(std::string_view id) const override { return statistics_.find(layer_.input, id); }
+  double fused_abs_max() const override;
+  TensorMap& port_cache() override { return port_cache_; }
+  uint64_t seed() const override;
+  Notes& notes() override { return notes_; }
+
+ private:
+  const RunPlan& run_;
+  const BlockState& state_;
+  const Layer& layer_;
+  const StatisticSet& statistics_;
+  at::ScalarType scale_dtype_;
+  uint64_t run_seed_;
+  TensorMap& port_cache_;
+  Notes& notes_;
+};
+
+}  // namespace slim

@@ -1,0 +1,84 @@
+#include "run/equivalence.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+namespace slim {
+namespace {
+
+/// fp32 rounding stays far below the first bound. Where a change had to be rounded to a 16-bit dtype (biases, layers left in
+/// float) the function itself moves by that rounding, relative 2^-9.
+constexpr double kExactBound = 1e-4, kRoundedBound = 5e-3;
+
+double bound_of(const BlockState& state) { return state.rounded ? kRoundedBound : kExactBound; }
+
+Carry to_float(const Carry& carry) {
+  Carry wide;
+  for (const auto& [name, tensor] : carry) wide[name] = tensor.is_floating_point() ? tensor.to(at::kFloat) : tensor;
+  return wide;
+}
+
+std::string percent(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4g", value);
+  return text;
+}
+
+}  // namespace
+
+Result<EquivalenceProof> EquivalenceProof::before(const Model& model, const BlockState& state, const Carry& carry) {
+  EquivalenceProof proof(model, to_float(carry));
+  SLIM_ASSIGN(proof.reference_, proof.contribution(state));
+  return proof;
+}
+
+Result<at::Tensor> EquivalenceProof::contribution(const BlockState& state) const {
+  const c10::NoGradGuard no_grad;
+  BlockExec exec(*model_->weights, at::kFloat);
+  exec.set_block(state.plan, &state.weights);
+  Carry carry = carry_;
+  SLIM_TRY(model_->forward(*state.plan, exec, carry));
+  return carry.at("hidden") - carry_.at("hidden");
+}
+
+Result<double> EquivalenceProof::relative_error(const BlockState& state) const {
+  SLIM_ASSIGN(const at::Tensor now, contribution(state));
+  const double scale = reference_.norm().item<double>();
+  return (now - reference_).norm().item<double>() / std::max(scale, 1e-20);
+}
+
+Status EquivalenceProof::check(const BlockState& after, const BlockTransform& transform, const RunPlan& run,
+                               const Recipe& recipe) const {
+  SLIM_ASSIGN(error_, relative_error(after));
+  if (error_ <= bound_of(after)) return {};
+  return name_edge(after, transform, run, recipe);
+}
+
+/// Only after a failure: the folds again, one by one, from the block's original weights.
+Status EquivalenceProof::name_edge(const BlockState& after, const BlockTransform& transform, const RunPlan& run,
+                                   const Recipe& recipe) const {
+  const BlockPlan& block = *after.plan;
+  BlockState state;
+  state.plan = &block;
+  SLIM_ASSIGN(state.weights, model_->weights->load(block));
+  StatisticSet none(block, 0);
+  BlockExec exec(*model_->weights, at::kFloat);
+  RunNotes notes;
+  const std::vector<Carry> carries;
+  BlockTransform again(*model_, run, recipe, state, none, exec, carries, notes);
+  std::string edge = "all folds together";
+  double error = error_;
+  for (const auto& [folded, s] : transform.folds()) {
+    SLIM_ASSIGN(const at::Tensor applied, again.fold(*folded, s));
+    SLIM_ASSIGN(const double now, relative_error(state));
+    if (now <= bound_of(state)) continue;
+    edge = folded->name;
+    error = now;
+    break;
+  }
+  return {Code::kNumeric, block.name + ": the float output moved when a scale was folded at edge '" + edge + "': relative error " +
+                              percent(error) + ", allowed " + percent(bound_of(after)) +
+                              "; the adapter's edge or the algorithm's scale is wrong"};
+}
+
+}  // namespace slim

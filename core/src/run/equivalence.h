@@ -1,0 +1,30 @@
+#pragma once
+#include "run/block_context.h"
+
+namespace slim {
+
+/// Proves after a block's transform that its float function has not moved: the block's contribution (output minus input) in
+/// fp32 on one batch, before and after, must agree to rounding. A bug in an adapter's scale edges or in an algorithm's scale
+/// shows here, and not as a worse model.
+class SLIM_API EquivalenceProof {
+ public:
+  /// Runs the block as it is. `carry`: a batch at the block's entry.
+  static Result<EquivalenceProof> before(const Model&, const BlockState&, const Carry& carry);
+  /// kNumeric names the edge at which the function moved, with the error found and allowed.
+  Status check(const BlockState& after, const BlockTransform&, const RunPlan&, const Recipe&) const;
+  /// Relative root mean square error of the last check.
+  double error() const { return error_; }
+
+ private:
+  EquivalenceProof(const Model& model, const Carry& carry) : model_(&model), carry_(carry) {}
+  Result<at::Tensor> contribution(const BlockState&) const;
+  Result<double> relative_error(const BlockState&) const;
+  Status name_edge(const BlockState&, const BlockTransform&, const RunPlan&, const Recipe&) const;
+
+  const Model* model_;
+  Carry carry_;
+  at::Tensor reference_;
+  mutable double error_ = 0;
+};
+
+}  // namespace slim
