@@ -43,9 +43,11 @@ std::string shape_of(const Document& document) {
     for (const ContentPart& part : message.content) {
       if (part.kind == ContentPart::Kind::kText) shape += " " + part.text;
       if (part.kind == ContentPart::Kind::kImage) {
-        shape += part.files.empty() ? " bytes(" + part.bytes + ")" : " img(" + fs::path(part.files[0]).filename().string() + ")";
+        shape += part.files.empty() ? " bytes(" + part.bytes + ")"
+                                    : " img(" + fs::path(part.files[0]).filename().string() + ")";
       }
-      if (part.kind == ContentPart::Kind::kVideo) shape += " video(" + std::to_string(part.files.size()) + ")";
+      if (part.kind == ContentPart::Kind::kVideo)
+        shape += " video(" + std::to_string(part.files.size()) + ")";
     }
   }
   return shape;
@@ -91,20 +93,31 @@ std::vector<std::string> texts(const Dataset& dataset) {
 TEST_CASE("dataset/ every accepted shape becomes the same kind of document") {
   CHECK(read_line(R"({"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"yo"}]})") ==
         "user hi | assistant yo");
-  CHECK(read_line(R"({"messages":[{"role":"user","content":[{"type":"image","image":"a.png"},{"type":"text","text":"hi"}]}]})") ==
-        "user img(a.png) hi");
-  CHECK(read_line(R"({"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"b.png"}}]}]})") ==
-        "user img(b.png)");
-  CHECK(read_line(R"({"messages":[{"role":"user","content":[{"type":"video","video":["a.png","b.png"]}]}]})") ==
-        "user video(2)");
-  CHECK(read_line(R"({"messages":[{"role":"user","content":[{"type":"image"},{"type":"text","text":"x"}]}],"images":["b.png"]})") ==
-        "user img(b.png) x");
-  CHECK(read_line(R"({"conversations":[{"from":"human","value":"see <image>?"},{"from":"gpt","value":"ok"}],"image":"a.png"})") ==
-        "user see  img(a.png) ? | assistant ok");
-  CHECK(read_line(R"({"question":"q","answer":7,"img_path":"images/b.png"})") == "user img(b.png) q | assistant 7");
+  CHECK(
+      read_line(
+          R"({"messages":[{"role":"user","content":[{"type":"image","image":"a.png"},{"type":"text","text":"hi"}]}]})") ==
+      "user img(a.png) hi");
+  CHECK(
+      read_line(
+          R"({"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"b.png"}}]}]})") ==
+      "user img(b.png)");
+  CHECK(
+      read_line(R"({"messages":[{"role":"user","content":[{"type":"video","video":["a.png","b.png"]}]}]})") ==
+      "user video(2)");
+  CHECK(
+      read_line(
+          R"({"messages":[{"role":"user","content":[{"type":"image"},{"type":"text","text":"x"}]}],"images":["b.png"]})") ==
+      "user img(b.png) x");
+  CHECK(
+      read_line(
+          R"({"conversations":[{"from":"human","value":"see <image>?"},{"from":"gpt","value":"ok"}],"image":"a.png"})") ==
+      "user see  img(a.png) ? | assistant ok");
+  CHECK(read_line(R"({"question":"q","answer":7,"img_path":"images/b.png"})") ==
+        "user img(b.png) q | assistant 7");
   CHECK(read_line(R"({"query":"q","label":["first","second"],"image":{"bytes":"aGk=","path":"x.png"}})") ==
         "user bytes(hi) q | assistant first");
-  CHECK(read_line(R"({"instruction":"do","input":"this","output":"done"})") == "user do\n\nthis | assistant done");
+  CHECK(read_line(R"({"instruction":"do","input":"this","output":"done"})") ==
+        "user do\n\nthis | assistant done");
   CHECK(read_line(R"({"input":"in","output":"out"})") == "user in | assistant out");
   CHECK(read_line(R"({"text":"plain <image>"})") == "text:plain <image>");
 }
@@ -113,7 +126,8 @@ TEST_CASE("dataset/ images may be file and data URLs") {
   const Folder folder;
   const std::string image = folder.write("sp ace.png", "A");
   const auto read = [&](const std::string& url) {
-    const auto dataset = read_dataset(folder.write("d.jsonl", R"({"question":"q","image":")" + url + "\"}"), {});
+    const auto dataset =
+        read_dataset(folder.write("d.jsonl", R"({"question":"q","image":")" + url + "\"}"), {});
     return dataset.ok() ? shape_of(dataset->documents[0]) : dataset.status().message();
   };
   CHECK(read("file://" + folder.path("sp%20ace.png")) == "user img(sp ace.png) q");
@@ -157,9 +171,11 @@ TEST_CASE("dataset/ errors say file, line, what was found and what was expected"
   CHECK(mentions(read_line(R"({"text":)"), "malformed JSON at byte"));
   CHECK(mentions(read_line(R"([1])"), "found array"));
   CHECK(mentions(read_line(R"({"messages":[]})"), "empty array"));
-  CHECK(mentions(read_line(R"({"messages":[{"role":"user","content":"x"},{"role":"king","content":"x"}]})"), "messages[1]: unknown role 'king'"));
+  CHECK(mentions(read_line(R"({"messages":[{"role":"user","content":"x"},{"role":"king","content":"x"}]})"),
+                 "messages[1]: unknown role 'king'"));
   CHECK(mentions(read_line(R"({"messages":[{"role":"user","content":[{"type":"audio"}]}]})"), "'audio'"));
-  CHECK(mentions(read_line(R"({"messages":[{"role":"user","content":[{"type":"video","video":"x.mp4"}]}]})"), "list of its frames"));
+  CHECK(mentions(read_line(R"({"messages":[{"role":"user","content":[{"type":"video","video":"x.mp4"}]}]})"),
+                 "list of its frames"));
   CHECK(mentions(read_line(R"({"question":"q","image":"no.png"})"), "not found"));
   CHECK(mentions(read_line(R"({"question":"<image> <image>","image":"a.png"})"), "more places"));
   CHECK(mentions(read_line(R"({"text":"t","image":"a.png"})"), "without a user"));
@@ -176,18 +192,26 @@ TEST_CASE("dataset/ hostile lines give an error") {
   CHECK(mentions(read_line(R"({"question":"q","image":"a.png\u0000.txt"})"), "zero byte"));
   CHECK(mentions(read_line(R"({"question":"q","image":""})"), "empty"));
   CHECK(mentions(read_line(R"({"question":"q","image":")" + std::string(10000, 'a') + "\"}"), "not found"));
-  const std::string good = R"({"messages":[{"role":"user","content":[{"type":"image","image":"a.png"},{"type":"text","text":"hi"}]}]})";
+  const std::string good =
+      R"({"messages":[{"role":"user","content":[{"type":"image","image":"a.png"},{"type":"text","text":"hi"}]}]})";
   for (size_t cut = 1; cut < good.size(); ++cut) CHECK(read_line(good.substr(0, cut)).starts_with("error: "));
 }
 
 TEST_CASE("dataset/ text files hold one document a line") {
   const Folder folder;
-  const auto dataset = read_dataset(folder.write("d.txt", "\xEF\xBB\xBFone\r\n\n  \ntwo\nthr\xC3\xA9" "e"), {});
+  const auto dataset = read_dataset(folder.write("d.txt",
+                                                 "\xEF\xBB\xBFone\r\n\n  \ntwo\nthr\xC3\xA9"
+                                                 "e"),
+                                    {});
   REQUIRE(dataset.ok());
-  CHECK(texts(*dataset) == std::vector<std::string>{"one", "two", "thr\xC3\xA9" "e"});
+  CHECK(texts(*dataset) == std::vector<std::string>{"one", "two",
+                                                    "thr\xC3\xA9"
+                                                    "e"});
   CHECK(dataset->documents[1].origin == "d.txt:4");
-  for (const char* bad : {"\xC3", "\xC0\x80", "\xE0\x80\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xF8", "\x80"}) {
-    CHECK(mentions(read_dataset(folder.write("bad.txt", bad), {}).status().message(), "bad.txt:1: not UTF-8"));
+  for (const char* bad :
+       {"\xC3", "\xC0\x80", "\xE0\x80\x80", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xF8", "\x80"}) {
+    CHECK(
+        mentions(read_dataset(folder.write("bad.txt", bad), {}).status().message(), "bad.txt:1: not UTF-8"));
   }
 }
 
@@ -200,7 +224,9 @@ TEST_CASE("dataset/ bad samples are counted when asked, and an all-bad set is an
   CHECK(texts(*dataset) == std::vector<std::string>{"a", "b"});
   REQUIRE(dataset->skipped.size() == 1);
   CHECK(dataset->skipped[0].starts_with("d.jsonl:2: malformed JSON"));
-  CHECK(mentions(read_dataset(folder.write("e.jsonl", "x\ny\n"), {.skip_bad_samples = true}).status().message(), "all 2 samples"));
+  CHECK(
+      mentions(read_dataset(folder.write("e.jsonl", "x\ny\n"), {.skip_bad_samples = true}).status().message(),
+               "all 2 samples"));
 }
 
 TEST_CASE("dataset/ num_samples takes the first, shuffled ones depend on the seed alone") {
@@ -208,12 +234,15 @@ TEST_CASE("dataset/ num_samples takes the first, shuffled ones depend on the see
   const std::string file = folder.write("d.txt", lines_of(numbers(100)));
   CHECK(texts(*read_dataset(file, {.num_samples = 3})) == std::vector<std::string>{"0", "1", "2"});
   CHECK(read_dataset(file, {.num_samples = 1000})->documents.size() == 100);
-  const auto order = [&](uint64_t seed) { return texts(*read_dataset(file, {.shuffle = true, .seed = seed})); };
+  const auto order = [&](uint64_t seed) {
+    return texts(*read_dataset(file, {.shuffle = true, .seed = seed}));
+  };
   CHECK(order(1) == order(1));
   CHECK(order(1) != order(2));
   const auto shuffled = order(1);
   const auto all = numbers(100);
-  CHECK(std::set<std::string>(shuffled.begin(), shuffled.end()) == std::set<std::string>(all.begin(), all.end()));
+  CHECK(std::set<std::string>(shuffled.begin(), shuffled.end()) ==
+        std::set<std::string>(all.begin(), all.end()));
   const auto some = texts(*read_dataset(file, {.num_samples = 10, .shuffle = true, .seed = 1}));
   CHECK(std::equal(some.begin(), some.end(), shuffled.begin()));
 }
@@ -229,7 +258,9 @@ TEST_CASE("dataset/ the generator gives the published numbers and no place is pr
     shuffle(items, seed);
     int rank = 0;
     for (size_t i = 0; i < 4; ++i) {
-      rank = rank * static_cast<int>(4 - i) + static_cast<int>(std::count_if(items.begin() + static_cast<long>(i), items.end(), [&](int x) { return x < items[i]; }));
+      rank = rank * static_cast<int>(4 - i) +
+             static_cast<int>(std::count_if(items.begin() + static_cast<long>(i), items.end(),
+                                            [&](int x) { return x < items[i]; }));
     }
     ++counts[static_cast<size_t>(rank)];
   }

@@ -15,13 +15,15 @@ namespace slim {
 namespace {
 namespace fs = std::filesystem;
 
-constexpr size_t kMaxLine = size_t{256} << 20;  // a line with inlined images is long, a file without line breaks is an accident
+constexpr size_t kMaxLine =
+    size_t{256} << 20;  // a line with inlined images is long, a file without line breaks is an accident
 constexpr std::string_view kImagePrompt = "Describe this image in detail.";
 
 std::string extension_of(const fs::path& path) {
   std::string extension = path.extension().string();
-  std::transform(extension.begin(), extension.end(), extension.begin(),
-                 [](unsigned char c) { return c < 0x80 ? static_cast<char>(std::tolower(c)) : static_cast<char>(c); });
+  std::transform(extension.begin(), extension.end(), extension.begin(), [](unsigned char c) {
+    return c < 0x80 ? static_cast<char>(std::tolower(c)) : static_cast<char>(c);
+  });
   return extension;
 }
 
@@ -38,9 +40,16 @@ bool is_data_file(const fs::path& path) {
 /// True if every byte belongs to a well-formed UTF-8 sequence (Unicode 15, table 3-7).
 bool is_utf8(std::string_view text) {
   for (size_t i = 0; i < text.size();) {
-    const auto byte = [&](size_t at) { return at < text.size() ? static_cast<uint8_t>(text[at]) : uint8_t{0}; };
+    const auto byte = [&](size_t at) {
+      return at < text.size() ? static_cast<uint8_t>(text[at]) : uint8_t{0};
+    };
     const uint8_t lead = byte(i);
-    const size_t more = lead < 0x80 ? 0 : lead < 0xC2 ? 4 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : lead < 0xF5 ? 3 : 4;
+    const size_t more = lead < 0x80   ? 0
+                        : lead < 0xC2 ? 4
+                        : lead < 0xE0 ? 1
+                        : lead < 0xF0 ? 2
+                        : lead < 0xF5 ? 3
+                                      : 4;
     if (more == 4) return false;
     for (size_t k = 1; k <= more; ++k) {
       if ((byte(i + k) & 0xC0) != 0x80) return false;
@@ -95,7 +104,8 @@ class Collector {
     if (dataset_.documents.empty()) {
       std::string why = "no document in it";
       if (!dataset_.skipped.empty()) {
-        why = "all " + std::to_string(dataset_.skipped.size()) + " samples are malformed, the first: " + dataset_.skipped[0];
+        why = "all " + std::to_string(dataset_.skipped.size()) +
+              " samples are malformed, the first: " + dataset_.skipped[0];
       }
       return Status(Code::kCorrupt, path + ": " + why + "; expected JSONL chats, text or images");
     }
@@ -143,7 +153,8 @@ class Reader {
   }
 
   Status read_images(const fs::path& folder, const std::vector<fs::path>& images) {
-    const std::string prompt = options_.image_prompt.empty() ? std::string(kImagePrompt) : options_.image_prompt;
+    const std::string prompt =
+        options_.image_prompt.empty() ? std::string(kImagePrompt) : options_.image_prompt;
     const MediaRoot root{folder.string(), options_.allow_outside};
     for (const fs::path& image : images) {
       if (collector_.full()) break;
@@ -152,7 +163,8 @@ class Reader {
     return {};
   }
 
-  static Result<Document> image_document(const std::string& name, const MediaRoot& root, const std::string& prompt) {
+  static Result<Document> image_document(const std::string& name, const MediaRoot& root,
+                                         const std::string& prompt) {
     SLIM_ASSIGN(Media media, locate_media("./" + name, root));  // "./": a name like file:x is no URL
     Message user{"user", {}};
     user.content.push_back({ContentPart::Kind::kImage, {}, {std::move(media.file)}, {}});
@@ -167,8 +179,9 @@ class Reader {
     if (extension == ".jsonl") return read_lines(file, parse);
     if (extension == ".txt") return read_lines(file, parse_text);
     if (extension == ".parquet") return read_parquet(file, parse);
-    return Status(Code::kUnsupported, file.string() + ": unknown kind of data set '" + extension +
-                                          "'; expected .jsonl (one object a line), .txt, .parquet or a folder");
+    return Status(Code::kUnsupported,
+                  file.string() + ": unknown kind of data set '" + extension +
+                      "'; expected .jsonl (one object a line), .txt, .parquet or a folder");
   }
 
   static Result<Document> parse_text(std::string_view line) {
@@ -184,7 +197,8 @@ class Reader {
     for (int64_t number = 1; !collector_.full() && read_line(in, line); ++number) {
       if (line.size() > kMaxLine) {
         return Status(Code::kCorrupt, file.string() + ":" + std::to_string(number) + ": line longer than " +
-                                          std::to_string(kMaxLine >> 20) + " MiB; expected one sample a line");
+                                          std::to_string(kMaxLine >> 20) +
+                                          " MiB; expected one sample a line");
       }
       std::string_view text = line;
       if (number == 1 && text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
@@ -198,13 +212,15 @@ class Reader {
   template <class Parse>
   Status read_parquet(const fs::path& file, const Parse& parse) {
     if (!options_.parquet) {
-      return Status(Code::kUnsupported, file.string() + ": parquet needs the Arrow component, which this build lacks; "
-                                                        "convert the table to .jsonl, one row a line");
+      return Status(Code::kUnsupported, file.string() +
+                                            ": parquet needs the Arrow component, which this build lacks; "
+                                            "convert the table to .jsonl, one row a line");
     }
     int64_t row = 0;
     Status stop;
     const Status read = options_.parquet(file.string(), [&](std::string_view json) -> Status {
-      stop = collector_.full() ? Status(Code::kCancelled, "enough rows") : collector_.add(file, ++row, parse(json));
+      stop = collector_.full() ? Status(Code::kCancelled, "enough rows")
+                               : collector_.add(file, ++row, parse(json));
       return stop;
     });
     if (stop.code() == Code::kCancelled) return {};
@@ -217,6 +233,8 @@ class Reader {
 
 }  // namespace
 
-Result<Dataset> read_dataset(const std::string& path, const DatasetOptions& options) { return Reader(options).read(path); }
+Result<Dataset> read_dataset(const std::string& path, const DatasetOptions& options) {
+  return Reader(options).read(path);
+}
 
 }  // namespace slim

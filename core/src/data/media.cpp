@@ -19,7 +19,8 @@ constexpr std::array<int8_t, 256> make_base64_values() {
   std::array<int8_t, 256> values{};
   values.fill(-1);
   constexpr std::string_view kAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  for (size_t i = 0; i < kAlphabet.size(); ++i) values[static_cast<uint8_t>(kAlphabet[i])] = static_cast<int8_t>(i);
+  for (size_t i = 0; i < kAlphabet.size(); ++i)
+    values[static_cast<uint8_t>(kAlphabet[i])] = static_cast<int8_t>(i);
   return values;
 }
 
@@ -59,7 +60,8 @@ Result<Media> from_data_url(std::string_view url) {
   constexpr std::string_view kMarker = ";base64,";
   const size_t marker = url.substr(0, 256).find(kMarker);
   if (marker == std::string_view::npos) {
-    return Status(Code::kCorrupt, "data URL without ';base64,': " + shown(url) + "; expected data:image/png;base64,...");
+    return Status(Code::kCorrupt,
+                  "data URL without ';base64,': " + shown(url) + "; expected data:image/png;base64,...");
   }
   SLIM_ASSIGN(std::string bytes, decode_base64(url.substr(marker + kMarker.size())));
   if (bytes.empty()) return Status(Code::kCorrupt, "data URL without data: " + shown(url));
@@ -77,8 +79,9 @@ Result<std::optional<Media>> try_file(const fs::path& path, const fs::path& root
   const fs::path resolved = fs::weakly_canonical(path, error);
   if (error) return std::optional<Media>{};
   if (!allow_outside && !lies_in(resolved, root)) {
-    return Status(Code::kUnsupported, "image " + shown(path.native()) + " lies outside of the data set's folder '" +
-                                          root.string() + "'; copy the image into that folder");
+    return Status(Code::kUnsupported, "image " + shown(path.native()) +
+                                          " lies outside of the data set's folder '" + root.string() +
+                                          "'; copy the image into that folder");
   }
   if (!fs::is_regular_file(resolved, error)) return std::optional<Media>{};
   return std::optional<Media>{Media{resolved.string(), {}}};
@@ -96,7 +99,8 @@ Result<Media> from_path(const std::string& path, const MediaRoot& root) {
     SLIM_ASSIGN(std::optional<Media> media, try_file(candidate, folder, root.allow_outside));
     if (media) return *std::move(media);
   }
-  return Status(Code::kNotFound, "image " + shown(path) + " not found in '" + folder.string() + "' or its images/");
+  return Status(Code::kNotFound,
+                "image " + shown(path) + " not found in '" + folder.string() + "' or its images/");
 }
 
 }  // namespace
@@ -140,7 +144,8 @@ Result<Media> locate_media(std::string_view reference, const MediaRoot& root) {
     path.remove_prefix(2);
     if (path.starts_with("localhost/")) path.remove_prefix(9);
     if (!path.starts_with("/")) {
-      return Status(Code::kUnsupported, "URL " + shown(reference) + " names another host; expected file:///path");
+      return Status(Code::kUnsupported,
+                    "URL " + shown(reference) + " names another host; expected file:///path");
     }
   }
   SLIM_ASSIGN(const std::string decoded, decode_percent(path));

@@ -18,8 +18,8 @@ struct Media {
   std::string bytes;
 };
 
-/// Resolves a path, a file: URL or a base64 data: URL. Nothing is decoded. Errors: no such file, a path that leaves the
-/// folder (symbolic links followed), a URL of another kind, malformed base64.
+/// Resolves a path, a file: URL or a base64 data: URL. Nothing is decoded. Errors: no such file, a path that
+/// leaves the folder (symbolic links followed), a URL of another kind, malformed base64.
 Result<Media> locate_media(std::string_view reference, const MediaRoot&);
 
 /// Strict base64 (RFC 4648, section 4): padded, without white space.

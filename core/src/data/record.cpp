@@ -39,7 +39,8 @@ bool nested_too_deep(std::string_view json) {
 }
 
 Result<Json> parse_object(std::string_view text) {
-  if (nested_too_deep(text)) return malformed("JSON nested deeper than " + std::to_string(kMaxDepth) + " levels");
+  if (nested_too_deep(text))
+    return malformed("JSON nested deeper than " + std::to_string(kMaxDepth) + " levels");
   try {
     Json json = Json::parse(text);
     if (!json.is_object()) return malformed(std::string("expected a JSON object, found ") + json.type_name());
@@ -62,20 +63,24 @@ Result<std::string> text_of(const Json& json, std::string_view what) {
   if (json.is_string()) return json.get<std::string>();
   if (json.is_number()) return json.dump();
   if (json.is_array() && !json.empty()) return text_of(json.front(), what);
-  return malformed("'" + std::string(what) + "': expected text, found " + (json.empty() ? "empty " : "") + json.type_name());
+  return malformed("'" + std::string(what) + "': expected text, found " + (json.empty() ? "empty " : "") +
+                   json.type_name());
 }
 
 Result<std::string> role_of(const std::string& name) {
-  static constexpr std::array<std::pair<std::string_view, std::string_view>, 8> kRoles{{{"user", "user"},
-                                                                                        {"assistant", "assistant"},
-                                                                                        {"system", "system"},
-                                                                                        {"tool", "tool"},
-                                                                                        {"human", "user"},
-                                                                                        {"gpt", "assistant"},
-                                                                                        {"bot", "assistant"},
-                                                                                        {"model", "assistant"}}};
-  const auto found = std::find_if(kRoles.begin(), kRoles.end(), [&](const auto& role) { return role.first == name; });
-  if (found == kRoles.end()) return malformed("unknown role '" + name.substr(0, 40) + "'; expected user, assistant, system or tool");
+  static constexpr std::array<std::pair<std::string_view, std::string_view>, 8> kRoles{
+      {{"user", "user"},
+       {"assistant", "assistant"},
+       {"system", "system"},
+       {"tool", "tool"},
+       {"human", "user"},
+       {"gpt", "assistant"},
+       {"bot", "assistant"},
+       {"model", "assistant"}}};
+  const auto found =
+      std::find_if(kRoles.begin(), kRoles.end(), [&](const auto& role) { return role.first == name; });
+  if (found == kRoles.end())
+    return malformed("unknown role '" + name.substr(0, 40) + "'; expected user, assistant, system or tool");
   return std::string(found->second);
 }
 
@@ -93,7 +98,8 @@ class RecordParser {
   RecordParser(const Json& record, const MediaRoot& root) : record_(record), root_(root) {}
 
   Result<Document> parse() {
-    if (const Json* images = member(record_, {"images", "image", "img_path", "image_path"})) SLIM_TRY(read_images(*images));
+    if (const Json* images = member(record_, {"images", "image", "img_path", "image_path"}))
+      SLIM_TRY(read_images(*images));
     Document document;
     SLIM_TRY(read_text(document));
     SLIM_TRY(place_unused_images(document));
@@ -103,7 +109,8 @@ class RecordParser {
  private:
   Status read_text(Document& document) {
     if (const Json* turns = member(record_, {"messages"})) return read_turns(*turns, "messages", document);
-    if (const Json* turns = member(record_, {"conversations"})) return read_turns(*turns, "conversations", document);
+    if (const Json* turns = member(record_, {"conversations"}))
+      return read_turns(*turns, "conversations", document);
     if (const Json* question = member(record_, {"question", "query"})) {
       return read_pair(*question, member(record_, {"answer", "answers", "label"}), document);
     }
@@ -146,8 +153,8 @@ class RecordParser {
 
   Status read_turns(const Json& turns, const char* key, Document& document) {
     if (!turns.is_array() || turns.empty()) {
-      return malformed(std::string("'") + key + "': expected a list of turns, found " + (turns.empty() ? "empty " : "") +
-                       turns.type_name());
+      return malformed(std::string("'") + key + "': expected a list of turns, found " +
+                       (turns.empty() ? "empty " : "") + turns.type_name());
     }
     for (size_t i = 0; i < turns.size(); ++i) {
       Result<Message> message = read_turn(turns[i]);
@@ -171,14 +178,16 @@ class RecordParser {
     } else if (content->is_array()) {
       for (const Json& part : *content) SLIM_TRY(append_part(part, message.content));
     } else {
-      return malformed(std::string("'content': expected text or a list of parts, found ") + content->type_name());
+      return malformed(std::string("'content': expected text or a list of parts, found ") +
+                       content->type_name());
     }
     return message;
   }
 
   Status append_part(const Json& part, std::vector<ContentPart>& content) {
     const Json* type = part.is_object() ? member(part, {"type"}) : nullptr;
-    if (!type || !type->is_string()) return malformed("a part of 'content' has no 'type'; expected text, image or video");
+    if (!type || !type->is_string())
+      return malformed("a part of 'content' has no 'type'; expected text, image or video");
     const std::string& name = type->get_ref<const std::string&>();
     if (name == "text") {
       const Json* text = member(part, {"text"});
@@ -192,18 +201,22 @@ class RecordParser {
       content.push_back(image_part(std::move(media)));
       return {};
     }
-    if (name == "video" || name == "video_url") return append_video(member(part, {"video", "video_url"}), content);
-    return malformed("part of unknown type '" + name.substr(0, 40) + "'; expected text, image, image_url or video");
+    if (name == "video" || name == "video_url")
+      return append_video(member(part, {"video", "video_url"}), content);
+    return malformed("part of unknown type '" + name.substr(0, 40) +
+                     "'; expected text, image, image_url or video");
   }
 
   Status append_video(const Json* frames, std::vector<ContentPart>& content) {
     if (!frames || !frames->is_array() || frames->empty()) {
-      return Status(Code::kUnsupported, "video files are not decoded; expected 'video': a list of its frames as image files");
+      return Status(Code::kUnsupported,
+                    "video files are not decoded; expected 'video': a list of its frames as image files");
     }
     ContentPart part{ContentPart::Kind::kVideo, {}, {}, {}};
     for (const Json& frame : *frames) {
       SLIM_ASSIGN(Media media, read_media(frame));
-      if (media.file.empty()) return Status(Code::kUnsupported, "a video frame is inlined; expected the path of an image");
+      if (media.file.empty())
+        return Status(Code::kUnsupported, "a video frame is inlined; expected the path of an image");
       part.files.push_back(std::move(media.file));
     }
     content.push_back(std::move(part));
@@ -224,7 +237,8 @@ class RecordParser {
 
   Status append_next_image(std::vector<ContentPart>& content) {
     if (used_ == images_.size()) {
-      return malformed("the text has more places for images than 'images' (or 'image') holds: " + std::to_string(used_));
+      return malformed("the text has more places for images than 'images' (or 'image') holds: " +
+                       std::to_string(used_));
     }
     content.push_back(std::move(images_[used_++]));
     return {};
@@ -235,7 +249,8 @@ class RecordParser {
     const auto user = std::find_if(document.messages.begin(), document.messages.end(),
                                    [](const Message& message) { return message.role == "user"; });
     if (user == document.messages.end()) return malformed("images without a user's message to stand in");
-    user->content.insert(user->content.begin(), std::make_move_iterator(images_.begin() + static_cast<ptrdiff_t>(used_)),
+    user->content.insert(user->content.begin(),
+                         std::make_move_iterator(images_.begin() + static_cast<ptrdiff_t>(used_)),
                          std::make_move_iterator(images_.end()));
     return {};
   }
@@ -264,7 +279,8 @@ class RecordParser {
       const Json* path = member(source, {"url", "path"});
       if (path && path->is_string()) return locate_media(path->get_ref<const std::string&>(), root_);
     }
-    return malformed(std::string("image: expected a path, a URL or {bytes, path}, found ") + source.type_name());
+    return malformed(std::string("image: expected a path, a URL or {bytes, path}, found ") +
+                     source.type_name());
   }
 
   const Json& record_;

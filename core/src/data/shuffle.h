@@ -5,7 +5,8 @@
 
 namespace slim {
 
-/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers on every platform, which std::shuffle does not promise.
+/// SplitMix64 (Steele, Lea, Flood 2014): the same numbers on every platform, which std::shuffle does not
+/// promise.
 class SplitMix64 {
  public:
   explicit SplitMix64(uint64_t seed) : state_(seed) {}
