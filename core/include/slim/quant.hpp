@@ -35,6 +35,8 @@ struct RangeOptions {
 /// kNumeric if the weight holds NaN or Inf, or a scale overflows.
 SLIM_API Result<Params> choose_params(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype,
                                       const RangeOptions& = {});
+/// The last step of choose_params() for ranges that the caller found: low and high [.., ..] fp32, of the shape that the scale gets.
+SLIM_API Params params_from_range(const at::Tensor& low, const at::Tensor& high, const QuantArgs&, at::ScalarType scale_dtype);
 /// Codes: clamp(round(w / scale + zero)), ties to even; int8, or float8_e4m3fn (saturating). The quotient and the sum are rounded
 /// to `arithmetic` first: fp32 is what compressed-tensors 0.19 does on a GPU; the model's dtype is what it does on a CPU, where
 /// many quotients become ties.
@@ -43,7 +45,9 @@ SLIM_API at::Tensor encode(const at::Tensor& weight, const Params&, const QuantA
 /// fp32 [out, in] = (codes - zero) * scale.
 SLIM_API at::Tensor decode(const at::Tensor& codes, const Params&, const QuantArgs&);
 SLIM_API at::Tensor decode(const Quantized&);
-/// decode(encode(w)) with params chosen by `options`.
+/// decode(encode(w)), without making the codes.
+SLIM_API at::Tensor fake_quantize(const at::Tensor& weight, const Params&, const QuantArgs&);
+/// The same with params chosen by `options`.
 SLIM_API Result<at::Tensor> fake_quantize(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype,
                                           const RangeOptions& = {});
 /// What an engine does to an activation x [..., in] of a layer with this scheme: dynamic per token, tensor or group, or static

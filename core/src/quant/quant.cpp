@@ -28,7 +28,7 @@ at::Tensor rounded_to(const at::Tensor& x, at::ScalarType dtype) {
 
 /// The order of operations is that of compressed-tensors 0.19 (calculate_qparams), which computes in the model's dtype: each
 /// intermediate result is rounded to it. There the extremes already are numbers of that dtype.
-FloatParams params_from_range(const at::Tensor& low, const at::Tensor& high, const QuantArgs& args, at::ScalarType dtype) {
+FloatParams float_params(const at::Tensor& low, const at::Tensor& high, const QuantArgs& args, at::ScalarType dtype) {
   const auto rounded = [&](const at::Tensor& x) { return rounded_to(x, dtype); };
   const at::Tensor min = rounded(low.clamp_max(0)), max = rounded(high.clamp_min(0));
   const double code_range = max_value(args) - min_value(args);
@@ -122,7 +122,7 @@ class ShrinkSearch {
 
   at::Tensor error_at(int step, const at::Tensor& w, const at::Tensor& importance, const at::Tensor& min,
                       const at::Tensor& max) const {
-    const FloatParams params = params_from_range(min * ratio(step), max * ratio(step), args_, dtype_);
+    const FloatParams params = float_params(min * ratio(step), max * ratio(step), args_, dtype_);
     return error_of(w, with_unit_axis(params), args_, options_, importance);
   }
 
@@ -215,11 +215,15 @@ Result<Params> choose_params(const at::Tensor& weight, const QuantArgs& args, at
       shrink_units(weight, units, search, importance, range);
     }
   }
-  const FloatParams params = params_from_range(range.min, range.max, args, scale_dtype);
+  const FloatParams params = float_params(range.min, range.max, args, scale_dtype);
   if (!at::isfinite(params.scale).all().item<bool>()) {
     return Status(Code::kNumeric, "a scale is too large for the dtype that the output format stores scales in");
   }
   return stored(params, scale_dtype);
+}
+
+Params params_from_range(const at::Tensor& low, const at::Tensor& high, const QuantArgs& args, at::ScalarType scale_dtype) {
+  return stored(float_params(low, high, args, scale_dtype), scale_dtype);
 }
 
 at::Tensor encode(const at::Tensor& weight, const Params& params, const QuantArgs& args, at::ScalarType arithmetic) {
@@ -256,9 +260,7 @@ at::Tensor decode(const Quantized& quantized) {
   return decode(quantized.codes, {per_channel(quantized.scale), per_channel(quantized.zero)}, args);
 }
 
-Result<at::Tensor> fake_quantize(const at::Tensor& weight, const QuantArgs& args, at::ScalarType scale_dtype,
-                                 const RangeOptions& options) {
-  SLIM_ASSIGN(const Params params, choose_params(weight, args, scale_dtype, options));
+at::Tensor fake_quantize(const at::Tensor& weight, const Params& params, const QuantArgs& args) {
   const Units units = units_of(args, weight.size(0), weight.size(1));
   const FloatParams all = computed(params);
   at::Tensor result = at::empty(weight.sizes(), weight.options().dtype(at::kFloat));
@@ -268,6 +270,12 @@ Result<at::Tensor> fake_quantize(const at::Tensor& weight, const QuantArgs& args
     result.narrow(0, begin, rows).copy_(units.join(values_of(codes_of(w, slice, args, at::kFloat), slice), rows));
   });
   return result;
+}
+
+Result<at::Tensor> fake_quantize(const at::Tensor& weight, const QuantArgs& args, at::ScalarType scale_dtype,
+                                 const RangeOptions& options) {
+  SLIM_ASSIGN(const Params params, choose_params(weight, args, scale_dtype, options));
+  return fake_quantize(weight, params, args);
 }
 
 namespace {
@@ -320,7 +328,7 @@ Status static_input_params(LayerContext& context, Solved& solved) {
   if (!at::isfinite(min).item<bool>() || !at::isfinite(max).item<bool>()) {
     return {Code::kNumeric, context.layer().name + ": the layer's input holds NaN or Inf"};
   }
-  const FloatParams params = params_from_range(min, max, args, context.scale_dtype());
+  const FloatParams params = float_params(min, max, args, context.scale_dtype());
   const Params rounded = stored(params, context.scale_dtype());
   solved.input_scale = rounded.scale;
   solved.input_zero = rounded.zero;

@@ -1,0 +1,13 @@
+#pragma once
+#include "output_error.h"
+#include "slim/quant.hpp"
+
+namespace slim::awq {
+
+/// Per group of g input channels, the range whose rounding changes the layer's output least: δ E[x xᵀ]_gg δᵀ with δ = ŵ - w, which
+/// is exact for the group alone. Both ends shrink together first; with zero points each end is then moved alone.
+/// weight [out, in] fp32, finite; group_size divides in.
+quant::Params search_group_ranges(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype,
+                                          const OutputError&);
+
+}  // namespace slim::awq

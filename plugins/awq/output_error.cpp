@@ -1,0 +1,47 @@
+#include "output_error.h"
+
+#include <ATen/ATen.h>
+
+namespace slim::awq {
+
+std::optional<OutputError> OutputError::from(const Gram* gram, const ActivationRows* rows) {
+  OutputError error;
+  const bool has_gram = gram && gram->tokens > 0;
+  if (rows && rows->tokens > 0) {
+    at::Tensor kept = rows->rows();
+    if (!has_gram || kept.size(0) < gram->sum().size(0)) {
+      error.rows_ = kept;
+      error.tokens_ = rows->tokens;
+      error.divisor_ = static_cast<double>(kept.size(0));
+      return error;
+    }
+  }
+  if (!has_gram) return std::nullopt;
+  error.gram_ = gram->sum();
+  error.tokens_ = error.divisor_ = gram->tokens;
+  return error;
+}
+
+double OutputError::operator()(const at::Tensor& delta) const {
+  if (gram_.defined()) {
+    return at::matmul(delta, gram_.to(delta.device())).mul_(delta).sum(at::kDouble).item<double>() / divisor_;
+  }
+  const at::Tensor x = rows_.to(delta.device(), at::kFloat);
+  return at::matmul(delta, x.t()).square_().sum(at::kDouble).item<double>() / divisor_;
+}
+
+at::Tensor OutputError::mean_square() const {
+  const at::Tensor sum = gram_.defined() ? gram_.diagonal() : rows_.to(at::kFloat).square_().sum(0);
+  return sum / divisor_;
+}
+
+at::Tensor OutputError::diagonal_blocks(int64_t size) const {
+  if (gram_.defined()) {
+    const int64_t blocks = gram_.size(0) / size;
+    return gram_.view({blocks, size, blocks, size}).diagonal(0, 0, 2).permute({2, 0, 1}) / divisor_;
+  }
+  const at::Tensor x = rows_.to(at::kFloat).view({rows_.size(0), -1, size}).transpose(0, 1);  // [blocks, kept, size]
+  return at::bmm(x.transpose(1, 2), x).div_(divisor_);
+}
+
+}  // namespace slim::awq

@@ -1,0 +1,221 @@
+#include "scale_search.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+namespace slim::awq {
+namespace {
+
+constexpr int64_t kRowsPerSlice = 1024;
+
+/// Rounding one row of these schemes does not depend on the others, so that rows can be sampled and sliced.
+bool rows_are_independent(const QuantArgs& args) {
+  return args.granularity == Granularity::kGroup || args.granularity == Granularity::kChannel;
+}
+
+at::Tensor evenly_chosen(const at::Tensor& weight, int64_t rows) {
+  const int64_t out = weight.size(0);
+  if (rows >= out) return weight;
+  const at::Tensor index = at::arange(rows, at::kLong).mul_(out).div_(rows, "floor");
+  return weight.index_select(0, index.to(weight.device()));
+}
+
+/// Σ over rows of |w| / (max |w| of its group + 1e-6): how much of its group's range a channel uses (llm-compressor's w_mean).
+at::Tensor sum_of_relative_size(const at::Tensor& weight, const QuantArgs& args) {
+  const bool grouped = args.granularity == Granularity::kGroup && weight.size(1) % args.group_size == 0;
+  at::Tensor sum = at::zeros({weight.size(1)}, weight.options().dtype(at::kDouble));
+  for (int64_t begin = 0; begin < weight.size(0); begin += kRowsPerSlice) {
+    const int64_t rows = std::min(kRowsPerSlice, weight.size(0) - begin);
+    const at::Tensor size =
+        weight.narrow(0, begin, rows).abs().view({rows, -1, grouped ? args.group_size : weight.size(1)});
+    sum.add_((size / size.amax(-1, true).add_(1e-6)).sum(0, false, at::kDouble).view({-1}));
+  }
+  return sum;
+}
+
+}  // namespace
+
+Result<ScaleSearch> ScaleSearch::make(BlockContext& context, const ScaleEdge& edge, const std::vector<LayerId>& layers,
+                                      const SearchOptions& options) {
+  ScaleSearch search(context, edge, options);
+  SLIM_TRY(search.read_activations());
+  SLIM_TRY(search.read_layers(layers));
+  return search;
+}
+
+Status ScaleSearch::read_activations() {
+  const auto* moments = context_.statistic<ChannelMoments>(edge_.port);
+  if (!moments || moments->tokens <= 0) return {Code::kNotFound, "no calibration token reached its input"};
+  const at::Tensor mean = shared_by_heads(moments->mean_abs());
+  if (!at::isfinite(mean).all().item<bool>()) {
+    return {Code::kNumeric, edge_.name + ": the activations hold NaN or Inf"};
+  }
+  // A channel that calibration never excited must not get a scale of zero: another input may excite it.
+  x_mean_ = mean.clamp_min(std::max(1e-4 * mean.mean().item<double>(), 1e-30));
+  return {};
+}
+
+Status ScaleSearch::read_layers(const std::vector<LayerId>& layers) {
+  const auto count = static_cast<int64_t>(layers.size());
+  const int64_t rows = std::clamp<int64_t>(4 * options_.rows / count, std::min<int64_t>(32, options_.rows), options_.rows);
+  const double edge_tokens = context_.statistic<ChannelMoments>(edge_.port)->tokens;
+  at::Tensor relative_size;
+  int64_t out = 0;
+  for (const LayerId id : layers) {
+    const Layer& layer = context_.plan().layers[static_cast<size_t>(id)];
+    auto error = OutputError::from(context_.statistic<Gram>(layer.input), context_.statistic<ActivationRows>(layer.input));
+    if (!error) continue;  // an expert that no token reached does not vote
+    const at::Tensor weight = context_.weight(id);
+    Consumer consumer{id, &*context_.scheme(id)->weight, *error, {}, layer.out, 1.0};
+    consumer.share = std::min(1.0, error->tokens() / edge_tokens);
+    consumer.sample = rows_are_independent(*consumer.args) ? evenly_chosen(weight, rows) : weight;
+    const at::Tensor sum = sum_of_relative_size(weight, *consumer.args);
+    relative_size = relative_size.defined() ? relative_size.add_(sum) : sum;
+    out += layer.out;
+    consumers_.push_back(std::move(consumer));
+  }
+  if (consumers_.empty()) return {Code::kNotFound, "no calibration token reached its layers"};
+  w_mean_ = shared_by_heads((relative_size / static_cast<double>(out)).to(at::kFloat));
+  x_mean_ = x_mean_.to(w_mean_.device());
+  return {};
+}
+
+at::Tensor ScaleSearch::shared_by_heads(const at::Tensor& per_feature) const {
+  if (edge_.repeat == 1) return per_feature;
+  return per_feature.view({-1, edge_.repeat, edge_.head_dim}).mean(1).reshape({-1});
+}
+
+at::Tensor ScaleSearch::per_feature(const at::Tensor& shared) const {
+  if (edge_.repeat == 1) return shared;
+  return shared.view({-1, 1, edge_.head_dim}).expand({-1, edge_.repeat, edge_.head_dim}).reshape({-1});
+}
+
+at::Tensor ScaleSearch::scale(const Exponents& exponents) const {
+  if (exponents.identity()) return at::ones_like(x_mean_);
+  at::Tensor s = x_mean_.pow(exponents.activation);
+  if (exponents.weight != 0) s = s / (w_mean_.pow(exponents.weight) + 1e-4);
+  s = s.clamp_min(1e-4);
+  s = s / (s.max() * s.min()).sqrt();
+  s = at::where(at::isfinite(s), s, at::ones_like(s));
+  return s.clamp(1e-4, 1e4);
+}
+
+std::vector<Exponents> ScaleSearch::grid() const {
+  std::vector<Exponents> points{{}};
+  for (int k = 0; k < options_.grid; ++k) {
+    const double r = options_.grid > 1 ? static_cast<double>(k) / (options_.grid - 1) : 0.5;
+    if (options_.weight_term != WeightTerm::kOn && k > 0) points.push_back({r, 0});
+    // r = 1 has no weight term: it is the same point in both grids.
+    if (options_.weight_term == WeightTerm::kOn || (options_.weight_term == WeightTerm::kBoth && r < 1)) {
+      points.push_back({r, 1 - r});
+    }
+  }
+  return points;
+}
+
+/// Q(W s) / s
+Result<at::Tensor> ScaleSearch::rounded(const at::Tensor& weight, const QuantArgs& args, const OutputError& error,
+                                        const at::Tensor& s) const {
+  quant::RangeOptions range = options_.range;
+  if (range.method == quant::RangeOptions::Method::kMse) {
+    range.importance = error.mean_square().to(weight.device()) / s.square();
+  }
+  SLIM_ASSIGN(at::Tensor result, quant::fake_quantize(weight * s, args, context_.scale_dtype(), range));
+  return result.div_(s);
+}
+
+/// Mean over tokens, summed over these rows.
+Result<double> ScaleSearch::error_of_rows(const Consumer& consumer, const at::Tensor& weight, const at::Tensor& s) const {
+  const int64_t step = rows_are_independent(*consumer.args) ? kRowsPerSlice : weight.size(0);
+  double sum = 0;
+  for (int64_t begin = 0; begin < weight.size(0); begin += step) {
+    const at::Tensor rows = weight.narrow(0, begin, std::min(step, weight.size(0) - begin));
+    SLIM_ASSIGN(at::Tensor delta, rounded(rows, *consumer.args, consumer.error, s));
+    sum += consumer.error(delta.sub_(rows));
+  }
+  return sum;
+}
+
+Result<double> ScaleSearch::sampled_loss(const at::Tensor& s) const {
+  double loss = 0;
+  for (const Consumer& consumer : consumers_) {
+    SLIM_ASSIGN(const double error, error_of_rows(consumer, consumer.sample, s));
+    loss += consumer.share * error / static_cast<double>(consumer.sample.size(0));
+  }
+  return loss;
+}
+
+Result<double> ScaleSearch::full_loss(const at::Tensor& s) const {
+  double loss = 0;
+  for (const Consumer& consumer : consumers_) {
+    SLIM_ASSIGN(const double error, error_of_rows(consumer, context_.weight(consumer.id), s));
+    loss += consumer.share * error / static_cast<double>(consumer.out);
+  }
+  return loss;
+}
+
+Result<double> ScaleSearch::replayed_loss(const at::Tensor& s) const {
+  Overrides overrides;
+  for (const Consumer& consumer : consumers_) {
+    SLIM_ASSIGN(overrides[consumer.id], rounded(context_.weight(consumer.id), *consumer.args, consumer.error, s));
+  }
+  return context_.loss(edge_.region, overrides);
+}
+
+Result<double> ScaleSearch::ranking_loss(const Exponents& exponents) const {
+  const at::Tensor s = per_feature(scale(exponents));
+  return options_.replay ? replayed_loss(s) : sampled_loss(s);
+}
+
+/// Pattern search over both exponents: steps of half the grid's, halved whenever no neighbour is better.
+Status ScaleSearch::refine(Exponents& best, double& best_loss) const {
+  double step = 0.5 / std::max(1, options_.grid - 1);
+  const bool move_weight = options_.weight_term != WeightTerm::kOff;
+  for (int evaluations = 0; evaluations < options_.refine && step > 1e-3;) {
+    const Exponents center = best;
+    for (const auto& [da, dw] : {std::pair{step, 0.0}, {-step, 0.0}, {0.0, step}, {0.0, -step}}) {
+      const Exponents candidate{center.activation + da, center.weight + dw};
+      if ((dw != 0 && !move_weight) || candidate.activation < 0 || candidate.weight < 0) continue;
+      SLIM_ASSIGN(const double loss, ranking_loss(candidate));
+      ++evaluations;
+      if (loss < best_loss) {
+        best = candidate;
+        best_loss = loss;
+      }
+    }
+    if (best.activation == center.activation && best.weight == center.weight) step /= 2;
+  }
+  return {};
+}
+
+Result<Found> ScaleSearch::run() {
+  Exponents best;
+  double best_loss = 0;
+  bool first = true;
+  for (const Exponents& candidate : grid()) {
+    SLIM_ASSIGN(const double loss, ranking_loss(candidate));
+    if (first || loss < best_loss) {
+      best = candidate;
+      best_loss = loss;
+    }
+    first = false;
+  }
+  SLIM_TRY(refine(best, best_loss));
+  const auto final_loss = [&](const Exponents& exponents) {
+    const at::Tensor s = per_feature(scale(exponents));
+    return options_.replay ? replayed_loss(s) : full_loss(s);
+  };
+  Found found;
+  SLIM_ASSIGN(found.identity_loss, final_loss({}));
+  SLIM_ASSIGN(found.loss, final_loss(best));
+  if (found.loss < found.identity_loss) {
+    found.exponents = best;
+  } else {
+    found.loss = found.identity_loss;
+  }
+  found.scale = scale(found.exponents);
+  return found;
+}
+
+}  // namespace slim::awq

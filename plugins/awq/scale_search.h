@@ -1,0 +1,83 @@
+#pragma once
+#include <functional>
+#include <vector>
+
+#include "output_error.h"
+#include "slim/algorithm.hpp"
+#include "slim/quant.hpp"
+
+namespace slim::awq {
+
+enum class WeightTerm : uint8_t { kBoth, kOn, kOff };
+
+struct SearchOptions {
+  int grid = 20;
+  int refine = 24;         ///< further losses evaluated around the best grid point
+  int64_t rows = 512;      ///< of each layer, for ranking
+  WeightTerm weight_term = WeightTerm::kBoth;
+  bool replay = false;     ///< the loss is the region's output error instead of the layers'
+  quant::RangeOptions range;
+};
+
+/// A scale s = x_mean^activation / (w_mean^weight + 1e-4), normalised; both exponents 0: no scaling.
+struct Exponents {
+  double activation = 0, weight = 0;
+  bool identity() const { return activation == 0 && weight == 0; }
+};
+
+struct Found {
+  Exponents exponents;
+  at::Tensor scale;  ///< [features / repeat] fp32; ones for the identity
+  double loss = 0, identity_loss = 0;  ///< on all rows
+};
+
+/// Searches the scale of one edge that minimises the error of its consumers' outputs after rounding. Never worse than no scaling
+/// under its own loss.
+///
+/// Ranking uses the same evenly chosen rows of every layer for all candidates, since the squared error is a sum over rows; the
+/// winner and the identity are then compared on all rows. Grid and formulas: AWQ (Lin et al. 2023) and llm-compressor 0.14, which
+/// use one exponent for both terms; the refinement moves the two apart.
+///
+/// What divides by s (a norm, or the rows of v_proj or up_proj) is no part of the loss: a norm is not quantized, and a row divided
+/// by a number keeps its relative rounding error, because scales of rows and groups divide along.
+class ScaleSearch {
+ public:
+  /// `layers`: quantized consumers of the edge. kNotFound when no statistic saw a token.
+  static Result<ScaleSearch> make(BlockContext&, const ScaleEdge&, const std::vector<LayerId>& layers, const SearchOptions&);
+  Result<Found> run();
+
+ private:
+  struct Consumer {
+    LayerId id = 0;
+    const QuantArgs* args = nullptr;
+    OutputError error;
+    at::Tensor sample;     // rows of the weight, fp32
+    int64_t out = 0;
+    double share = 1;      // of the edge's tokens that reach this layer
+  };
+  ScaleSearch(BlockContext& context, const ScaleEdge& edge, const SearchOptions& options)
+      : context_(context), edge_(edge), options_(options) {}
+
+  Status read_activations();
+  Status read_layers(const std::vector<LayerId>&);
+  at::Tensor shared_by_heads(const at::Tensor& per_feature) const;
+  at::Tensor per_feature(const at::Tensor& shared) const;
+  at::Tensor scale(const Exponents&) const;
+  std::vector<Exponents> grid() const;
+
+  Result<at::Tensor> rounded(const at::Tensor& weight, const QuantArgs&, const OutputError&, const at::Tensor& s) const;
+  Result<double> error_of_rows(const Consumer&, const at::Tensor& weight, const at::Tensor& s) const;
+  Result<double> sampled_loss(const at::Tensor& s) const;
+  Result<double> full_loss(const at::Tensor& s) const;
+  Result<double> replayed_loss(const at::Tensor& s) const;
+  Result<double> ranking_loss(const Exponents&) const;
+  Status refine(Exponents& best, double& best_loss) const;
+
+  BlockContext& context_;
+  const ScaleEdge& edge_;
+  SearchOptions options_;
+  std::vector<Consumer> consumers_;
+  at::Tensor x_mean_, w_mean_;  // [features / repeat]
+};
+
+}  // namespace slim::awq

@@ -1,0 +1,72 @@
+#include "bit_stream.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+namespace slim::compressed_tensors {
+namespace {
+
+void pack_row(const int8_t* codes, int64_t count, int bits, int32_t* words) {
+  const int offset = 1 << (bits - 1);
+  const uint64_t mask = (uint64_t{1} << bits) - 1;
+  uint64_t pending = 0;
+  int held = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    pending |= (static_cast<uint64_t>(codes[i] + offset) & mask) << held;
+    held += bits;
+    if (held >= 32) {
+      *words++ = static_cast<int32_t>(static_cast<uint32_t>(pending));
+      pending >>= 32;
+      held -= 32;
+    }
+  }
+  if (held > 0) *words = static_cast<int32_t>(static_cast<uint32_t>(pending));
+}
+
+void unpack_row(const int32_t* words, int64_t count, int bits, int8_t* codes) {
+  const int offset = 1 << (bits - 1);
+  const uint64_t mask = (uint64_t{1} << bits) - 1;
+  uint64_t pending = 0;
+  int held = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (held < bits) {
+      pending |= static_cast<uint64_t>(static_cast<uint32_t>(*words++)) << held;
+      held += 32;
+    }
+    codes[i] = static_cast<int8_t>(static_cast<int>(pending & mask) - offset);
+    pending >>= bits;
+    held -= bits;
+  }
+}
+
+template <class F>
+void for_each_row(int64_t rows, int64_t elements_per_row, F&& f) {
+  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, elements_per_row));
+  at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) f(row);
+  });
+}
+
+}  // namespace
+
+at::Tensor pack_rows(const at::Tensor& codes, int bits) {
+  const at::Tensor source = codes.to(at::kCPU, at::kChar).contiguous();
+  const int64_t rows = source.size(0), count = source.size(1), words = packed_words(count, bits);
+  at::Tensor packed = at::empty({rows, words}, at::kInt);
+  const int8_t* from = source.const_data_ptr<int8_t>();
+  int32_t* to = packed.mutable_data_ptr<int32_t>();
+  for_each_row(rows, count, [&](int64_t row) { pack_row(from + row * count, count, bits, to + row * words); });
+  return packed;
+}
+
+at::Tensor unpack_rows(const at::Tensor& words, int bits, int64_t count) {
+  const at::Tensor source = words.contiguous();
+  const int64_t rows = source.size(0), stride = source.size(1);
+  at::Tensor codes = at::empty({rows, count}, at::kChar);
+  const int32_t* from = source.const_data_ptr<int32_t>();
+  int8_t* to = codes.mutable_data_ptr<int8_t>();
+  for_each_row(rows, count, [&](int64_t row) { unpack_row(from + row * stride, count, bits, to + row * count); });
+  return codes;
+}
+
+}  // namespace slim::compressed_tensors
