@@ -273,15 +273,12 @@ Status Tokenizer::Impl::read_added() {
     std::string where = "added_tokens[" + std::to_string(i) + "]";
     SLIM_ASSIGN(AddedToken token, read_added_token(list[i], where));
     SLIM_TRY(add(std::move(token), where));
-    const AddedToken& kept = added.back();
+    AddedToken& kept = added.back();
+    if (kept.normalized) kept.content = normalize(kept.content);  // also what decoding gives back
     if (!added_ids.emplace(kept.content, kept.id).second) return corrupt(where, "'" + kept.content + "' is there twice");
     tokens[static_cast<size_t>(kept.id)] = {kept.content, kept.special};
-    if (!kept.normalized) {
-      raw.add(kept, kept.content);
-    } else if (std::string content = normalize(kept.content); !content.empty()) {
-      normalized.add(kept, content);
-      any_normalized = true;
-    }
+    (kept.normalized ? normalized : raw).add(kept);
+    any_normalized |= kept.normalized;
   }
   return {};
 }

@@ -33,9 +33,9 @@ size_t skip_space(std::string_view text, size_t begin) {
 
 }  // namespace
 
-void AddedTokenFinder::add(const AddedToken& token, std::string_view content) {
+void AddedTokenFinder::add(const AddedToken& token) {
   uint32_t node = 0;
-  for (char c : content) {
+  for (char c : token.content) {
     auto byte = static_cast<uint8_t>(c);
     auto& children = nodes_[node].children;
     auto it = std::find_if(children.begin(), children.end(), [&](const auto& child) { return child.first == byte; });
@@ -49,7 +49,7 @@ void AddedTokenFinder::add(const AddedToken& token, std::string_view content) {
   }
   nodes_[node].token = static_cast<int32_t>(tokens_.size());
   tokens_.push_back(token);
-  starts_[static_cast<uint8_t>(content.front())] = true;
+  starts_[static_cast<uint8_t>(token.content.front())] = true;
 }
 
 int32_t AddedTokenFinder::match(std::string_view text, size_t at, size_t& size) const {

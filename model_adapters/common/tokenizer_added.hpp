@@ -27,8 +27,8 @@ struct TextPiece {
 /// Finds added tokens: leftmost, and the longest of those that start there. A trie of bytes. Immutable after the last add().
 class AddedTokenFinder {
  public:
-  /// `content`: what to look for, not empty.
-  void add(const AddedToken& token, std::string_view content);
+  /// The content may not be empty.
+  void add(const AddedToken& token);
   /// Appends all of `text`, no piece empty, in order. Views into `text`.
   void split(std::string_view text, std::vector<TextPiece>& pieces) const;
 

@@ -157,12 +157,11 @@ bool is_white_space(char32_t c) {
 }
 
 bool is_word(char32_t c) {
-  switch (utf8proc_category(static_cast<utf8proc_int32_t>(c))) {
-    case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LL: case UTF8PROC_CATEGORY_LT: case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO: case UTF8PROC_CATEGORY_MN: case UTF8PROC_CATEGORY_MC: case UTF8PROC_CATEGORY_ME:
-    case UTF8PROC_CATEGORY_ND: case UTF8PROC_CATEGORY_NL: case UTF8PROC_CATEGORY_PC: return true;
-    default: break;
-  }
+  using namespace unicode_tables;
+  const CategoryRange* changed = find_range(kCategoryChanges, kCategoryChangeCount, c);
+  std::string_view category = changed != nullptr ? std::string_view(kCategories + 2 * changed->category, 2)
+                                                 : utf8proc_category_string(static_cast<utf8proc_int32_t>(c));
+  if (category[0] == 'L' || category[0] == 'M' || category == "Nd" || category == "Nl" || category == "Pc") return true;
   // Join_Control, and the symbols that are alphabetic: circled and squared Latin letters.
   return c == 0x200C || c == 0x200D || (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) ||
          (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);
