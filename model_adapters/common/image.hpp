@@ -24,7 +24,8 @@ enum class Orientation : uint8_t { kAsStored, kFromExif };
 /// Decodes one JPEG, PNG or WebP image; the content decides which it is, never the name.
 /// Returns a contiguous uint8 [height, width, 3] RGB tensor on the CPU. As in Pillow: alpha and transparent colours are
 /// dropped, 16-bit gray is clipped to 255, 16-bit colour keeps its high byte, of an animation the first frame is taken,
-/// colour profiles and gamma are ignored, and truncated files are errors.
+/// colour profiles and gamma are ignored, and truncated files are errors. One exception: a progressive JPEG that lacks its
+/// last scans may differ by a few levels from Pillow if libjpeg-turbo is older than 3.0.1, which corrected its smoothing.
 /// @param bytes the whole file; not kept
 /// @param name  how messages call it ("images/cat.jpg")
 /// Errors: kCorrupt (damaged or truncated), kUnsupported (another format), kInvalidArgument (over a limit).

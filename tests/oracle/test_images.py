@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+from transformers.utils import logging
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 TOLERANCE = 1e-5
@@ -148,7 +149,9 @@ def jpeg_images():
         "jpeg tall": encoded(Image.fromarray(picture(13, 1600)), "JPEG"),
         "jpeg 3000x2000": encoded(Image.fromarray(picture(3000, 2000)), "JPEG", quality=85),
         "jpeg icc and comment": encoded(color, "JPEG", icc_profile=b"x" * 5000, comment=b"hello"),
-        "jpeg some scans missing": first_scans(encoded(color, "JPEG", progressive=True), 3),
+        # Not with chroma halved along height: there libjpeg-turbo before 3.0.1 smoothed the edges of blocks wrongly.
+        "jpeg some scans missing": first_scans(encoded(color, "JPEG", progressive=True, subsampling=0), 3),
+        "jpeg one scan": first_scans(encoded(color, "JPEG", progressive=True, subsampling=1), 1),
         "jpeg trailing data": encoded(color, "JPEG") + b"trailing",
         "jpeg damaged inside": damaged(encoded(color, "JPEG", quality=90)),
     }
@@ -394,9 +397,9 @@ def check_cap(tool, checks):
     data = encoded(Image.fromarray(picture(640, 400)), "PNG")
     options = IMAGE_OPTIONS["Qwen3-VL-4B"]
     path = tool.file(data)
-    whole = tool.run("image", [path], np.float32, options=options, max_patches=1000)
-    checks.that(whole["downscaled"] is False and np.prod(whole["grid"]) == 1000, f"a cap that is met: {whole['grid']}")
-    for cap in (999, 256, 40, 16):
+    whole = tool.run("image", [path], np.float32, options=options, max_patches=24 * 40)
+    checks.that(whole["downscaled"] is False and whole["grid"] == [1, 24, 40], f"a cap that is met: {whole['grid']}")
+    for cap in (24 * 40 - 1, 256, 40, 16):
         answer = tool.run("image", [path], np.float32, options=options, max_patches=cap)
         lowered = Qwen2VLImageProcessor(**{**options, "size": {"shortest_edge": 1, "longest_edge": cap * 256}})
         expected = lowered(images=[Image.open(io.BytesIO(data))], return_tensors="pt")
@@ -420,6 +423,7 @@ def main():
     parser.add_argument("--build", required=True)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
     torch.set_num_threads(1)
     checks = Checks()
     jpegs, pngs, webps, turned = jpeg_images(), png_images(), webp_images(), oriented_images()
