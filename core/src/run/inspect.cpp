@@ -132,7 +132,7 @@ int64_t parameters_of(const TensorSpec& spec, const std::optional<Quantization>&
   if (suffix != "weight_packed" && suffix != "qweight") return elements(spec);
   if (const auto shape = shapes.find(module); shape != shapes.end()) return shape->second;
   const int64_t bits = std::max<int64_t>(quantization->bits.value_or(4), 1);
-  return elements(spec) * dtype_bits(spec.dtype) / bits;
+  return static_cast<int64_t>(static_cast<__int128>(elements(spec)) * dtype_bits(spec.dtype) / bits);
 }
 
 // The float element counts of packed layers, from their tiny "weight_shape" tensors.

@@ -1,0 +1,110 @@
+#include "run/run_report.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include <nlohmann/json.hpp>
+
+namespace slim {
+namespace {
+
+constexpr size_t kExpertsNamed = 10;
+
+template <class... Args>
+std::string format(const char* pattern, Args... args) {
+  char text[512];
+  std::snprintf(text, sizeof text, pattern, args...);
+  return text;
+}
+
+}  // namespace
+
+int64_t peak_resident_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;
+}
+
+std::string bytes_text(int64_t bytes) {
+  const char* units[] = {"B", "kB", "MB", "GB", "TB"};
+  double value = static_cast<double>(bytes);
+  int unit = 0;
+  for (; value >= 1000 && unit < 4; ++unit) value /= 1000;
+  return format(unit ? "%.2f %s" : "%.0f %s", value, units[unit]);
+}
+
+Result<std::string> config_with_quantization(const std::string& config_json, const Format& output_format, const OutputModel& output) {
+  auto config = nlohmann::ordered_json::parse(config_json, nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object()) return Status(Code::kCorrupt, "config.json is not a JSON object");
+  SLIM_ASSIGN(const std::string quantization, output_format.quantization_config(output));
+  if (!quantization.empty()) config["quantization_config"] = nlohmann::ordered_json::parse(quantization);
+  return config.dump(2) + "\n";
+}
+
+void RunReport::record_proof(size_t folds, double error) {
+  folds_ += folds;
+  largest_proof_error_ = std::max(largest_proof_error_, error);
+}
+
+void RunReport::record_experts(const BlockPlan& block, const StatisticSet& statistics) {
+  if (!block.moe) return;
+  for (size_t expert = 0; expert < block.moe->experts.size(); ++expert) {
+    const Layer& layer = block.layers[block.moe->experts[expert].front()];
+    const double tokens = statistics.tokens(layer.input);
+    if (tokens >= 0) expert_tokens_.emplace_back(tokens, block.name + " expert " + std::to_string(expert));
+  }
+}
+
+std::string RunReport::experts_text() const {
+  if (expert_tokens_.empty()) return "";
+  auto sorted = expert_tokens_;
+  std::sort(sorted.begin(), sorted.end());
+  double sum = 0;
+  for (const auto& [tokens, name] : sorted) sum += tokens;
+  std::string text = format("experts            %zu, on average %.0f tokens each, least:\n", sorted.size(), sum / sorted.size());
+  for (size_t i = 0; i < std::min(kExpertsNamed, sorted.size()); ++i) {
+    text += format("  %8.0f  %s\n", sorted[i].first, sorted[i].second.c_str());
+  }
+  return text;
+}
+
+Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const RunPlan& plan, const Calibration& calibration,
+                         int64_t input_bytes, int64_t output_bytes) const {
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  const double bits = plan.quantized_bits / std::max<double>(1, plan.quantized_weights);
+  nlohmann::ordered_json json = {
+      {"output", config.output}, {"scheme", recipe.scheme.name}, {"format", recipe.format_id}, {"algorithms", recipe.algorithm_ids},
+      {"input_bytes", input_bytes}, {"output_bytes", output_bytes}, {"quantized_weights", plan.quantized_weights},
+      {"float_linear_weights", plan.float_weights}, {"bits_per_weight", bits}, {"seconds", seconds},
+      {"peak_rss_bytes", peak_resident_bytes()},
+      {"calibration", {{"samples", calibration.samples}, {"text_tokens", calibration.text_tokens},
+                       {"image_tokens", calibration.image_tokens}, {"downscaled", calibration.downscaled},
+                       {"skipped", calibration.skipped}}},
+      {"folds", folds_}, {"largest_proof_error", largest_proof_error_}, {"indivisible", plan.indivisible}};
+  for (const auto& [name, kind] : notes.kinds()) json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
+  for (const auto& [where, values] : notes.metrics()) json["metrics"][where] = values;
+  for (const auto& [tokens, name] : expert_tokens_) json["expert_tokens"][name] = tokens;
+
+  Report report;
+  report.json = json.dump();
+  report.text = format("written to         %s\n", config.output.c_str()) +
+                format("scheme, format     %s, %s\n", recipe.scheme.name.c_str(), recipe.format_id.c_str()) +
+                format("bytes              %s -> %s\n", bytes_text(input_bytes).c_str(), bytes_text(output_bytes).c_str()) +
+                format("bits per weight    %.3f in %lld quantized weights\n", bits, static_cast<long long>(plan.quantized_weights));
+  if (calibration.samples > 0) {
+    report.text += format("calibrated on      %lld samples: %lld text tokens, %lld image tokens\n",
+                          static_cast<long long>(calibration.samples), static_cast<long long>(calibration.text_tokens),
+                          static_cast<long long>(calibration.image_tokens));
+    if (calibration.downscaled) report.text += format("downscaled         %lld samples\n", static_cast<long long>(calibration.downscaled));
+    if (!calibration.skipped.empty()) report.text += format("skipped            %zu samples, the first: %s\n", calibration.skipped.size(), calibration.skipped.front().c_str());
+  }
+  if (folds_) report.text += format("scales folded      %zu, float output unchanged to %.1e\n", folds_, largest_proof_error_);
+  report.text += experts_text() + notes.text();
+  for (const std::string& line : plan.indivisible) report.text += "group size         " + line + "\n";
+  report.text += format("seconds, peak RAM  %.1f, %s\n", seconds, bytes_text(peak_resident_bytes()).c_str());
+  return report;
+}
+
+}  // namespace slim

@@ -1,0 +1,37 @@
+#pragma once
+#include <chrono>
+#include <string>
+
+#include "run/block_context.h"
+#include "run/calibration.h"
+#include "run/commands.h"
+
+namespace slim {
+
+/// Gathers the figures of one run, from its construction on.
+class SLIM_API RunReport {
+ public:
+  RunNotes notes;
+
+  void record_proof(size_t folds, double error);
+  /// Tokens per expert of a mixture-of-experts block.
+  void record_experts(const BlockPlan&, const StatisticSet&);
+  Report finish(const RunConfig&, const Recipe&, const RunPlan&, const Calibration&, int64_t input_bytes, int64_t output_bytes) const;
+
+ private:
+  std::string experts_text() const;
+
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  size_t folds_ = 0;
+  double largest_proof_error_ = 0;
+  std::vector<std::pair<double, std::string>> expert_tokens_;
+};
+
+/// config.json with the format's "quantization_config" in it; key order kept.
+SLIM_API Result<std::string> config_with_quantization(const std::string& config_json, const Format&, const OutputModel&);
+/// Most memory that this process has had in RAM so far, in bytes.
+SLIM_API int64_t peak_resident_bytes();
+/// "1.25 GB"
+SLIM_API std::string bytes_text(int64_t bytes);
+
+}  // namespace slim
