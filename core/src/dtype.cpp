@@ -68,14 +68,16 @@ std::optional<Dtype> from_scalar_type(c10::ScalarType type) {
 }
 
 std::optional<int64_t> byte_size(const TensorSpec& spec) {
-  int64_t bits = dtype_bits(spec.dtype);
+  int64_t elements = 1;
   bool empty = false;
   for (const int64_t dim : spec.shape) {
-    if (dim < 0 || __builtin_mul_overflow(bits, std::max<int64_t>(dim, 1), &bits)) return std::nullopt;
+    if (dim < 0 || __builtin_mul_overflow(elements, std::max<int64_t>(dim, 1), &elements)) return std::nullopt;
     empty |= dim == 0;
   }
+  const __int128 bits = static_cast<__int128>(elements) * dtype_bits(spec.dtype);
+  if (bits / 8 > INT64_MAX) return std::nullopt;
   if (empty) return 0;
-  return bits % 8 == 0 ? std::optional(bits / 8) : std::nullopt;
+  return bits % 8 == 0 ? std::optional(static_cast<int64_t>(bits / 8)) : std::nullopt;
 }
 
 std::string shape_string(const std::vector<int64_t>& shape) {

@@ -44,12 +44,14 @@ TEST_CASE("dtype/ byte_size is elements times bits") {
   CHECK(byte_size({"empty", Dtype::kF32, {4, 0}}) == 0);
   CHECK(byte_size({"fp4", Dtype::kF4, {3, 2}}) == 3);
   CHECK(byte_size({"fp6", Dtype::kF6E2M3, {4}}) == 3);
+  CHECK(byte_size({"largest", Dtype::kU8, {std::numeric_limits<int64_t>::max()}}) == std::numeric_limits<int64_t>::max());
 }
 
 TEST_CASE("dtype/ byte_size refuses what cannot be a size") {
   constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
   CHECK_FALSE(byte_size({"negative", Dtype::kU8, {-1}}).has_value());
   CHECK_FALSE(byte_size({"negatives", Dtype::kU8, {-2, -2}}).has_value());
+  CHECK_FALSE(byte_size({"bytes overflow", Dtype::kF64, {int64_t{1} << 60}}).has_value());
   CHECK_FALSE(byte_size({"overflow", Dtype::kU8, {kMax, 2}}).has_value());
   CHECK_FALSE(byte_size({"wraps to 0", Dtype::kU8, {int64_t{1} << 32, int64_t{1} << 32}}).has_value());
   CHECK_FALSE(byte_size({"strides overflow", Dtype::kU8, {int64_t{1} << 62, int64_t{1} << 62, 0}}).has_value());
