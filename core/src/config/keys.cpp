@@ -215,7 +215,7 @@ Result<std::string> checked_text(const ConfigKey& key, const ConfigValue& value)
   return Status(status.code(), status.message() + did_you_mean(*text, allowed));
 }
 
-/// A list, one text, or the text of a list as --set has it: a,b
+/// A list, or one text as a list of one.
 Status assign_list(const ConfigValue& value, std::vector<std::string>& field) {
   if (const auto* list = std::get_if<std::vector<std::string>>(&value.data)) {
     field = *list;
@@ -223,12 +223,7 @@ Status assign_list(const ConfigValue& value, std::vector<std::string>& field) {
   }
   const auto* text = std::get_if<std::string>(&value.data);
   if (!text) return wrong(value, "a text or a list of texts");
-  field.clear();
-  for (size_t begin = 0; begin <= text->size();) {
-    const size_t end = value.is_text ? std::min(text->find(',', begin), text->size()) : text->size();
-    if (end > begin) field.push_back(text->substr(begin, end - begin));
-    begin = end + 1;
-  }
+  field = {*text};
   return {};
 }
 

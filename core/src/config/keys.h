@@ -13,7 +13,7 @@ namespace slim {
 /// A value of a TOML file or of --set, before its key has given it a type.
 struct ConfigValue {
   std::variant<bool, int64_t, double, std::string, std::vector<std::string>> data;
-  bool is_text = false;  ///< from --set or a flag: text that may also stand for a number, a switch or a list
+  bool is_text = false;  ///< from --set or a flag: text that may also stand for a number or a switch
 };
 
 /// One key of the configuration: everything that parsing, --set, messages and the listing need to know of it.

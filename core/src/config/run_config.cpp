@@ -1,7 +1,5 @@
 #include "config/run_config.h"
 
-#define TOML_EXCEPTIONS 0
-#define TOML_HEADER_ONLY 1
 #include <toml++/toml.h>
 
 #include <algorithm>
@@ -19,7 +17,6 @@ namespace slim {
 namespace {
 
 constexpr std::string_view kSections[] = {"model", "compression", "dataset", "output", "run", "global"};
-constexpr std::string_view kQuantization = "compression.quantization";
 
 bool is_section(std::string_view name) {
   return std::find(std::begin(kSections), std::end(kSections), name) != std::end(kSections);
@@ -80,7 +77,7 @@ Result<ConfigValue> value_of(const toml::node& node) {
 /// [compression.<id>] is a plugin's own unless `key` is one of ours.
 bool is_plugin_table(const std::string& key, const toml::node& node) {
   const bool in_compression = key.starts_with("compression.") && std::count(key.begin(), key.end(), '.') == 1;
-  return node.is_table() && in_compression && key != kQuantization;
+  return node.is_table() && in_compression && key != "compression.quantization";
 }
 
 Status Reader::read_plugin(const toml::table& table, const std::string& plugin) {
@@ -139,6 +136,15 @@ Result<std::string> read_text(const std::string& path) {
   return text.str();
 }
 
+Result<toml::table> parse_toml(const std::string& text, const std::string& path) {
+  try {
+    return toml::table(toml::parse(text));
+  } catch (const toml::parse_error& error) {
+    return Status(Code::kInvalidArgument, path + ":" + std::to_string(error.source().begin.line) + ": no valid TOML: " +
+                                              std::string(error.description()));
+  }
+}
+
 // ---- flags ------------------------------------------------------------------------------------------------------------
 
 /// "awq.grid" is short for "compression.awq.grid": sections have names of their own.
@@ -148,10 +154,20 @@ std::string full_key(const std::string& key) {
   return short_form ? "compression." + key : key;
 }
 
+/// "a,b" in its parts, empty ones left out.
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, ',');) {
+    if (!part.empty()) parts.push_back(part);
+  }
+  return parts;
+}
+
 /// The plugin and option of "compression.<plugin>.<option>".
 std::optional<std::pair<std::string, std::string>> plugin_option(const std::string& key) {
   constexpr std::string_view kPrefix = "compression.";
-  if (!key.starts_with(kPrefix) || key.starts_with(std::string(kQuantization) + ".")) return std::nullopt;
+  if (!key.starts_with(kPrefix) || key.starts_with("compression.quantization.")) return std::nullopt;
   const std::string rest = key.substr(kPrefix.size());
   const size_t dot = rest.find('.');
   if (dot == 0 || dot == std::string::npos || dot + 1 == rest.size()) return std::nullopt;
@@ -168,14 +184,9 @@ std::string chain_id(const std::string& entry) {
 
 Status read_config_file(const std::string& path, RunConfig& config) {
   SLIM_ASSIGN(const std::string text, read_text(path));
-  const toml::parse_result parsed = toml::parse(text, path);
-  if (!parsed) {
-    const toml::parse_error& error = parsed.error();
-    return Status(Code::kInvalidArgument, path + ":" + std::to_string(error.source().begin.line) + ": no valid TOML: " +
-                                              std::string(error.description()));
-  }
+  SLIM_ASSIGN(const toml::table table, parse_toml(text, path));
   RunConfig result = config;  // untouched when the file has an error
-  SLIM_TRY((Reader{path, result}.read_table(parsed.table(), "")));
+  SLIM_TRY((Reader{path, result}.read_table(table, "")));
   SLIM_TRY(resolve_scheme(result).in(path));
   config = std::move(result);
   return {};
@@ -205,7 +216,10 @@ Status set_config_value(const std::string& assignment, RunConfig& config) {
   if (equals == std::string::npos || equals == 0) {
     return Status(Code::kInvalidArgument, "--set " + assignment + ": expected key=value");
   }
-  return set_config_key(assignment.substr(0, equals), {assignment.substr(equals + 1)}, config).in("--set " + assignment);
+  const std::string key = assignment.substr(0, equals), text = assignment.substr(equals + 1);
+  const ConfigKey* known = find_config_key(full_key(key));
+  const bool list = known && std::holds_alternative<std::vector<std::string> RunConfig::*>(known->target);
+  return set_config_key(key, list ? split(text) : std::vector<std::string>{text}, config).in("--set " + assignment);
 }
 
 Status check_plugin_options(const RunConfig& config) {

@@ -49,9 +49,10 @@ struct RunConfig {
 /// Reads a TOML file into `config`, over what is there. Unknown keys, wrong types and values out of range are errors that
 /// name file, line, key, and the nearest known key.
 SLIM_API Status read_config_file(const std::string& path, RunConfig& config);
-/// `--set key=value`, with the dotted keys of the TOML file ("compression.quantization.group_size=64", "awq.grid=40").
+/// `--set key=value`, with the dotted keys of the TOML file ("compression.quantization.group_size=64"; lists as a,b), or
+/// short for a plugin's option: "awq.grid=40".
 SLIM_API Status set_config_value(const std::string& assignment, RunConfig& config);
-/// The same with the value apart; several values are a list's.
+/// The same with the value apart; several values, or none, are a list's.
 SLIM_API Status set_config_key(const std::string& key, const std::vector<std::string>& values, RunConfig& config);
 /// After file, --set and flags: every [compression.<plugin id>] belongs to a plugin of the chain.
 SLIM_API Status check_plugin_options(const RunConfig& config);

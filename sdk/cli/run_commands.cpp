@@ -1,0 +1,129 @@
+// The main job, and `slim plan`: the same flags.
+#include <algorithm>
+
+#include "cli.h"
+#include "config/run_config.h"
+#include "interrupt.h"
+#include "output.h"
+#include "progress.h"
+#include "run/commands.h"
+#include "util/nearest.h"
+
+namespace slim::cli {
+namespace {
+
+const std::string kSchemeKey = "compression.quantization.name";
+
+std::vector<Flag> run_flags() {
+  const std::string quantization = "compression.quantization.";
+  return {{"plugin", "ID[,ID...]", "algorithm, or a chain of them: awq | gptq | awq,gptq | fp8 | ...", "compression.plugin", true},
+          {"adapter", "ID", "model architecture (default: by config.json)", "model.adapter"},
+          {"model", "DIR", "Hugging Face checkpoint to compress", "model.path"},
+          {"calib", "PATH", "calibration data: JSONL, parquet, text, or a folder of images", "dataset.path"},
+          {"output", "DIR", "where the compressed checkpoint goes", "output.path"},
+          {"config", "FILE", "TOML file; flags and --set override it", ""},
+          {"scheme", "NAME", "w4a16, w4a16_asym, w8a8, fp8_dynamic, ... (default: the plugin's)", kSchemeKey},
+          {"group-size", "N", "input channels that share a scale; -1: whole rows", quantization + "group_size"},
+          {"format", "ID", "compressed-tensors | awq | gptq | ascend", "output.format"},
+          {"ignore", "NAME", "a layer to leave in float: name, glob or re:... (repeatable)", quantization + "ignore_layers", true},
+          {"quant-vit", "", "compress the vision tower too", quantization + "quant_vit"},
+          {"num-samples", "N", "calibration samples", "dataset.num_samples"},
+          {"max-seq-length", "N", "tokens of a sample", "dataset.max_seq_length"},
+          {"batch-size", "N", "samples that run together", "dataset.batch_size"},
+          {"shuffle", "", "draw samples at random", "dataset.shuffle"},
+          {"skip-bad-samples", "", "count malformed samples instead of stopping", "dataset.skip_bad_samples"},
+          {"prompt", "TEXT", "question about each picture of a folder of images", "dataset.prompt"},
+          {"seed", "N", "of everything random", "run.seed"},
+          {"backend", "ID", "cpu | cuda | npu", "run.backend"},
+          {"dtype", "TYPE", "auto | float32 | bfloat16 | float16", "run.dtype"},
+          {"threads", "N", "CPU threads", "run.threads"},
+          {"max-memory", "BYTES", "limit of working memory, as 8GiB", "run.max_memory"},
+          {"max-shard-size", "BYTES", "largest file of tensors, as 5GB", "output.max_shard_size"},
+          {"overwrite", "", "replace an existing output folder", "output.overwrite"},
+          {"set", "KEY=VALUE", "any configuration key, or plugin.option (repeatable)", "", true},
+          {"help-keys", "", "list the keys of configuration files", ""}};
+}
+
+std::vector<std::string> split_ids(const std::vector<std::string>& values) {
+  std::vector<std::string> ids;
+  for (const std::string& value : values) {
+    for (size_t begin = 0; begin <= value.size();) {
+      const size_t end = std::min(value.find(',', begin), value.size());
+      if (end > begin) ids.push_back(value.substr(begin, end - begin));
+      begin = end + 1;
+    }
+  }
+  return ids;
+}
+
+Status apply_flags(const Arguments& arguments, RunConfig& config) {
+  for (const Flag& flag : run_flags() + common_flags()) {
+    if (flag.key.empty() || !arguments.has(flag.name)) continue;
+    const auto& values = arguments.all(flag.name);
+    SLIM_TRY(set_config_key(flag.key, flag.name == "plugin" ? split_ids(values) : values, config).in("--" + flag.name));
+  }
+  return {};
+}
+
+/// --set of a scheme's name starts the scheme over, so it comes before flags that refine it.
+Status apply_assignments(const std::vector<std::string>& assignments, bool scheme_names, RunConfig& config) {
+  for (const std::string& assignment : assignments) {
+    const bool names_scheme = assignment.starts_with(kSchemeKey + "=");
+    if (names_scheme == scheme_names) SLIM_TRY(set_config_value(assignment, config));
+  }
+  return {};
+}
+
+Status require(const std::string& value, const std::string& flag, const std::string& what) {
+  if (!value.empty()) return {};
+  return Status(Code::kInvalidArgument, "--" + flag + " is missing: " + what);
+}
+
+Result<RunConfig> read_config(const Arguments& arguments, bool needs_output) {
+  if (!arguments.positional().empty()) {
+    return Status(Code::kInvalidArgument, "unexpected argument '" + arguments.positional()[0] + "'");
+  }
+  RunConfig config;
+  SLIM_TRY(plugin_dirs(arguments).status());
+  if (arguments.has("config")) SLIM_TRY(read_config_file(arguments.text("config"), config));
+  SLIM_TRY(apply_assignments(arguments.all("set"), true, config));
+  SLIM_TRY(apply_flags(arguments, config));
+  SLIM_TRY(apply_assignments(arguments.all("set"), false, config));
+  SLIM_TRY(require(config.model, "model", "the folder of a Hugging Face checkpoint"));
+  SLIM_TRY(require(join(config.plugins), "plugin", "an algorithm; `slim plugins list` shows them"));
+  if (needs_output) SLIM_TRY(require(config.output, "output", "the folder to write"));
+  SLIM_TRY(check_plugin_options(config));
+  return config;
+}
+
+int run_quantize(const Arguments& arguments) {
+  if (arguments.has("help-keys")) return print(config_keys_help());
+  const auto config = read_config(arguments, /*needs_output=*/true);
+  if (!config.ok()) return fail(config.status());
+  PluginRegistry registry(config->plugin_dirs);
+  catch_interrupts();
+  const auto progress = make_progress(arguments.has("quiet"));
+  return print(quantize(*config, registry, *progress), arguments.has("json"));
+}
+
+int run_plan(const Arguments& arguments) {
+  if (arguments.has("help-keys")) return print(config_keys_help());
+  const auto config = read_config(arguments, /*needs_output=*/false);
+  if (!config.ok()) return fail(config.status());
+  PluginRegistry registry(config->plugin_dirs);
+  return print(plan(*config, registry), arguments.has("json"));
+}
+
+}  // namespace
+
+Command quantize_command() {
+  return {"", "--plugin ID --model DIR --output DIR [--calib PATH] [--config FILE] [options]",
+          "compress a checkpoint", run_flags() + common_flags(), &run_quantize};
+}
+
+Command plan_command() {
+  return {"plan", "plan --plugin ID --model DIR [options]",
+          "what would happen: per tensor, memory, output size", run_flags() + common_flags(), &run_plan};
+}
+
+}  // namespace slim::cli
