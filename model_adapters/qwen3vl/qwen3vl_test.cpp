@@ -1,0 +1,186 @@
+#include "common/adapter_checks.hpp"
+
+#include <doctest/doctest.h>
+
+using namespace slim;
+using namespace slim::model;
+
+extern "C" const slim_plugin slim_plugin_v1;
+
+namespace {
+
+constexpr int64_t kImage = 60, kVideo = 61;
+
+/// A tiny model: `text` and `vision` are further keys of those parts, `top` of the whole.
+std::string config_of(const std::string& text = "", const std::string& vision = "", const std::string& top = "") {
+  return R"({"model_type": "qwen3_vl", "image_token_id": 60, "video_token_id": 61)" + top + R"(,
+    "text_config": {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+      "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 64, "rope_theta": 10000,
+      "rope_scaling": {"mrope_section": [4, 2, 2], "rope_type": "default"})" + text + R"(},
+    "vision_config": {"depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32,
+      "patch_size": 4, "num_position_embeddings": 25, "deepstack_visual_indexes": [2, 0])" + vision + "}}";
+}
+
+/// grids: height and width of images in tokens.
+Sample sample_of(const std::vector<std::pair<int64_t, int64_t>>& grids, int64_t seed) {
+  at::manual_seed(seed);
+  std::vector<int64_t> ids{5, 6 + seed, 7}, sizes;
+  int64_t patches = 0;
+  for (const auto& [height, width] : grids) {
+    ids.insert(ids.end(), height * width, kImage);
+    ids.push_back(9);
+    sizes.insert(sizes.end(), {1, 2 * height, 2 * width});
+    patches += 4 * height * width;
+  }
+  Sample sample;
+  sample.origin = "calib.jsonl:" + std::to_string(seed);
+  sample.tensors["input_ids"] = at::tensor(ids, at::kLong);
+  if (!grids.empty()) {
+    sample.tensors["pixel_values"] = at::randn({patches, 3 * 2 * 4 * 4});
+    sample.tensors["image_grid_thw"] = at::tensor(sizes, at::kLong).view({-1, 3});
+  }
+  return sample;
+}
+
+std::vector<Sample> some_samples() { return {sample_of({{2, 3}, {1, 1}}, 1), sample_of({}, 2), sample_of({{1, 4}}, 3)}; }
+
+std::string plan_error(ModelAdapter* adapter, const std::string& config, const std::map<std::string, TensorSpec>& specs) {
+  const auto plan = adapter->plan(config, specs);
+  return plan.ok() ? "" : plan.status().message();
+}
+
+}  // namespace
+
+TEST_CASE("qwen3vl/ the plan names every tensor exactly once, tied or not") {
+  for (const char* top : {"", R"(, "tie_word_embeddings": true)"}) {
+    PluginAdapter plugin(slim_plugin_v1);
+    const auto model = random_model(plugin.adapter, config_of("", "", top));
+    check_plan_is_consistent(model);
+    const bool tied = *top != 0;
+    CHECK((model.specs.count("lm_head.weight") == 1) == !tied);
+    const auto& head = model.plan.blocks.back();
+    CHECK(head.stage == "head");
+    CHECK(head.layers[0].tied == tied);
+    CHECK(head.layers[0].role == Role::kHead);
+  }
+}
+
+TEST_CASE("qwen3vl/ a tied head that is stored a second time belongs to the plan") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const auto model = random_model(plugin.adapter, config_of(R"(, "tie_word_embeddings": true)"),
+                                  {{"lm_head.weight", {"lm_head.weight", Dtype::kF32, {64, 32}}}});
+  check_plan_is_consistent(model);
+  CHECK(model.plan.blocks.back().layers[0].tied);
+}
+
+TEST_CASE("qwen3vl/ language blocks have the ports, groups and edges that engines and algorithms expect") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const auto model = random_model(plugin.adapter, config_of());
+  const auto& block = model.plan.blocks[4];
+  CHECK(block.name == "model.language_model.layers.0");
+  std::vector<std::string> ports, edges, groups;
+  for (const auto& port : block.ports) ports.push_back(port.name);
+  for (const auto& edge : block.edges) edges.push_back(edge.name);
+  for (const auto& group : block.fused) groups.push_back(group.name);
+  CHECK(ports == std::vector<std::string>{"attention_input", "attention_output_input", "mlp_input", "down_input"});
+  CHECK(groups == std::vector<std::string>{"qkv", "gate_up"});
+  CHECK(edges.size() == 4);
+  CHECK(block.edges[1].repeat == 2);
+  CHECK(block.edges[1].head_dim == 16);
+}
+
+TEST_CASE("qwen3vl/ missing, misshapen, quantized and unknown tensors are told by name") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const auto model = random_model(plugin.adapter, config_of());
+  const std::string name = "model.language_model.layers.1.mlp.up_proj.weight";
+  auto specs = model.specs;
+  specs.erase(name);
+  CHECK(plan_error(plugin.adapter, config_of(), specs) == "tensor " + name + " is missing, config.json says it has shape [40, 32]");
+  specs = model.specs;
+  specs.at(name).shape = {40, 31};
+  CHECK(plan_error(plugin.adapter, config_of(), specs) ==
+        "tensor " + name + " has shape [40, 31], expected [40, 32] from config.json");
+  specs = model.specs;
+  specs.at(name).dtype = Dtype::kF8E4M3;
+  CHECK(plan_error(plugin.adapter, config_of(), specs).find("F8_E4M3") != std::string::npos);
+  specs = model.specs;
+  specs["extra"] = {"extra", Dtype::kF32, {3}};
+  CHECK(plan_error(plugin.adapter, config_of(), specs).find("tensor extra F32 [3] does not belong") == 0);
+}
+
+TEST_CASE("qwen3vl/ contradictions in config.json are told by key") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const std::pair<std::string, std::string> cases[] = {
+      {config_of(R"(, "num_key_value_heads": 3)"), "num_key_value_heads"},
+      {config_of(R"(, "head_dim": 7)"), "head_dim"},
+      {config_of(R"(, "hidden_act": "swoosh")"), "hidden_act"},
+      {config_of(R"(, "rope_scaling": {"rope_type": "spiral"})"), "rope_type"},
+      {config_of("", R"(, "deepstack_visual_indexes": [0, 3])"), "deepstack_visual_indexes"},
+      {config_of("", R"(, "out_hidden_size": 33)"), "out_hidden_size"},
+      {config_of("", R"(, "num_heads": 5)"), "vision_config.hidden_size"},
+      {config_of("", "", R"(, "image_token_id": "x")"), "image_token_id"},
+      {"[]", "no JSON object"}};
+  for (const auto& [config, key] : cases) CHECK_MESSAGE(plan_error(plugin.adapter, config, {}).find(key) != std::string::npos, key);
+}
+
+TEST_CASE("qwen3vl/ scale edges, batches, regions and generation keep the function") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const auto model = random_model(plugin.adapter, config_of(R"(, "attention_bias": true)"));
+  const auto samples = some_samples();
+  check_edges_keep_the_function(model, samples, 1e-4);
+  check_batch_equals_samples(model, samples, 1e-4);
+  check_regions_recompose(model, samples, 1e-5);
+  check_generation_equals_forward(model, samples, 3, 1e-4);
+}
+
+TEST_CASE("qwen3vl/ images change the logits of tokens after them, through merged and deepstack features") {
+  PluginAdapter plugin(slim_plugin_v1);
+  auto model = random_model(plugin.adapter, config_of());
+  std::vector<Sample> samples{sample_of({{2, 2}}, 1)};
+  TensorExec exec(model.tensors);
+  const auto before = logits(model, exec, samples);
+  samples[0].tensors["pixel_values"] = samples[0].tensors["pixel_values"].neg();
+  const auto after = logits(model, exec, samples);
+  CHECK(distance(before.slice(0, 0, 3), after.slice(0, 0, 3)) < 1e-6);
+  CHECK(distance(before.slice(0, -1), after.slice(0, -1)) > 1e-3);
+  auto& last = model.tensors.at("model.visual.deepstack_merger_list.0.linear_fc2.bias");
+  last = last + 1;
+  CHECK(distance(after.slice(0, -1), logits(model, exec, samples).slice(0, -1)) > 1e-3);
+}
+
+TEST_CASE("qwen3vl/ a batch without images passes the vision stage with no rows") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const auto model = random_model(plugin.adapter, config_of());
+  TensorExec exec(model.tensors);
+  exec.block = &model.plan.blocks[0];
+  const std::vector<Sample> samples{sample_of({}, 1)};
+  const auto carry = plugin.adapter->begin(samples, exec);
+  REQUIRE(carry.ok());
+  CHECK(carry->at("hidden").sizes() == at::IntArrayRef{0, 16});
+  CHECK(logits(model, exec, samples).sizes() == at::IntArrayRef{3, 64});
+}
+
+TEST_CASE("qwen3vl/ image tokens that do not match the patches name the sample and both counts") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const auto model = random_model(plugin.adapter, config_of());
+  TensorExec exec(model.tensors);
+  const auto error = [&](const Sample& sample) {
+    const auto carry = plugin.adapter->begin(std::span(&sample, 1), exec);
+    return carry.ok() ? std::string() : carry.status().message();
+  };
+  auto sample = sample_of({{2, 3}}, 7);
+  auto& ids = sample.tensors.at("input_ids");
+  ids = ids.slice(0, 0, -2);
+  CHECK(error(sample) == "calib.jsonl:7: has 5 image tokens, but its images give 6 features");
+  sample = sample_of({{1, 2}}, 8);
+  sample.tensors["input_ids"] = at::tensor(std::vector<int64_t>{1, kImage, 2, kImage}, at::kLong);
+  CHECK(error(sample) == "calib.jsonl:8: has a run of 1 image tokens, expected 2");
+  sample = sample_of({}, 9);
+  sample.tensors["input_ids"] = at::tensor(std::vector<int64_t>{1, kVideo}, at::kLong);
+  CHECK(error(sample) == "calib.jsonl:9: has 1 video tokens, but its videos give 0 features");
+  sample = sample_of({{1, 2}}, 10);
+  sample.tensors["pixel_values"] = at::randn({7, 96});
+  CHECK(error(sample).find("calib.jsonl:10: pixel_values has shape [7, 96], expected [8, 96]") == 0);
+  sample.tensors["input_ids"] = at::empty({0}, at::kLong);
+  CHECK(error(sample) == "calib.jsonl:10: has no tokens");
+}
