@@ -1,0 +1,78 @@
+// A plugin without LibTorch, written out by hand so that one fact can be wrong: FAULT_* says which.
+#include <torch/headeronly/version.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "slim/abi.h"
+#include "slim/version.hpp"
+
+namespace {
+
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+
+#ifdef FAULT_OTHER_TORCH
+#define META_TORCH "9.99.0"
+#else
+#define META_TORCH TORCH_VERSION
+#endif
+#ifdef FAULT_OTHER_BUILD_TAG
+#define META_BUILD_TAG "slim-0.1-other"
+#else
+#define META_BUILD_TAG SLIM_BUILD_TAG
+#endif
+#ifdef FAULT_NEWER_API
+#define META_API "0.99"
+#else
+#define META_API TEXT(SLIM_API_MAJOR) "." TEXT(SLIM_API_MINOR)
+#endif
+#ifdef FAULT_STALE_DESCRIPTOR
+constexpr const char* kTorch = "1.0.0";
+#else
+constexpr const char* kTorch = TORCH_VERSION;
+#endif
+#ifdef FAULT_BAD_SCHEMA
+constexpr const char* kSchema = R"({"properties":{"grid":{"type":"tensor"}}})";
+#else
+constexpr const char* kSchema = "{}";
+#endif
+
+#if defined(FAULT_OTHER_TORCH) || defined(FAULT_OTHER_BUILD_TAG) || defined(FAULT_NEWER_API)
+/// None of these files may ever be opened: their code would end the process.
+struct MustNotRun {
+  MustNotRun() { std::abort(); }
+} must_not_run;
+#endif
+
+void* create(const void*, [[maybe_unused]] slim_error* error) {
+#if defined(FAULT_THROWS)
+  throw std::runtime_error("the factory broke its promise");
+#elif defined(FAULT_REPORTS_ERROR)
+  error->code = 3;  // slim::Code::kUnsupported
+  std::memset(error->message, 'x', sizeof error->message);  // without an end
+#endif
+  return nullptr;
+}
+void destroy(void*) {}
+
+#ifndef FAULT_NO_DESCRIPTOR
+const slim_component component = {sizeof(slim_component), SLIM_ALGORITHM, BAD_ID, "wrong in one way", kSchema, "", &create,
+                                  &destroy};
+#endif
+#ifndef FAULT_NO_METADATA
+__attribute__((section("slim_meta"), used, retain)) const char metadata[] =
+    "slim=1\0kind=algorithm\0id=" BAD_ID "\0summary=wrong in one way\0serves=\0name=bad\0version=1\0vendor=test\0license=none"
+    "\0api=" META_API "\0torch=" META_TORCH "\0cxx11_abi=" TEXT(_GLIBCXX_USE_CXX11_ABI) "\0gxx_abi=" TEXT(
+        __GXX_ABI_VERSION) "\0compiler=" __VERSION__ "\0build_tag=" META_BUILD_TAG;
+#endif
+
+}  // namespace
+
+#ifndef FAULT_NO_DESCRIPTOR
+extern "C" __attribute__((visibility("default"), used)) const slim_plugin slim_plugin_v1 = {
+    SLIM_MAGIC, sizeof(slim_plugin), SLIM_ABI_VERSION, SLIM_API_MAJOR, SLIM_API_MINOR, _GLIBCXX_USE_CXX11_ABI,
+    __GXX_ABI_VERSION, static_cast<uint32_t>(__cplusplus), TORCH_ABI_VERSION, kTorch, __VERSION__,
+    SLIM_BUILD_TAG, "bad", "1", "test", "none", 1, &component};
+#endif
