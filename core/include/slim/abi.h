@@ -6,8 +6,8 @@
 
 #define SLIM_MAGIC 0x4D494C53u /* "SLIM" */
 #define SLIM_ABI_VERSION 1u
-#define SLIM_API_MAJOR 0u /* C++ interfaces: host and plugin must be equal */
-#define SLIM_API_MINOR 1u /* the host's must be at least the plugin's */
+#define SLIM_API_MAJOR 0 /* C++ interfaces: host and plugin must be equal */
+#define SLIM_API_MINOR 1 /* the host's must be at least the plugin's */
 
 #ifdef __cplusplus
 extern "C" {
