@@ -84,6 +84,11 @@ std::string JsonConfig::text(std::string_view key, std::optional<std::string> fa
   return "";
 }
 
+std::string JsonConfig::token(std::string_view key, const std::string& fallback) const {
+  const Json* found = node_->find(key, false);
+  return found && found->is_object() ? child(key).text("content") : text(key, fallback);
+}
+
 std::vector<int64_t> JsonConfig::integers(std::string_view key, std::optional<std::vector<int64_t>> fallback) const {
   const Json* found = node_->find(key, !fallback);
   if (!found) return fallback.value_or(std::vector<int64_t>{});

@@ -29,6 +29,8 @@ class JsonConfig {
   double number(std::string_view key, std::optional<double> fallback = {}) const;
   bool boolean(std::string_view key, std::optional<bool> fallback = {}) const;
   std::string text(std::string_view key, std::optional<std::string> fallback = {}) const;
+  /// A token of tokenizer_config.json: a string, or an object with "content".
+  std::string token(std::string_view key, const std::string& fallback) const;
   /// A list of integers, or a single one.
   std::vector<int64_t> integers(std::string_view key, std::optional<std::vector<int64_t>> fallback = {}) const;
   /// A list of numbers, or a single one.
