@@ -15,12 +15,12 @@ std::string shown(std::string_view reference) {
   return "'" + std::string(reference.substr(0, kMost)) + (reference.size() > kMost ? "...'" : "'");
 }
 
-constexpr std::array<int8_t, 256> make_base64_values() {
-  std::array<int8_t, 256> values{};
+constexpr std::array<int16_t, 256> make_base64_values() {
+  std::array<int16_t, 256> values{};
   values.fill(-1);
   constexpr std::string_view kAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   for (size_t i = 0; i < kAlphabet.size(); ++i)
-    values[static_cast<uint8_t>(kAlphabet[i])] = static_cast<int8_t>(i);
+    values[static_cast<uint8_t>(kAlphabet[i])] = static_cast<int16_t>(i);
   return values;
 }
 
@@ -106,7 +106,7 @@ Result<Media> from_path(const std::string& path, const MediaRoot& root) {
 }  // namespace
 
 Result<std::string> decode_base64(std::string_view text) {
-  static constexpr std::array<int8_t, 256> kValues = make_base64_values();
+  static constexpr std::array<int16_t, 256> kValues = make_base64_values();
   const auto malformed = [](size_t at, const char* what) {
     return Status(Code::kCorrupt, "malformed base64 at character " + std::to_string(at) + ": " + what);
   };
