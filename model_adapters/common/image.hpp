@@ -12,20 +12,22 @@ namespace slim::model {
 
 /// What an image of unknown origin may cost.
 struct ImageLimits {
-  int64_t max_pixels = 178'956'970;       ///< width * height; the default is where Pillow 13 refuses an image
+  int64_t max_pixels = 178'956'970;  ///< width * height; the default is where Pillow 13 refuses an image
   int64_t max_file_bytes = int64_t{1} << 30;  ///< of read_image
 };
 
-/// Whether the EXIF orientation tag (0x0112) turns the image. kAsStored is the default because transformers' torchvision
-/// image processors do not turn images, neither those they read from a path nor Pillow images handed to them.
-/// kFromExif is what `PIL.ImageOps.exif_transpose` does for a tag in the EXIF block (not one in XMP).
+/// Whether the EXIF orientation tag (0x0112) turns the image. kAsStored is the default because transformers'
+/// torchvision image processors do not turn images, neither those they read from a path nor Pillow images
+/// handed to them. kFromExif is what `PIL.ImageOps.exif_transpose` does for a tag in the EXIF block (not one
+/// in XMP).
 enum class Orientation : uint8_t { kAsStored, kFromExif };
 
 /// Decodes one JPEG, PNG or WebP image; the content decides which it is, never the name.
-/// Returns a contiguous uint8 [height, width, 3] RGB tensor on the CPU. As in Pillow: alpha and transparent colours are
-/// dropped, 16-bit gray is clipped to 255, 16-bit colour keeps its high byte, of an animation the first frame is taken,
-/// colour profiles and gamma are ignored, and truncated files are errors. One exception: a progressive JPEG that lacks its
-/// last scans may differ by a few levels from Pillow if libjpeg-turbo is older than 3.0.1, which corrected its smoothing.
+/// Returns a contiguous uint8 [height, width, 3] RGB tensor on the CPU. As in Pillow: alpha and transparent
+/// colours are dropped, 16-bit gray is clipped to 255, 16-bit colour keeps its high byte, of an animation the
+/// first frame is taken, colour profiles and gamma are ignored, and truncated files are errors. One
+/// exception: a progressive JPEG that lacks its last scans may differ by a few levels from Pillow if
+/// libjpeg-turbo is older than 3.0.1, which corrected its smoothing.
 /// @param bytes the whole file; not kept
 /// @param name  how messages call it ("images/cat.jpg")
 /// Errors: kCorrupt (damaged or truncated), kUnsupported (another format), kInvalidArgument (over a limit).

@@ -7,8 +7,8 @@
 #include "common/image.hpp"
 #include "slim/status.hpp"
 
-/// What decode_image is made of. Every decoder takes a whole file of its own format, checks the limits before it allocates
-/// pixels, and returns uint8 [height, width, 3]; none keeps `bytes`.
+/// What decode_image is made of. Every decoder takes a whole file of its own format, checks the limits before
+/// it allocates pixels, and returns uint8 [height, width, 3]; none keeps `bytes`.
 namespace slim::model::codec {
 
 struct Source {

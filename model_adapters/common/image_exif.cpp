@@ -2,7 +2,8 @@
 
 #include "common/image_codecs.hpp"
 
-/// Finds the orientation tag without a decoder's help. Everything here reads untrusted offsets: each read is checked.
+/// Finds the orientation tag without a decoder's help. Everything here reads untrusted offsets: each read is
+/// checked.
 namespace slim::model::codec {
 namespace {
 

@@ -12,7 +12,8 @@
 namespace slim::model::codec {
 namespace {
 
-/// A real progressive file has about ten scans; thousands of them over a large frame are an attack on the reader's time.
+/// A real progressive file has about ten scans; thousands of them over a large frame are an attack on the
+/// reader's time.
 constexpr int kMaxScans = 1000;
 
 /// libjpeg with its errors as return values. libjpeg reports by longjmp, so code inside run() owns nothing.
@@ -99,7 +100,8 @@ J_COLOR_SPACE output_space(int components) {
   return components == 1 ? JCS_GRAYSCALE : components == 3 ? JCS_RGB : JCS_CMYK;
 }
 
-/// True when every row was read and the end of the image was seen; false when the data ran out. Runs inside run().
+/// True when every row was read and the end of the image was seen; false when the data ran out. Runs inside
+/// run().
 bool read_rows(jpeg_decompress_struct& info, int components, uint8_t* row, uint8_t* rgb) {
   info.out_color_space = output_space(components);
   if (!jpeg_start_decompress(&info)) return false;
@@ -124,7 +126,8 @@ Result<at::Tensor> decode_jpeg(const Source& source) {
   if (header != JPEG_HEADER_OK) return source.truncated("JPEG");
   const int components = info.num_components;
   if (components != 1 && components != 3 && components != 4) {
-    return source.unsupported("this is a JPEG image of " + std::to_string(components) + " components instead of 1, 3 or 4");
+    return source.unsupported("this is a JPEG image of " + std::to_string(components) +
+                              " components instead of 1, 3 or 4");
   }
   SLIM_ASSIGN(const at::Tensor rgb, new_pixels(source, info.image_height, info.image_width, 3));
   std::vector<uint8_t> row(size_t{info.image_width} * components);

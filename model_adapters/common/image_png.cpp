@@ -17,7 +17,8 @@ constexpr std::string_view kAtEnd = "the data end too early";
 class Reader {
  public:
   explicit Reader(std::string_view bytes) : rest_(bytes) {
-    png_ = png_create_read_struct(PNG_LIBPNG_VER_STRING, this, &Reader::on_error, [](png_structp, png_const_charp) {});
+    png_ = png_create_read_struct(PNG_LIBPNG_VER_STRING, this, &Reader::on_error,
+                                  [](png_structp, png_const_charp) {});
     if (png_) info_ = png_create_info_struct(png_);
     if (png_) png_set_read_fn(png_, this, &Reader::on_read);
   }
@@ -64,10 +65,13 @@ struct Header {
 
   bool palette() const { return color == PNG_COLOR_TYPE_PALETTE; }
   bool wide_gray() const { return color == PNG_COLOR_TYPE_GRAY && bits == 16; }
-  int64_t stored_channels() const { return (color & PNG_COLOR_MASK_COLOR) && !palette() ? 3 : wide_gray() ? 2 : 1; }
+  int64_t stored_channels() const {
+    return (color & PNG_COLOR_MASK_COLOR) && !palette() ? 3 : wide_gray() ? 2 : 1;
+  }
 };
 
-/// Reads the chunks before the pixels. Text and profiles are skipped, since a small one may unpack to gigabytes.
+/// Reads the chunks before the pixels. Text and profiles are skipped, since a small one may unpack to
+/// gigabytes.
 void read_header(png_structp png, png_infop info, Header& header) {
   png_set_benign_errors(png, 1);
   png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // the caller's limit on pixels decides
@@ -116,19 +120,22 @@ void to_rgb(const Header& header, const Palette& palette, const uint8_t* in, uin
 
 Result<at::Tensor> decode_png(const Source& source) {
   Reader reader(source.bytes);
-  if (!reader.created()) return Status(Code::kOutOfMemory, std::string(source.name) + ": no memory to read a PNG image");
+  if (!reader.created())
+    return Status(Code::kOutOfMemory, std::string(source.name) + ": no memory to read a PNG image");
   Header header;
   const auto failed = [&] {
     return reader.message() == kAtEnd ? source.truncated("PNG") : source.damaged("PNG", reader.message());
   };
   if (!reader.run([&] { read_header(reader.png(), reader.info(), header); })) return failed();
-  SLIM_ASSIGN(const at::Tensor stored, new_pixels(source, header.height, header.width, header.stored_channels()));
+  SLIM_ASSIGN(const at::Tensor stored,
+              new_pixels(source, header.height, header.width, header.stored_channels()));
   std::vector<uint8_t*> rows(header.height);
   for (int64_t y = 0; y < header.height; ++y) rows[y] = stored.data_ptr<uint8_t>() + y * stored.stride(0);
   if (!reader.run([&] { read_rows(reader.png(), reader.info(), header, rows.data()); })) return failed();
   if (header.stored_channels() == 3) return stored;
   SLIM_ASSIGN(const at::Tensor rgb, new_pixels(source, header.height, header.width, 3));
-  to_rgb(header, read_palette(reader.png(), reader.info()), stored.data_ptr<uint8_t>(), rgb.data_ptr<uint8_t>());
+  to_rgb(header, read_palette(reader.png(), reader.info()), stored.data_ptr<uint8_t>(),
+         rgb.data_ptr<uint8_t>());
   return rgb;
 }
 

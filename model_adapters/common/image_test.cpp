@@ -40,7 +40,7 @@ TEST_CASE("image/ pixels are contiguous bytes of height, width and three colours
     CAPTURE(file);
     const at::Tensor image = pixels(file);
     CHECK(image.sizes() == at::IntArrayRef{9, 14, 3});
-    CHECK(image.scalar_type() == at::kByte);
+    CHECK((image.scalar_type() == at::kByte));
     CHECK(image.is_contiguous());
   }
 }
@@ -113,7 +113,8 @@ TEST_CASE("image/ a damaged orientation block never reads outside of the file") 
       for (const int flip : {0x01, 0x7f, 0xff}) {
         std::string bytes = whole;
         bytes[at] = static_cast<char>(bytes[at] ^ flip);
-        const Result<at::Tensor> image = decode_image(bytes, file, {.max_pixels = 1 << 16}, Orientation::kFromExif);
+        const Result<at::Tensor> image =
+            decode_image(bytes, file, {.max_pixels = 1 << 16}, Orientation::kFromExif);
         if (image.ok()) CHECK(image->size(2) == 3);
       }
     }
@@ -126,7 +127,8 @@ TEST_CASE("image/ the limit on pixels is inclusive and is named with the size") 
     const Status status = failure(contents(file), {.max_pixels = 9 * 14 - 1});
     CHECK(status.code() == Code::kInvalidArgument);
     CHECK(status.message() ==
-          "pics/cat.png: image has 14 x 9 pixels, over the limit of 125 pixels; make it smaller or leave it out");
+          "pics/cat.png: image has 14 x 9 pixels, over the limit of 125 pixels; make it smaller or leave it "
+          "out");
   }
 }
 
@@ -139,8 +141,8 @@ TEST_CASE("image/ a PNG header that promises gigabytes is refused before memory 
 TEST_CASE("image/ other formats are called by their names") {
   using namespace std::string_literals;
   const std::vector<std::pair<std::string, std::string>> formats = {
-      {"GIF89a....", "GIF"}, {"BM......", "BMP"}, {"II*\0...."s, "TIFF"}, {"MM\0*...."s, "TIFF"}, {"....ftypavif", "AVIF"},
-      {"....ftypheic", "HEIC"}};
+      {"GIF89a....", "GIF"},  {"BM......", "BMP"},      {"II*\0...."s, "TIFF"},
+      {"MM\0*...."s, "TIFF"}, {"....ftypavif", "AVIF"}, {"....ftypheic", "HEIC"}};
   for (const auto& [bytes, format] : formats) {
     const Status status = failure(bytes);
     CHECK(status.code() == Code::kUnsupported);
@@ -150,7 +152,8 @@ TEST_CASE("image/ other formats are called by their names") {
 }
 
 TEST_CASE("image/ an empty file is damaged and garbage is of no known format") {
-  CHECK(failure("").message() == "pics/cat.png: this image is damaged: the file is empty; replace the file or leave it out");
+  CHECK(failure("").message() ==
+        "pics/cat.png: this image is damaged: the file is empty; replace the file or leave it out");
   CHECK(failure("").code() == Code::kCorrupt);
   CHECK(failure("hello, world").code() == Code::kUnsupported);
 }
@@ -159,8 +162,10 @@ TEST_CASE("image/ a truncated file is said to end too early") {
   const std::string half = contents("baseline.jpg").substr(0, 200);
   CHECK(failure(half).code() == Code::kCorrupt);
   CHECK(failure(half).message() ==
-        "pics/cat.png: JPEG image is damaged: the data end too early, after 200 bytes; replace the file or leave it out");
-  CHECK(failure(contents("plain.png").substr(0, 60)).message().find("the data end too early") != std::string::npos);
+        "pics/cat.png: JPEG image is damaged: the data end too early, after 200 bytes; replace the file or "
+        "leave it out");
+  CHECK(failure(contents("plain.png").substr(0, 60)).message().find("the data end too early") !=
+        std::string::npos);
 }
 
 TEST_CASE("image/ the content decides about the format, not the name") {

@@ -12,7 +12,8 @@ using AnimationDecoder = std::unique_ptr<WebPAnimDecoder, decltype(&WebPAnimDeco
 
 }  // namespace
 
-/// The animation decoder serves still images too, and is what Pillow uses: a frame may cover only a part of the canvas.
+/// The animation decoder serves still images too, and is what Pillow uses: a frame may cover only a part of
+/// the canvas.
 Result<at::Tensor> decode_webp(const Source& source) {
   const auto* data = reinterpret_cast<const uint8_t*>(source.bytes.data());
   const size_t size = source.bytes.size();
@@ -20,7 +21,8 @@ Result<at::Tensor> decode_webp(const Source& source) {
   const VP8StatusCode status = WebPGetFeatures(data, size, &features);
   if (status == VP8_STATUS_NOT_ENOUGH_DATA) return source.truncated("WebP");
   if (status != VP8_STATUS_OK) return source.damaged("WebP", "its header is not valid");
-  // Allocated first because it also checks the limit: the decoder takes 8 bytes per pixel as soon as it is created.
+  // Allocated first because it also checks the limit: the decoder takes 8 bytes per pixel as soon as it is
+  // created.
   SLIM_ASSIGN(const at::Tensor rgb, new_pixels(source, features.height, features.width, 3));
   const WebPData file = {data, size};
   WebPAnimDecoderOptions options;

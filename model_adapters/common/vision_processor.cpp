@@ -29,19 +29,23 @@ Status check_ratio(ImageSize size) {
     return {Code::kInvalidArgument, "an image of " + text(size) + " pixels cannot be resized; leave it out"};
   }
   if (static_cast<double>(longer) / static_cast<double>(shorter) <= kMaxAspectRatio) return {};
-  return {Code::kInvalidArgument, "an image of " + text(size) + " pixels has an aspect ratio over 200, which the model's " +
+  return {Code::kInvalidArgument, "an image of " + text(size) +
+                                      " pixels has an aspect ratio over 200, which the model's " +
                                       "image processor refuses; crop it or leave it out"};
 }
 
-/// Brings `rounded` between the bounds, starting from the exact `size`; `frames` of both count (1 for images).
-Result<ImageSize> bounded(ImageSize size, ImageSize rounded, int64_t frames, int64_t rounded_frames, int64_t factor,
-                          int64_t min_pixels, int64_t max_pixels) {
+/// Brings `rounded` between the bounds, starting from the exact `size`; `frames` of both count (1 for
+/// images).
+Result<ImageSize> bounded(ImageSize size, ImageSize rounded, int64_t frames, int64_t rounded_frames,
+                          int64_t factor, int64_t min_pixels, int64_t max_pixels) {
   const auto side = static_cast<double>(factor);
   const auto area = static_cast<double>(frames * size.height * size.width);
   const int64_t rounded_area = rounded_frames * rounded.height * rounded.width;
   if (rounded_area > max_pixels) {
     const double beta = std::sqrt(area / static_cast<double>(max_pixels));
-    const auto shrink = [&](int64_t s) { return std::max(factor, multiple(std::floor(s / beta / side), factor)); };
+    const auto shrink = [&](int64_t s) {
+      return std::max(factor, multiple(std::floor(s / beta / side), factor));
+    };
     rounded = {shrink(size.height), shrink(size.width)};
   } else if (rounded_area < min_pixels) {
     const double beta = std::sqrt(static_cast<double>(min_pixels) / area);
@@ -49,8 +53,8 @@ Result<ImageSize> bounded(ImageSize size, ImageSize rounded, int64_t frames, int
     rounded = {grow(size.height), grow(size.width)};
   }
   if (rounded.height > 0 && rounded.width > 0) return rounded;
-  return Status(Code::kInvalidArgument, "an image of " + text(size) + " pixels would be resized to " + text(rounded) +
-                                            " with min_pixels " + std::to_string(min_pixels) +
+  return Status(Code::kInvalidArgument, "an image of " + text(size) + " pixels would be resized to " +
+                                            text(rounded) + " with min_pixels " + std::to_string(min_pixels) +
                                             "; set a larger min_pixels or leave it out");
 }
 
@@ -65,11 +69,13 @@ Result<ImageSize> smart_resize(ImageSize size, int64_t factor, int64_t min_pixel
 Result<ImageSize> smart_resize_video(int64_t frames, ImageSize size, int64_t temporal_factor, int64_t factor,
                                      int64_t min_pixels, int64_t max_pixels) {
   if (frames < temporal_factor) {
-    return Status(Code::kInvalidArgument, "a video of " + std::to_string(frames) + " frames is too short; give at least " +
+    return Status(Code::kInvalidArgument, "a video of " + std::to_string(frames) +
+                                              " frames is too short; give at least " +
                                               std::to_string(temporal_factor) + " frames");
   }
   if (size.height > 0 && size.width > 0 && (size.height < factor || size.width < factor)) {
-    const double scale = std::max(static_cast<double>(factor) / size.height, static_cast<double>(factor) / size.width);
+    const double scale =
+        std::max(static_cast<double>(factor) / size.height, static_cast<double>(factor) / size.width);
     size = {static_cast<int64_t>(size.height * scale), static_cast<int64_t>(size.width * scale)};
   }
   SLIM_TRY(check_ratio(size));
@@ -80,15 +86,17 @@ Result<ImageSize> smart_resize_video(int64_t frames, ImageSize size, int64_t tem
 namespace {
 
 Status check_frames(const std::vector<at::Tensor>& frames) {
-  if (frames.empty()) return {Code::kInvalidArgument, "a video without frames cannot be processed; leave it out"};
+  if (frames.empty())
+    return {Code::kInvalidArgument, "a video without frames cannot be processed; leave it out"};
   for (const at::Tensor& frame : frames) {
     if (frame.dim() != 3 || frame.size(2) != 3 || frame.scalar_type() != at::kByte) {
       return {Code::kInternal, "patches are made of uint8 [height, width, 3] images only"};
     }
     if (frame.sizes() != frames.front().sizes()) {
       return {Code::kInvalidArgument, "a frame of " + text({frame.size(0), frame.size(1)}) +
-                                          " pixels follows one of " + text({frames[0].size(0), frames[0].size(1)}) +
-                                          "; all frames of a video must have one size"};
+                                          " pixels follows one of " +
+                                          text({frames[0].size(0), frames[0].size(1)}) +
+                                          " pixels; all frames of a video must have one size"};
     }
   }
   return {};
@@ -111,21 +119,24 @@ int64_t temporal_patches(int64_t frames, const PatchOptions& options) {
 }
 
 int64_t patches_of(int64_t frames, ImageSize size, const PatchOptions& options) {
-  return temporal_patches(frames, options) * (size.height / options.patch_size) * (size.width / options.patch_size);
+  return temporal_patches(frames, options) * (size.height / options.patch_size) *
+         (size.width / options.patch_size);
 }
 
 Result<ImageSize> checkpoint_size(int64_t frames, ImageSize size, const PatchOptions& options, bool video) {
   if (!options.resize) {
     if (size.height % options.factor() == 0 && size.width % options.factor() == 0) return size;
-    return Status(Code::kInvalidArgument, "an image of " + text(size) + " pixels is no multiple of " +
-                                              std::to_string(options.factor()) +
-                                              " and the checkpoint says do_resize false; resize it or leave it out");
+    return Status(Code::kInvalidArgument,
+                  "an image of " + text(size) + " pixels is no multiple of " +
+                      std::to_string(options.factor()) +
+                      " and the checkpoint says do_resize false; resize it or leave it out");
   }
   const int64_t max_pixels = video ? capped_max_pixels(frames, options) : options.max_pixels;
   if (!video || options.budget == PixelBudget::kFrame) {
     return smart_resize(size, options.factor(), options.min_pixels, max_pixels);
   }
-  return smart_resize_video(frames, size, options.temporal_patch_size, options.factor(), options.min_pixels, max_pixels);
+  return smart_resize_video(frames, size, options.temporal_patch_size, options.factor(), options.min_pixels,
+                            max_pixels);
 }
 
 /// The largest size that keeps to max_patches, with the image's proportions.
@@ -156,14 +167,18 @@ at::Tensor normalized(const at::Tensor& pixels, const PatchOptions& options) {
 
 /// [frames, 3, height, width] to rows of patches; frames is a multiple of temporal_patch_size.
 at::Tensor patches_from(const at::Tensor& x, const PatchOptions& options) {
-  const int64_t patch = options.patch_size, merge = options.merge_size, temporal = options.temporal_patch_size;
+  const int64_t patch = options.patch_size, merge = options.merge_size,
+                temporal = options.temporal_patch_size;
   const int64_t side = options.factor();
-  return x.reshape({x.size(0) / temporal, temporal, 3, x.size(2) / side, merge, patch, x.size(3) / side, merge, patch})
+  return x
+      .reshape(
+          {x.size(0) / temporal, temporal, 3, x.size(2) / side, merge, patch, x.size(3) / side, merge, patch})
       .permute({0, 3, 6, 4, 7, 2, 1, 5, 8})
       .reshape({-1, 3 * temporal * patch * patch});
 }
 
-/// [frames, 3, height, width] with the last frame repeated until `frames` is a multiple of temporal_patch_size.
+/// [frames, 3, height, width] with the last frame repeated until `frames` is a multiple of
+/// temporal_patch_size.
 at::Tensor filled_up(const at::Tensor& x, const PatchOptions& options) {
   const int64_t missing = temporal_patches(x.size(0), options) * options.temporal_patch_size - x.size(0);
   return missing == 0 ? x : at::cat({x, x.slice(0, -1).expand({missing, -1, -1, -1})});
@@ -182,7 +197,8 @@ Result<PatchedImage> patch(const std::vector<at::Tensor>& frames, const PatchOpt
   const at::Tensor stacked = at::stack(frames).permute({0, 3, 1, 2});  // a channels-last view: no copy
   const at::Tensor resized = resize_bicubic(stacked, size.height, size.width);
   result.pixel_values = patches_from(filled_up(normalized(resized, options), options), options);
-  result.grid = {temporal_patches(count, options), size.height / options.patch_size, size.width / options.patch_size};
+  result.grid = {temporal_patches(count, options), size.height / options.patch_size,
+                 size.width / options.patch_size};
   return result;
 }
 

@@ -19,15 +19,16 @@ using nlohmann::json;
 constexpr int64_t kMaxPatchSize = 1024;           // real ones: 14, 16
 constexpr int64_t kMaxPixels = int64_t{1} << 40;  // real ones: up to 2^25
 constexpr int64_t kMaxVideoTokens = int64_t{1} << 20;
-constexpr int kBicubic = 3;                         // Pillow's number
+constexpr int kBicubic = 3;  // Pillow's number
 
 struct Named {
   const json& object;
   std::string_view name;
 
   Status wrong(const std::string& key, const std::string& expected) const {
-    return {Code::kInvalidArgument, std::string(name) + ": " + key + " is " + object[json::json_pointer(pointer(key))].dump() +
-                                        ", expected " + expected + "; correct the file"};
+    return {Code::kInvalidArgument, std::string(name) + ": " + key + " is " +
+                                        object[json::json_pointer(pointer(key))].dump() + ", expected " +
+                                        expected + "; correct the file"};
   }
   /// "size.shortest_edge" as a JSON pointer.
   static std::string pointer(std::string key) {
@@ -77,7 +78,8 @@ Status read(const Named& in, const std::string& key, bool positive, std::array<d
   return {};
 }
 
-/// min_pixels and max_pixels win over `size`, which must name both edges where it is given: that is how transformers reads it.
+/// min_pixels and max_pixels win over `size`, which must name both edges where it is given: that is how
+/// transformers reads it.
 Status read_bounds(const Named& in, PatchOptions& options) {
   if (const json* size = in.find("size"); size && !size->is_object()) {
     return in.wrong("size", "an object with shortest_edge and longest_edge");
@@ -94,7 +96,8 @@ Status read_bounds(const Named& in, PatchOptions& options) {
   if (options.min_pixels <= options.max_pixels) return {};
   return {Code::kInvalidArgument, std::string(in.name) + ": the least number of pixels, " +
                                       std::to_string(options.min_pixels) + ", is over the largest, " +
-                                      std::to_string(options.max_pixels) + "; correct size or min_pixels and max_pixels"};
+                                      std::to_string(options.max_pixels) +
+                                      "; correct size or min_pixels and max_pixels"};
 }
 
 /// The keys that image and video processors share, over the defaults that `options` holds.
@@ -120,8 +123,8 @@ Status read_common(const Named& in, PatchOptions& options) {
 }
 
 Status unsupported_type(const Named& in, const std::string& key, const std::string& expected) {
-  return {Code::kUnsupported, std::string(in.name) + ": " + key + " is " + in.find(key)->dump() + ", but only " + expected +
-                                  " are supported"};
+  return {Code::kUnsupported, std::string(in.name) + ": " + key + " is " + in.find(key)->dump() +
+                                  ", but only " + expected + " are supported"};
 }
 
 Result<PatchOptions> image_options(const Named& in) {
@@ -129,7 +132,8 @@ Result<PatchOptions> image_options(const Named& in) {
   SLIM_TRY(read_common(in, options));
   const json* type = in.find("image_processor_type");
   if (type && *type != "Qwen2VLImageProcessor" && *type != "Qwen2VLImageProcessorFast") {
-    return unsupported_type(in, "image_processor_type", "Qwen2VLImageProcessor and Qwen2VLImageProcessorFast");
+    return unsupported_type(in, "image_processor_type",
+                            "Qwen2VLImageProcessor and Qwen2VLImageProcessorFast");
   }
   return options;
 }
@@ -189,7 +193,8 @@ struct Found {
 };
 
 /// The processor's own object: nested in processor_config.json, or the first of `files` there is.
-Result<Found> find_config(const std::string& folder, const std::string& nested, std::span<const char* const> files) {
+Result<Found> find_config(const std::string& folder, const std::string& nested,
+                          std::span<const char* const> files) {
   const std::filesystem::path base(folder);
   const std::filesystem::path shared = base / "processor_config.json";
   SLIM_ASSIGN(json all, read_json(shared));
@@ -198,8 +203,8 @@ Result<Found> find_config(const std::string& folder, const std::string& nested, 
     SLIM_ASSIGN(json object, read_json(base / file));
     if (!object.is_null()) return Found{std::move(object), (base / file).string()};
   }
-  return Status(Code::kNotFound, folder + ": has neither " + nested + " in processor_config.json nor " + files.back() +
-                                     "; download the complete checkpoint");
+  return Status(Code::kNotFound, folder + ": has neither " + nested + " in processor_config.json nor " +
+                                     files.back() + "; download the complete checkpoint");
 }
 
 }  // namespace

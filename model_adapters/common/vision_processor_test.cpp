@@ -28,14 +28,17 @@ PatchOptions raw(int64_t patch, int64_t temporal, int64_t merge) {
   return options;
 }
 
-std::string message(const std::string& json) { return parse_image_options(json, "p.json").status().message(); }
+std::string message(const std::string& json) {
+  return parse_image_options(json, "p.json").status().message();
+}
 
 }  // namespace
 
 TEST_CASE("vision_processor/ sizes become multiples of the factor inside the bounds") {
   std::mt19937_64 random(7);
   for (int i = 0; i < 2000; ++i) {
-    const ImageSize size = {static_cast<int64_t>(20 + random() % 3000), static_cast<int64_t>(20 + random() % 3000)};
+    const ImageSize size = {static_cast<int64_t>(20 + random() % 3000),
+                            static_cast<int64_t>(20 + random() % 3000)};
     const int64_t factor = i % 2 ? 28 : 32;
     const int64_t low = 4 * factor * factor, high = 1000 * factor * factor;
     const Result<ImageSize> result = smart_resize(size, factor, low, high);
@@ -54,13 +57,14 @@ TEST_CASE("vision_processor/ a size that fits already is kept") {
 }
 
 TEST_CASE("vision_processor/ halves are rounded to even, as Python does") {
-  CHECK(*smart_resize({42, 70}, 28, 1, 1 << 24) == ImageSize{56, 56});   // 1.5 and 2.5
+  CHECK(*smart_resize({42, 70}, 28, 1, 1 << 24) == ImageSize{56, 56});     // 1.5 and 2.5
   CHECK(*smart_resize({98, 126}, 28, 1, 1 << 24) == ImageSize{112, 112});  // 3.5 and 4.5
 }
 
 TEST_CASE("vision_processor/ transposing an image transposes its new size") {
   for (int64_t side = 1; side < 400; side += 13) {
-    const auto one = smart_resize({side, 331}, 28, 3136, 28224), other = smart_resize({331, side}, 28, 3136, 28224);
+    const auto one = smart_resize({side, 331}, 28, 3136, 28224),
+               other = smart_resize({331, side}, 28, 3136, 28224);
     REQUIRE(one.ok() == other.ok());
     if (one.ok()) CHECK(*one == ImageSize{other->width, other->height});
   }
@@ -79,7 +83,8 @@ TEST_CASE("vision_processor/ the bounds of a video count its frames") {
   CHECK(*smart_resize_video(2, {320, 320}, 2, 32, 1, 2 * 320 * 320) == ImageSize{320, 320});
   const ImageSize smaller = *smart_resize_video(8, {320, 320}, 2, 32, 1, 2 * 320 * 320);
   CHECK(8 * smaller.height * smaller.width <= 2 * 320 * 320);
-  CHECK(*smart_resize_video(2, {8, 16}, 2, 32, 1, 1 << 24) == ImageSize{32, 64});  // small frames are enlarged first
+  CHECK(*smart_resize_video(2, {8, 16}, 2, 32, 1, 1 << 24) ==
+        ImageSize{32, 64});  // small frames are enlarged first
   CHECK_FALSE(smart_resize_video(1, {320, 320}, 2, 32, 1, 1 << 24).ok());
 }
 
@@ -96,7 +101,8 @@ TEST_CASE("vision_processor/ rows are patches in the order of tokens and columns
         for (int p = 0; p < 4; ++p, ++row) {
           for (int64_t i = 0; i < 24; ++i) {
             const int64_t channel = i / 8, frame = i / 4 % 2, y = i / 2 % 2, x = i % 2;
-            const at::Tensor expected = frames[2 * t + frame][4 * ty + 2 * (p / 2) + y][4 * tx + 2 * (p % 2) + x][channel];
+            const at::Tensor expected =
+                frames[2 * t + frame][4 * ty + 2 * (p / 2) + y][4 * tx + 2 * (p % 2) + x][channel];
             REQUIRE(patched.pixel_values[row][i].item<float>() == expected.item<uint8_t>());
           }
         }
@@ -174,14 +180,15 @@ TEST_CASE("vision_processor/ what cannot become patches is an error") {
 }
 
 TEST_CASE("vision_processor/ both dialects of the bounds are read and pixels win over edges") {
-  const PatchOptions edges = *parse_image_options(R"({"size": {"shortest_edge": 64, "longest_edge": 4096}})", "p");
+  const PatchOptions edges =
+      *parse_image_options(R"({"size": {"shortest_edge": 64, "longest_edge": 4096}})", "p");
   CHECK(edges.min_pixels == 64);
   CHECK(edges.max_pixels == 4096);
   const PatchOptions pixels = *parse_image_options(R"({"min_pixels": 65, "max_pixels": 4097})", "p");
   CHECK(pixels.min_pixels == 65);
   CHECK(pixels.max_pixels == 4097);
-  const PatchOptions both =
-      *parse_image_options(R"({"size": {"shortest_edge": 64, "longest_edge": 4096}, "max_pixels": 5000})", "p");
+  const PatchOptions both = *parse_image_options(
+      R"({"size": {"shortest_edge": 64, "longest_edge": 4096}, "max_pixels": 5000})", "p");
   CHECK(both.min_pixels == 64);
   CHECK(both.max_pixels == 5000);
   const PatchOptions none = *parse_image_options("{}", "p");
@@ -190,16 +197,21 @@ TEST_CASE("vision_processor/ both dialects of the bounds are read and pixels win
 }
 
 TEST_CASE("vision_processor/ a wrong value is named with its file and what was expected") {
-  CHECK(message(R"({"patch_size": 0})") == "p.json: patch_size is 0, expected an integer from 1 to 1024; correct the file");
+  CHECK(message(R"({"patch_size": 0})") ==
+        "p.json: patch_size is 0, expected an integer from 1 to 1024; correct the file");
   CHECK(message(R"({"merge_size": "2"})").find("merge_size is \"2\"") != std::string::npos);
-  CHECK(message(R"({"size": {"shortest_edge": 64}})") ==
-        R"(p.json: size is {"shortest_edge":64}, expected the keys shortest_edge and longest_edge; correct the file)");
+  CHECK(
+      message(R"({"size": {"shortest_edge": 64}})") ==
+      R"(p.json: size is {"shortest_edge":64}, expected the keys shortest_edge and longest_edge; correct the file)");
   CHECK(message(R"({"size": 7})").find("size is 7") != std::string::npos);
   CHECK(message(R"({"size": {"shortest_edge": 64, "longest_edge": -1}})").find("size.longest_edge is -1") !=
         std::string::npos);
-  CHECK(message(R"({"min_pixels": 64, "max_pixels": 63})").find("the least number of pixels, 64") != std::string::npos);
-  CHECK(message(R"({"image_std": [1, 0, 1]})").find("image_std.1 is 0, expected a number over 0") != std::string::npos);
-  CHECK(message(R"({"image_mean": [1, 0]})").find("image_mean is [1,0], expected three numbers") != std::string::npos);
+  CHECK(message(R"({"min_pixels": 64, "max_pixels": 63})").find("the least number of pixels, 64") !=
+        std::string::npos);
+  CHECK(message(R"({"image_std": [1, 0, 1]})").find("image_std.1 is 0, expected a number over 0") !=
+        std::string::npos);
+  CHECK(message(R"({"image_mean": [1, 0]})").find("image_mean is [1,0], expected three numbers") !=
+        std::string::npos);
   CHECK(message(R"({"do_resize": 1})").find("do_resize is 1, expected true or false") != std::string::npos);
   CHECK(message("{").find("not valid JSON") != std::string::npos);
   CHECK(message("[]").find("expected a JSON object") != std::string::npos);
@@ -213,7 +225,9 @@ TEST_CASE("vision_processor/ other processors and filters are refused") {
 }
 
 TEST_CASE("vision_processor/ the type in a video configuration decides the budget and the defaults") {
-  const auto options = [](const std::string& json) { return *parse_video_options(json, "v", PixelBudget::kFrame); };
+  const auto options = [](const std::string& json) {
+    return *parse_video_options(json, "v", PixelBudget::kFrame);
+  };
   CHECK(options("{}").budget == PixelBudget::kFrame);
   CHECK(options("{}").patch_size == 14);
   const PatchOptions qwen3 = options(R"({"video_processor_type": "Qwen3VLVideoProcessor"})");
@@ -233,11 +247,12 @@ TEST_CASE("vision_processor/ options come from the checkpoint's folder, nested o
   CHECK(read_video_options(folder, PixelBudget::kVideo)->patch_size == 10);
   write("video_preprocessor_config.json", R"({"patch_size": 11})");
   CHECK(read_video_options(folder, PixelBudget::kVideo)->patch_size == 11);
-  write("processor_config.json", R"({"image_processor": {"patch_size": 12}, "video_processor": {"patch_size": 13}})");
+  write("processor_config.json",
+        R"({"image_processor": {"patch_size": 12}, "video_processor": {"patch_size": 13}})");
   CHECK(read_image_options(folder)->patch_size == 12);
   CHECK(read_video_options(folder, PixelBudget::kVideo)->patch_size == 13);
   write("processor_config.json", R"({"image_processor": {"patch_size": -1}})");
-  CHECK(read_image_options(folder).status().message().find("processor_config.json: image_processor: patch_size is -1") !=
-        std::string::npos);
+  CHECK(read_image_options(folder).status().message().find(
+            "processor_config.json: image_processor: patch_size is -1") != std::string::npos);
   std::filesystem::remove_all(folder);
 }

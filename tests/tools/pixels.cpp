@@ -1,5 +1,6 @@
-/// Lets the Python oracle see what images become: reads jobs from standard input, one JSON object per line, writes the tensor
-/// to the job's "out" and one line of JSON about it, or about the error, to standard output.
+/// Lets the Python oracle see what images become: reads jobs from standard input, one JSON object per line,
+/// writes the tensor to the job's "out" and one line of JSON about it, or about the error, to standard
+/// output.
 #include <fstream>
 #include <iostream>
 
