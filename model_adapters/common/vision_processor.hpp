@@ -89,10 +89,9 @@ Result<ImageSize> smart_resize_video(int64_t frames, ImageSize size, int64_t tem
 /// Errors: smart_resize's; max_patches cannot be met.
 Result<PatchedImage> patch_image(const at::Tensor& image, const PatchOptions& options);
 
-/// @param frames at least one, all of one size, each as for patch_image. The last frame is repeated until
-/// their number is a
-///        multiple of temporal_patch_size (with PixelBudget::kVideo at least that many must be given, as
-///        transformers asks).
+/// @param frames at least one, all of one size, each as for patch_image. The last frame is repeated until their
+/// number is a multiple of temporal_patch_size; with PixelBudget::kVideo at least that many must be given, as
+/// transformers asks.
 Result<PatchedImage> patch_video(const std::vector<at::Tensor>& frames, const PatchOptions& options);
 
 }  // namespace slim::model
