@@ -1,0 +1,132 @@
+#include <nlohmann/json.hpp>
+
+#include "plugin/guard.h"
+#include "run/commands.h"
+#include "run/run_plan.h"
+#include "run/run_report.h"
+
+namespace slim {
+namespace {
+
+/// What LibTorch and the plugins take before any tensor is read.
+constexpr int64_t kProgramBytes = int64_t{250} << 20;
+
+int64_t elements(const Layer& layer) { return layer.out * layer.in; }
+
+/// "model.layers.17.mlp" -> "model.layers.N.mlp": tensors that differ in numbers alone are one line of the table.
+std::string without_numbers(const std::string& name) {
+  std::string text;
+  for (size_t i = 0; i < name.size(); ++i) {
+    const bool digit = std::isdigit(static_cast<unsigned char>(name[i]));
+    const bool starts_part = i == 0 || name[i - 1] == '.';
+    if (digit && starts_part) {
+      while (i + 1 < name.size() && std::isdigit(static_cast<unsigned char>(name[i + 1]))) ++i;
+      text += 'N';
+    } else {
+      text += name[i];
+    }
+  }
+  return text;
+}
+
+/// Memory of the block that needs most: its weights and the next block's (prefetched), fp32 work on its largest layer, the
+/// statistics, and the hidden states of all samples at its entry and exit.
+int64_t peak_bytes(const RunConfig& config, const Model& model, const Recipe& recipe, const RunPlan& plan) {
+  const int64_t size = static_cast<int64_t>(c10::elementSize(model.weights->dtype()));
+  const int64_t tokens = config.num_samples * config.max_seq_length;
+  int64_t most = 0;
+  for (const BlockPlan& block : model.plan.blocks) {
+    if (!plan.quantizes(block.index)) continue;
+    int64_t weights = 0, largest = 0, statistics = 0, features = 0;
+    for (const Layer& layer : block.layers) {
+      weights += elements(layer) * size;
+      largest = std::max(largest, elements(layer));
+    }
+    StatisticSet observed(block, tokens);
+    for (const auto& algorithm : recipe.algorithms) algorithm->observe(block, plan.schemes(block.index), observed);
+    for (const Port& port : block.ports) {
+      features = std::max(features, port.features);
+      if (observed.find(port.id, Gram::kId)) statistics += port.features * port.features * 4;
+      if (observed.find(port.id, ActivationRows::kId)) statistics += std::min<int64_t>(tokens, 4096) * port.features * size;
+    }
+    const bool forward = !observed.empty();
+    const int64_t hidden = forward && !block.ports.empty() ? 2 * tokens * block.ports.front().features * size : 0;
+    const int64_t working = forward ? config.batch_size * config.max_seq_length * features * 4 * 2 : 0;
+    // fp32 copies of the whole block while its scales are folded, and of the largest layer while it is searched.
+    const int64_t copies = forward ? 2 * weights * 4 / size : 0;
+    most = std::max(most, 2 * weights + copies + 4 * largest * 4 + statistics + hidden + working);
+  }
+  return kProgramBytes + most;
+}
+
+struct Row {
+  std::string action;
+  int64_t tensors = 0, bytes = 0;
+};
+
+Report describe(const RunConfig& config, const Model& model, const Recipe& recipe, const RunPlan& plan) {
+  nlohmann::ordered_json json = {{"model", config.model}, {"adapter", model.adapter_id}, {"scheme", recipe.scheme.name},
+                                 {"format", recipe.format_id}};
+  std::map<std::string, Row> rows;
+  const auto row = [&](const std::string& name, const std::string& action, int64_t bytes) {
+    Row& entry = rows[without_numbers(name) + '\t' + action];
+    entry.action = action;
+    ++entry.tensors;
+    entry.bytes += bytes;
+    json["tensors"][name] = action;
+  };
+  std::set<std::string> seen;
+  const auto keep = [&](const std::string& name, const std::string& action) {
+    if (!plan.replaced.contains(name) && seen.insert(name).second) row(name, action, byte_size(model.weights->logical().at(name)).value_or(0));
+  };
+  for (const std::string& name : model.plan.globals) keep(name, "copy");
+  for (const BlockPlan& block : model.plan.blocks) {
+    for (const std::string& name : block.params) keep(name, "copy (a scale may be folded in)");
+    for (const Layer& layer : block.layers) {
+      const LayerDecision& decision = plan.layers[block.index][layer.id];
+      int64_t bytes = 0;
+      for (const TensorSpec& spec : decision.outputs) bytes += byte_size(spec).value_or(0);
+      if (decision.scheme) row(layer.name + ".weight", decision.scheme->name, bytes);
+      else if (!decision.outputs.empty()) row(layer.name + ".weight", "float, cut out of " + layer.weight.tensor, bytes);
+      else if (!layer.tied) keep(layer.weight.tensor, "float: " + decision.reason);
+      if (!layer.bias.empty()) keep(layer.bias, "copy");
+    }
+  }
+  int64_t output = 0;
+  for (const TensorSpec& spec : plan.outputs) output += byte_size(spec).value_or(0);
+  const int64_t peak = peak_bytes(config, model, recipe, plan);
+  json["tensor_count"] = model.weights->logical().size();
+  json["input_bytes"] = model.weights->checkpoint().total_bytes();
+  json["output_bytes"] = output;
+  json["peak_memory_bytes"] = peak;
+  json["ignore"] = plan.ignore;
+  json["indivisible"] = plan.indivisible;
+
+  Report report;
+  char line[512];
+  for (const auto& [key, entry] : rows) {
+    std::snprintf(line, sizeof line, "%7lld  %10s  %-70s %s\n", static_cast<long long>(entry.tensors), bytes_text(entry.bytes).c_str(),
+                  key.substr(0, key.find('\t')).c_str(), entry.action.c_str());
+    report.text += line;
+  }
+  std::snprintf(line, sizeof line,
+                "\nadapter %s, scheme %s, format %s\ninput        %s in %zu tensors\noutput       %s\npeak memory  about %s (%lld samples of up to %lld tokens)\n",
+                model.adapter_id.c_str(), recipe.scheme.name.c_str(), recipe.format_id.c_str(),
+                bytes_text(model.weights->checkpoint().total_bytes()).c_str(), model.weights->logical().size(), bytes_text(output).c_str(),
+                bytes_text(peak).c_str(), static_cast<long long>(config.num_samples), static_cast<long long>(config.max_seq_length));
+  report.text += line;
+  for (const std::string& numbers : plan.indivisible) report.text += "group size   " + numbers + "\n";
+  report.json = json.dump();
+  return report;
+}
+
+}  // namespace
+
+Result<Report> plan(const RunConfig& config, PluginRegistry& registry) {
+  SLIM_ASSIGN(const Recipe recipe, Recipe::make(config, registry));
+  SLIM_ASSIGN(const Model model, Model::open(config.model, config.adapter, registry));
+  SLIM_ASSIGN(const RunPlan decisions, make_run_plan(config, model, recipe));
+  return describe(config, model, recipe, decisions);
+}
+
+}  // namespace slim
