@@ -87,7 +87,7 @@ STD = re.compile(r"^(libstdc\+\+|libgcc_s|libc|libm|libpthread|libdl|librt|libgo
 LIBTORCH = re.compile(r"^lib(torch_cpu|c10)\.so")
 IMAGES = re.compile(r"^lib(utf8proc|pcre2-8|jpeg|png16|webp|webpdemux|z)\.so")
 GPU = re.compile(r"^lib(c10_cuda|torch_cuda|cudart|cublas|cublasLt|cusolver|cuda|nccl)\.so")
-EXTRA = {"slim": re.compile(r"^lib(slim_core|boost_program_options)\.so"), "core": re.compile(r"^$"),
+EXTRA = {"slim": re.compile(r"^lib(slim_core|boost_program_options)\.so"), "core": re.compile(r"^libtomlplusplus\.so"),
          "algorithm": re.compile(r"^libslim_core\.so"), "format": re.compile(r"^libslim_core\.so"),
          "adapter": re.compile(rf"^libslim_core\.so|{IMAGES.pattern}"), "backend": re.compile(r"^libslim_core\.so")}
 
