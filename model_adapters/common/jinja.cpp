@@ -275,7 +275,8 @@ class Renderer {
     if (failed()) return Flow::kBreak;
     if (items.empty()) return execute(node.other, out);
     auto count = static_cast<int64_t>(items.size());
-    for (int64_t i = 0; i < count && !failed(); ++i) {
+    for (int64_t i = 0; i < count && enter(node); ++i) {
+      steps_ += 10;  // what it costs to set the loop's variables
       scopes_.emplace_back();
       auto item = [&](int64_t k) { return k >= 0 && k < count ? items[static_cast<size_t>(k)] : Value(); };
       scopes_.back()["loop"] = Value::dict({{"index0", Value::integer(i)},

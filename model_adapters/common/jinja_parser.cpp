@@ -82,6 +82,7 @@ class Parser {
   /// Up to a tag named by `ends`, whose name is taken and left in closed_by_.
   std::vector<NodePtr> statements(Names ends) {
     Nested nested(*this);
+    closed_by_.clear();
     std::vector<NodePtr> out;
     while (status_.ok()) {
       if (peek().kind == Kind::kEnd) {

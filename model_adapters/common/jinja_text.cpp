@@ -61,7 +61,7 @@ std::vector<std::string> split_text(std::string_view text, const std::optional<s
     out.push_back(rest.substr(0, end));
     rest = stripped(std::string_view(rest).substr(end), std::nullopt, true, false);
   }
-  if (!rest.empty()) out.push_back(stripped(rest, std::nullopt, false, true));
+  if (!rest.empty()) out.push_back(std::move(rest));
   return out;
 }
 
