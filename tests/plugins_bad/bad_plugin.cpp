@@ -46,6 +46,7 @@ struct MustNotRun {
 } must_not_run;
 #endif
 
+#ifndef FAULT_NO_DESCRIPTOR
 void* create(const void*, [[maybe_unused]] slim_error* error) {
 #if defined(FAULT_THROWS)
   throw std::runtime_error("the factory broke its promise");
@@ -57,7 +58,6 @@ void* create(const void*, [[maybe_unused]] slim_error* error) {
 }
 void destroy(void*) {}
 
-#ifndef FAULT_NO_DESCRIPTOR
 const slim_component component = {sizeof(slim_component), SLIM_ALGORITHM, BAD_ID, "wrong in one way", kSchema, "", &create,
                                   &destroy};
 #endif

@@ -98,7 +98,7 @@ TEST_CASE("cli/ missing, empty, double and malformed values are wrong usage") {
   check_usage("--scheme w4a61", "did you mean 'w4a16'?");
   check_usage("--set nonsense", "expected key=value");
   check_usage("--set datast.path=x --plugin awq --model m --output o", "[compression.datast]");
-  check_usage("--config /dev/null --max-shard-size 5XB", "5XB");
+  check_usage("--max-shard-size 5XB", "5XB");
   check_usage("--plugin-dir /no/such/folder --plugin a --model m --output o", "no such folder");
   check_usage("stray word", "'stray'");
   check_usage("plan stray", "'stray'");

@@ -29,11 +29,11 @@ struct ConfigKey {
   std::string doc;
 };
 
-const std::vector<ConfigKey>& config_keys();
+SLIM_API const std::vector<ConfigKey>& config_keys();
 /// By name or alias; null if there is none.
 const ConfigKey* find_config_key(std::string_view name);
 /// All names and aliases.
-std::vector<std::string> config_key_names();
+SLIM_API std::vector<std::string> config_key_names();
 /// The text of a scalar; nullopt for a list.
 std::optional<std::string> text_of(const ConfigValue&);
 /// Converts and stores; kInvalidArgument says what was found and expected, not where.

@@ -227,7 +227,8 @@ Status check_plugin_options(const RunConfig& config) {
   for (const std::string& entry : config.plugins) ids.push_back(chain_id(entry));
   for (const auto& [plugin, options] : config.plugin_options) {
     if (std::find(ids.begin(), ids.end(), plugin) != ids.end()) continue;
-    std::vector<std::string> candidates = ids;
+    std::vector<std::string> candidates = section_names();
+    candidates.insert(candidates.end(), ids.begin(), ids.end());
     candidates.push_back("quantization");
     return Status(Code::kInvalidArgument, "[compression." + plugin + "] belongs to no plugin of the chain (" +
                                               (ids.empty() ? "empty" : join(ids)) + ")" + did_you_mean(plugin, candidates));

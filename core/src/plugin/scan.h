@@ -18,7 +18,7 @@ std::vector<std::string> plugin_search_path(const std::vector<std::string>& plug
 /// The kind and id in a file name libslim_KIND_ID.so; '_' of the id may stand for '-'.
 std::optional<std::pair<slim_kind, std::string>> parse_plugin_file_name(const std::string& path);
 /// One file. A file that cannot be read, or that this host cannot load, has a reason in `compatible`.
-PluginInfo read_plugin_info(const std::string& path);
+SLIM_API PluginInfo read_plugin_info(const std::string& path);
 /// Every libslim_*.so of the folders, in their order; shadowed ones are marked.
 std::vector<PluginInfo> scan_plugins(const std::vector<std::string>& folders);
 
