@@ -132,9 +132,10 @@ void VisionTower::plan_merger(BlockBuilder& block, const std::string& name, bool
 void VisionTower::begin(const model::MultimodalBatch& batch, Exec& exec, Carry& carry) const {
   const auto& c = config_;
   const auto positions = model::patch_positions(batch.grid_thw, c.merge);
-  // The convolution's stride is its kernel: every patch is one row of a matrix product.
-  const auto patches = at::linear(batch.pixels.to(exec.device(), exec.dtype()), exec.param(kPatchWeight).flatten(1),
-                                  exec.param(kPatchBias));
+  // As a convolution, though a matrix product would do: transformers' rounding in bf16 is the convolution's.
+  const auto pixels = batch.pixels.to(exec.device(), exec.dtype()).reshape({-1, c.channels, c.temporal, c.patch, c.patch});
+  const std::vector<int64_t> kernel{c.temporal, c.patch, c.patch};
+  const auto patches = at::conv3d(pixels, exec.param(kPatchWeight), exec.param(kPatchBias), kernel).flatten(1);
   carry["hidden"] = patches + position_embedding(batch.grid_thw, positions, exec).to(patches.scalar_type());
   const auto frames = batch.grid_thw.select(1, 0);
   carry["lengths"] = (batch.grid_thw.select(1, 1) * batch.grid_thw.select(1, 2)).repeat_interleave(frames);

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[2]
+TOY = ROOT / "tests" / "data" / "toy-qwen3vl"
 IMAGE, VIDEO, START, END = 90, 91, 92, 93
 TEXT = 88  # ids below are text
 MAX_DIFFERENCE = 1e-4  # fp32 logits
@@ -136,7 +138,9 @@ def check_random_models(build):
             model = model.to(getattr(torch, dtype))
             with tempfile.TemporaryDirectory() as scratch:
                 model.save_pretrained(Path(scratch) / "model", max_shard_size="64KB")
-                expected = [expected_logits(model, s) for s in samples]
+                # Loaded anew: model.to() has rounded the rotary frequencies too, which no user of a checkpoint sees.
+                loaded = Qwen3VLForConditionalGeneration.from_pretrained(Path(scratch) / "model", dtype=getattr(torch, dtype)).eval()
+                expected = [expected_logits(loaded, s) for s in samples]
                 found = native_logits(build, Path(scratch) / "model", samples, dtype, scratch)
                 good &= check(name, expected, found, dtype)
                 if dtype == "float32":
@@ -145,17 +149,18 @@ def check_random_models(build):
     return good
 
 
-def toy_samples(processor, count):
-    from PIL import Image
+def toy_samples(processor, lines, answer=True):
+    """What transformers' processor makes of chats; without the last turn if it is to be generated."""
     folder = ROOT / "tests" / "data" / "samples"
     samples = []
-    for line in (folder / "eval.jsonl").read_text().splitlines()[:count]:
+    for line in lines:
         messages, images = json.loads(line)["messages"], []
+        messages = messages if answer else messages[:-1]
         for message in messages:
             for part in message["content"] if isinstance(message["content"], list) else []:
                 if part["type"] == "image":
                     images.append(Image.open(folder / part["image"]).convert("RGB"))
-        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer)
         inputs = processor(text=[text], images=images or None, return_tensors="pt")
         sample = {k: v for k, v in inputs.items() if k in ("pixel_values", "image_grid_thw")}
         sample["input_ids"] = inputs["input_ids"][0]
@@ -164,17 +169,84 @@ def toy_samples(processor, count):
     return samples
 
 
-def check_toy(build):
-    folder = ROOT / "tests" / "data" / "toy-qwen3vl"
-    processor = transformers.AutoProcessor.from_pretrained(folder)
-    samples = toy_samples(processor, 12)
+def eval_lines(count):
+    return (ROOT / "tests" / "data" / "samples" / "eval.jsonl").read_text().splitlines()[:count]
+
+
+def check_toy(build, processor):
+    samples = toy_samples(processor, eval_lines(12))
     good = True
     for dtype in ("float32", "bfloat16"):
-        model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        model = Qwen3VLForConditionalGeneration.from_pretrained(TOY, dtype=getattr(torch, dtype)).eval()
         expected = [expected_logits(model, s) for s in samples]
         with tempfile.TemporaryDirectory() as scratch:
-            good &= check("trained toy", expected, native_logits(build, folder, samples, dtype, scratch), dtype)
+            good &= check("trained toy", expected, native_logits(build, TOY, samples, dtype, scratch), dtype)
     return good
+
+
+def check_generation(build, processor):
+    """Greedy answers: every token that transformers generates with its cache is the native argmax after those before it."""
+    samples = toy_samples(processor, eval_lines(8), answer=False)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(TOY, dtype=torch.float32).eval()
+    answers = []
+    for sample in samples:
+        prompt = sample["input_ids"]
+        inputs = {k: v[None] if k in ("input_ids", "mm_token_type_ids") else v for k, v in sample.items()}
+        with torch.no_grad():
+            whole = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0]
+        answers.append(whole[len(prompt):])
+        sample["input_ids"] = whole[:-1].clone()
+    with tempfile.TemporaryDirectory() as scratch:
+        logits = native_logits(build, TOY, samples, "float32", scratch)
+    equal = [torch.equal(l[-len(a):].argmax(-1), a) for l, a in zip(logits, answers)]
+    print(f"generated answers equal: {sum(equal)} of {len(equal)}: {[processor.decode(a) for a in answers[:3]]}", flush=True)
+    return all(equal)
+
+
+def encode(build, data, scratch, max_tokens=0):
+    output = Path(scratch) / "encoded"
+    done = subprocess.run([Path(build) / "bin" / "slim_encode", TOY, data, output, str(max_tokens)], capture_output=True, text=True)
+    if done.returncode != 0:
+        return None, done.stderr
+    return load_file(output / "model.safetensors"), done.stdout.splitlines()
+
+
+def check_processor(build, processor):
+    """Token ids, grids and pixels of the native processor against transformers'; then the limits of max_tokens."""
+    data = ROOT / "tests" / "data" / "samples" / "eval.jsonl"
+    lines = eval_lines(10**6)
+    merge = 4
+    with tempfile.TemporaryDirectory() as scratch:
+        found, report = encode(build, data, scratch)
+        if found is None:
+            sys.exit(f"slim_encode failed: {report}")
+        good, images = True, 0
+        for i, sample in enumerate(toy_samples(processor, lines)):
+            for key in ("input_ids", "image_grid_thw", "pixel_values"):
+                if key not in sample:
+                    good &= f"{i}.{key}" not in found
+                elif key == "pixel_values":
+                    good &= (sample[key] - found[f"{i}.{key}"]).abs().max().item() <= 1e-6
+                    images += 1
+                else:
+                    good &= torch.equal(sample[key], found[f"{i}.{key}"])
+        print(f"processor: {len(lines)} chats, {images} with images, {'equal' if good else 'DIFFERENT'}; {report[-2:]}", flush=True)
+        good &= images > 0 and report[-2:] == ["stop 1794", "stop 1792"]
+
+        shorter = 16
+        limited, report = encode(build, data, scratch, shorter)
+        for i in range(len(lines)):
+            ids, full = limited[f"{i}.input_ids"], found[f"{i}.input_ids"]
+            text, image, smaller = map(int, report[i].split())
+            good &= len(ids) == text + image == min(shorter, len(full)) or bool(smaller)
+            good &= len(ids) <= shorter and int((ids == 1804).sum()) == image
+            if f"{i}.image_grid_thw" in limited:
+                good &= int(limited[f"{i}.image_grid_thw"].prod(1).sum()) == image * merge
+                good &= limited[f"{i}.pixel_values"].shape[0] == image * merge
+        shrunk = sum(line.endswith(" 1") for line in report[:len(lines)])
+        nothing, error = encode(build, data, scratch, 4)
+        print(f"max_tokens {shorter}: {shrunk} downscaled; max_tokens 4: {error.strip()}", flush=True)
+        return good and shrunk > 0 and nothing is None and "do not fit into 4 tokens" in error
 
 
 def main():
@@ -182,8 +254,11 @@ def main():
     parser.add_argument("--build", required=True)
     build = parser.parse_args().build
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    processor = transformers.AutoProcessor.from_pretrained(TOY)
     good = check_random_models(build)
-    good &= check_toy(build)
+    good &= check_toy(build, processor)
+    good &= check_generation(build, processor)
+    good &= check_processor(build, processor)
     print("ok" if good else "FAILED")
     return 0 if good else 1
 
