@@ -71,7 +71,8 @@ std::optional<int64_t> byte_size(const TensorSpec& spec) {
   int64_t elements = 1;
   bool empty = false;
   for (const int64_t dim : spec.shape) {
-    if (dim < 0 || __builtin_mul_overflow(elements, std::max<int64_t>(dim, 1), &elements)) return std::nullopt;
+    if (dim < 0 || __builtin_mul_overflow(elements, std::max<int64_t>(dim, 1), &elements))
+      return std::nullopt;
     empty |= dim == 0;
   }
   const __int128 bits = static_cast<__int128>(elements) * dtype_bits(spec.dtype);

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The safetensors package reads what slim's writer writes, and the generators of checkpoints in tests/tools lay out exactly
-the tensors of the models in tests/data."""
+"""The safetensors package reads what slim's writer writes, and the generators of checkpoints in tests/tools lay
+out exactly the tensors of the models in tests/data."""
 import argparse
 import json
 import os
@@ -29,8 +29,8 @@ def headers(folder):
 
 def check_writer(build, scratch):
     out = scratch / "written"
-    subprocess.run([build / "bin/test_writer", "--test-case=*external check*"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL,
-                   env=os.environ | {"SLIM_TEST_CHECKPOINT": str(out)})
+    subprocess.run([build / "bin/test_writer", "--test-case=*external check*"], check=True, cwd=ROOT,
+                   stdout=subprocess.DEVNULL, env=os.environ | {"SLIM_TEST_CHECKPOINT": str(out)})
     expected = {
         "scalar": torch.tensor(2.5, dtype=torch.float64),
         "byte": torch.tensor([7], dtype=torch.uint8),
@@ -52,7 +52,8 @@ def check_writer(build, scratch):
 
 
 def run_tool(name, *arguments):
-    subprocess.run([sys.executable, ROOT / "tests/tools" / name, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, ROOT / "tests/tools" / name, *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def check_layouts(scratch):
@@ -69,7 +70,9 @@ def check_generated(scratch):
     arguments = ["--like", like, "--blocks", 3, "--bytes", "12MB", "--shard", "4MB"]
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         run_tool("make_checkpoint.py", scratch / name, *arguments, "--seed", seed)
-    files = {name: {p.name: p.read_bytes() for p in (scratch / name).glob("*.safetensors")} for name in ("one", "same", "other")}
+    files = {}
+    for name in ("one", "same", "other"):
+        files[name] = {path.name: path.read_bytes() for path in (scratch / name).glob("*.safetensors")}
     assert files["one"] == files["same"] and files["one"] != files["other"]
     assert sum(map(len, files["one"].values())) < 12_100_000 and len(files["one"]) > 1
     with safe_open(scratch / "one" / sorted(files["one"])[-1], framework="pt") as file:

@@ -3,9 +3,9 @@
 
     make_checkpoint.py OUT --like FOLDER --blocks 32 --bytes 4GB [--seed 0] [--shard 1GB]
 
-Vocabulary, tokenizer, processor files and the vision tower's sizes are those of FOLDER; the language model is made as wide as
-the size allows. Weights are normal (norms are ones), bfloat16 by truncation, the same for the same seed, and written as they
-are drawn: memory stays below 300 MB. For memory tests and benchmarks. Needs numpy.
+Vocabulary, tokenizer, processor files and the vision tower's sizes are those of FOLDER; the language model is
+made as wide as the size allows. Weights are normal (norms are ones), bfloat16 by truncation, the same for the
+same seed, and written as they are drawn: memory stays below 300 MB. For memory tests and benchmarks. Needs numpy.
 """
 import argparse
 import json
@@ -35,8 +35,8 @@ def make_config(like, blocks, hidden):
     config = json.loads(json.dumps(like))
     text = config["text_config"]
     heads = hidden // text["head_dim"]
-    text.update(hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=blocks, num_attention_heads=heads,
-                num_key_value_heads=heads // 2 if heads % 2 == 0 else heads)
+    text.update(hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=blocks)
+    text.update(num_attention_heads=heads, num_key_value_heads=heads // 2 if heads % 2 == 0 else heads)
     config["vision_config"]["out_hidden_size"] = hidden
     return config
 
@@ -54,7 +54,8 @@ def widest_config(like, blocks, limit):
             break
         best = config
     if best is None:
-        sys.exit(f"{limit} bytes are too few for {blocks} blocks: {total_bytes(make_config(like, blocks, STEP))} are needed")
+        needed = total_bytes(make_config(like, blocks, STEP))
+        sys.exit(f"{limit} bytes are too few for {blocks} blocks: {needed} are needed")
     return best
 
 
@@ -85,7 +86,7 @@ def fill_shard(path, entries, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--like", type=pathlib.Path, required=True)
     parser.add_argument("--blocks", type=int, default=32)
@@ -107,8 +108,10 @@ def main():
     (args.out / "config.json").write_text(json.dumps(config, indent=2))
     total = sparse_checkpoint.write_layout(args.out, entries, weight_map, "BF16")
     for shard in sorted(set(weight_map.values())):
-        fill_shard(args.out / shard, [(i, entry) for i, entry in enumerate(entries) if weight_map[entry[0]] == shard], args.seed)
-    print(f"{args.out}: hidden size {config['text_config']['hidden_size']}, {args.blocks} blocks, {len(entries)} tensors, {total} bytes")
+        mine = [(i, entry) for i, entry in enumerate(entries) if weight_map[entry[0]] == shard]
+        fill_shard(args.out / shard, mine, args.seed)
+    hidden = config["text_config"]["hidden_size"]
+    print(f"{args.out}: hidden size {hidden}, {args.blocks} blocks, {len(entries)} tensors, {total} bytes")
 
 
 if __name__ == "__main__":

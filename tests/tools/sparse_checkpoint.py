@@ -3,9 +3,10 @@
 
     sparse_checkpoint.py CONFIG_OR_FOLDER OUT [--dtype BF16]
 
-Headers are real; the data are holes, so a model of hundreds of gigabytes takes a few megabytes of disk. For planning,
-inspection and memory tests. If a weight map (*.safetensors.index*.json, or a summary of one by patterns) lies beside the
-config, shards are named by it and its tensor names must be the ones laid out here; otherwise shards of 5 GB are made.
+Headers are real; the data are holes, so a model of hundreds of gigabytes takes a few megabytes of disk. For
+planning, inspection and memory tests. If a weight map (*.safetensors.index*.json, or a summary of one by
+patterns) lies beside the config, shards are named by it and its tensor names must be the ones laid out here;
+otherwise shards of 5 GB are made.
 """
 import argparse
 import json
@@ -61,9 +62,10 @@ def packed_experts(name, config, layer):
 
 
 def separate_experts(name, config, layer):
-    yield f"{name}.gate.weight", [config["num_experts"], config["hidden_size"]]
-    for expert in range(config["num_experts"]):
-        yield from gated_mlp(f"{name}.experts.{expert}", config["hidden_size"], config["moe_intermediate_size"])
+    hidden, inner, experts = config["hidden_size"], config["moe_intermediate_size"], config["num_experts"]
+    yield f"{name}.gate.weight", [experts, hidden]
+    for expert in range(experts):
+        yield from gated_mlp(f"{name}.experts.{expert}", hidden, inner)
 
 
 def hunyuan_experts(name, config, layer):
@@ -77,7 +79,9 @@ def hunyuan_experts(name, config, layer):
 
 
 def is_sparse_layer(config, layer):
-    return layer not in config.get("mlp_only_layers", []) and (layer + 1) % config.get("decoder_sparse_step", 1) == 0
+    if layer in config.get("mlp_only_layers", []):
+        return False
+    return (layer + 1) % config.get("decoder_sparse_step", 1) == 0
 
 
 def language(config, prefix, *, qkv_bias, head_norms, experts=None):
@@ -92,7 +96,8 @@ def language(config, prefix, *, qkv_bias, head_norms, experts=None):
         if experts and is_sparse_layer(config, layer):
             yield from experts(f"{name}.mlp", config, layer)
         else:
-            yield from gated_mlp(f"{name}.mlp", hidden, config["intermediate_size"], config.get("mlp_bias", False))
+            bias = config.get("mlp_bias", False)
+            yield from gated_mlp(f"{name}.mlp", hidden, config["intermediate_size"], bias)
     yield from norm(f"{prefix}.norm", hidden)
 
 
@@ -110,7 +115,8 @@ def qwen3_merger(name, vision, norm_size):
 
 def qwen3_vision(vision, prefix):
     hidden, patch = vision["hidden_size"], vision["patch_size"]
-    yield f"{prefix}.patch_embed.proj.weight", [hidden, vision["in_channels"], vision["temporal_patch_size"], patch, patch]
+    channels, frames = vision["in_channels"], vision["temporal_patch_size"]
+    yield f"{prefix}.patch_embed.proj.weight", [hidden, channels, frames, patch, patch]
     yield f"{prefix}.patch_embed.proj.bias", [hidden]
     yield f"{prefix}.pos_embed.weight", [vision["num_position_embeddings"], hidden]
     for block in range(vision["depth"]):
@@ -122,14 +128,16 @@ def qwen3_vision(vision, prefix):
         yield from linear(f"{name}.mlp.linear_fc1", vision["intermediate_size"], hidden, True)
         yield from linear(f"{name}.mlp.linear_fc2", hidden, vision["intermediate_size"], True)
     yield from qwen3_merger(f"{prefix}.merger", vision, hidden)
+    merged = hidden * vision["spatial_merge_size"] ** 2
     for i in range(len(vision["deepstack_visual_indexes"])):
-        yield from qwen3_merger(f"{prefix}.deepstack_merger_list.{i}", vision, hidden * vision["spatial_merge_size"] ** 2)
+        yield from qwen3_merger(f"{prefix}.deepstack_merger_list.{i}", vision, merged)
 
 
 def qwen25_vision(vision, prefix):
     hidden, patch = vision["hidden_size"], vision["patch_size"]
     channels = vision.get("in_channels", vision.get("in_chans", 3))
-    yield f"{prefix}.patch_embed.proj.weight", [hidden, channels, vision.get("temporal_patch_size", 2), patch, patch]
+    frames = vision.get("temporal_patch_size", 2)
+    yield f"{prefix}.patch_embed.proj.weight", [hidden, channels, frames, patch, patch]
     for block in range(vision["depth"]):
         name = f"{prefix}.blocks.{block}"
         yield from norm(f"{name}.norm1", hidden)
@@ -150,7 +158,8 @@ def tensors(config):
     if kind in ("qwen3_vl", "qwen3_vl_moe"):
         experts = packed_experts if kind == "qwen3_vl_moe" else None
         yield from qwen3_vision(config["vision_config"], "model.visual")
-        yield from language(text, "model.language_model", qkv_bias=False, head_norms=("q_norm", "k_norm"), experts=experts)
+        norms = ("q_norm", "k_norm")
+        yield from language(text, "model.language_model", qkv_bias=False, head_norms=norms, experts=experts)
     elif kind == "qwen2_5_vl":
         yield from qwen25_vision(config["vision_config"], "visual")
         yield from language(text, "model", qkv_bias=True, head_norms=())
@@ -197,7 +206,8 @@ def find_weight_map(folder):
 def check_names(weight_map, names):
     missing, surplus = sorted(set(weight_map) - set(names)), sorted(set(names) - set(weight_map))
     if missing or surplus:
-        sys.exit(f"the weight map disagrees: only there {missing[:5]} ({len(missing)}), only here {surplus[:5]} ({len(surplus)})")
+        sys.exit(f"the weight map disagrees: only there {missing[:5]} ({len(missing)}), "
+                 f"only here {surplus[:5]} ({len(surplus)})")
 
 
 def make_weight_map(entries, dtype, shard_bytes=SHARD_BYTES):
@@ -208,7 +218,9 @@ def make_weight_map(entries, dtype, shard_bytes=SHARD_BYTES):
             shard, used = shard + 1, 0
         shards[name] = shard
         used += size
-    return {name: f"model-{i + 1:05d}-of-{shard + 1:05d}.safetensors" if shard else "model.safetensors" for name, i in shards.items()}
+    if shard == 0:
+        return {name: "model.safetensors" for name in shards}
+    return {name: f"model-{i + 1:05d}-of-{shard + 1:05d}.safetensors" for name, i in shards.items()}
 
 
 def write_shard(path, entries, dtype):
@@ -228,7 +240,10 @@ def write_shard(path, entries, dtype):
 def write_layout(folder, entries, weight_map, dtype):
     """All shards, and an index if there are several; returns the bytes of all tensors."""
     shards = sorted(set(weight_map.values()))
-    total = sum(write_shard(folder / shard, [entry for entry in entries if weight_map[entry[0]] == shard], dtype) for shard in shards)
+    total = 0
+    for shard in shards:
+        mine = [entry for entry in entries if weight_map[entry[0]] == shard]
+        total += write_shard(folder / shard, mine, dtype)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
@@ -236,7 +251,7 @@ def write_layout(folder, entries, weight_map, dtype):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--dtype", choices=sorted(BYTES), default="BF16")

@@ -8,7 +8,8 @@
 #include <iterator>
 #include <string>
 
-/// Folders and safetensors files made by hand, byte for byte, so that tests can break every rule of the format.
+/// Folders and safetensors files made by hand, byte for byte, so that tests can break every rule of the
+/// format.
 namespace slim::test {
 
 namespace fs = std::filesystem;
@@ -51,11 +52,15 @@ inline std::string length_prefix(uint64_t length) {
 }
 
 /// A safetensors file of this header and data.
-inline std::string raw_file(const std::string& header, const std::string& data) { return length_prefix(header.size()) + header + data; }
+inline std::string raw_file(const std::string& header, const std::string& data) {
+  return length_prefix(header.size()) + header + data;
+}
 
 /// One tensor's entry of a header.
-inline std::string entry(const std::string& name, const std::string& dtype, const std::string& shape, int64_t begin, int64_t end) {
-  return "\"" + name + R"(":{"dtype":")" + dtype + R"(","shape":)" + shape + R"(,"data_offsets":[)" + std::to_string(begin) + "," + std::to_string(end) + "]}";
+inline std::string entry(const std::string& name, const std::string& dtype, const std::string& shape,
+                         int64_t begin, int64_t end) {
+  return "\"" + name + R"(":{"dtype":")" + dtype + R"(","shape":)" + shape + R"(,"data_offsets":[)" +
+         std::to_string(begin) + "," + std::to_string(end) + "]}";
 }
 
 }  // namespace slim::test

@@ -26,7 +26,8 @@ struct Folder : TempFolder {
 
 // "a" I16 [2, 2] = 1..4 and "b" U8 [3] = "xyz".
 const std::string kData("\1\0\2\0\3\0\4\0xyz", 11);
-const std::string kHeader = "{" + entry("a", "I16", "[2,2]", 0, 8) + "," + entry("b", "U8", "[3]", 8, 11) + "}";
+const std::string kHeader =
+    "{" + entry("a", "I16", "[2,2]", 0, 8) + "," + entry("b", "U8", "[3]", 8, 11) + "}";
 
 void check_fails(const Result<std::shared_ptr<const Checkpoint>>& result, const std::string& part) {
   REQUIRE_FALSE(result.ok());
@@ -48,11 +49,15 @@ void check_refused(const std::string& header, const std::string& data, const std
 struct Sharded : TempFolder {
   Sharded() {
     write_text(path() / "config.json", "{}");
-    write_text(path() / "model-00001-of-00002.safetensors", raw_file("{" + entry("a", "U8", "[1]", 0, 1) + "}", "A"));
-    write_text(path() / "model-00002-of-00002.safetensors", raw_file("{" + entry("b", "U8", "[1]", 0, 1) + "}", "B"));
+    write_text(path() / "model-00001-of-00002.safetensors",
+               raw_file("{" + entry("a", "U8", "[1]", 0, 1) + "}", "A"));
+    write_text(path() / "model-00002-of-00002.safetensors",
+               raw_file("{" + entry("b", "U8", "[1]", 0, 1) + "}", "B"));
     index(R"({"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"})");
   }
-  void index(const std::string& map) { write_text(path() / "model.safetensors.index.json", R"({"metadata":{},"weight_map":)" + map + "}"); }
+  void index(const std::string& map) {
+    write_text(path() / "model.safetensors.index.json", R"({"metadata":{},"weight_map":)" + map + "}");
+  }
   Result<std::shared_ptr<const Checkpoint>> open() const { return Checkpoint::open(path().string()); }
 };
 
@@ -88,7 +93,8 @@ TEST_CASE("checkpoint/ tensors are read as they are stored") {
 }
 
 TEST_CASE("checkpoint/ scalars, empty tensors, odd offsets and padded headers are allowed") {
-  const std::string header = "{\"__metadata__\":{\"format\":\"pt\"}," + entry("byte", "U8", "[]", 0, 1) + "," + entry("none", "F32", "[4,0]", 1, 1) + "," +
+  const std::string header = "{\"__metadata__\":{\"format\":\"pt\"}," + entry("byte", "U8", "[]", 0, 1) +
+                             "," + entry("none", "F32", "[4,0]", 1, 1) + "," +
                              entry("odd", "F32", "[1]", 1, 5) + "}   ";
   const Folder folder(raw_file(header, std::string("\7\0\0\x80\x3f", 5)));
   const auto c = folder.open();
@@ -105,7 +111,8 @@ TEST_CASE("checkpoint/ every dtype of the format is known; sub-byte floats can o
     const TensorSpec spec{std::to_string(i), static_cast<Dtype>(i), {4}};
     const auto bytes = *byte_size(spec);
     const auto begin = static_cast<int64_t>(data.size());
-    header += (i ? "," : "") + entry(spec.name, std::string(dtype_name(spec.dtype)), "[4]", begin, begin + bytes);
+    header +=
+        (i ? "," : "") + entry(spec.name, std::string(dtype_name(spec.dtype)), "[4]", begin, begin + bytes);
     data.append(static_cast<size_t>(bytes), static_cast<char>(i));
   }
   const Folder folder(raw_file(header + "}", data));
@@ -117,7 +124,8 @@ TEST_CASE("checkpoint/ every dtype of the format is known; sub-byte floats can o
     if (!value.ok()) CHECK(value.status().code() == Code::kUnsupported);
     std::vector<std::byte> bytes(static_cast<size_t>(*byte_size(spec)));
     REQUIRE((*c)->read_bytes(name, 0, bytes).ok());
-    CHECK(std::ranges::all_of(bytes, [&](std::byte b) { return b == static_cast<std::byte>(std::stoi(name)); }));
+    CHECK(std::ranges::all_of(bytes,
+                              [&](std::byte b) { return b == static_cast<std::byte>(std::stoi(name)); }));
   }
 }
 
@@ -127,9 +135,11 @@ TEST_CASE("checkpoint/ rows and entries are read alone, their numbers checked") 
   REQUIRE(opened.ok());
   const Checkpoint& c = **opened;
   const auto ids = [](std::vector<int64_t> values) { return at::tensor(values, at::kLong); };
-  CHECK(at::equal(*c.read_rows("a", ids({1, 0, 1})), at::tensor({3, 4, 1, 2, 3, 4}, at::kShort).view({3, 2})));
+  CHECK(
+      at::equal(*c.read_rows("a", ids({1, 0, 1})), at::tensor({3, 4, 1, 2, 3, 4}, at::kShort).view({3, 2})));
   CHECK(c.read_rows("a", ids({}))->sizes() == at::IntArrayRef({0, 2}));
-  for (const int64_t bad : {-1, 2}) CHECK(c.read_rows("a", ids({bad})).status().code() == Code::kInvalidArgument);
+  for (const int64_t bad : {-1, 2})
+    CHECK(c.read_rows("a", ids({bad})).status().code() == Code::kInvalidArgument);
   CHECK_FALSE(c.read_rows("b", ids({0})).ok());
   CHECK_FALSE(c.read_rows("a", at::zeros({1}, at::kInt)).ok());
   CHECK(at::equal(*c.read_entry("a", 1), at::tensor({3, 4}, at::kShort)));
@@ -142,7 +152,9 @@ TEST_CASE("checkpoint/ rows and entries are read alone, their numbers checked") 
 }
 
 TEST_CASE("checkpoint/ each contradiction in a header is refused and named") {
-  const auto one = [](const std::string& dtype, const std::string& shape, int64_t begin, int64_t end) { return "{" + entry("t", dtype, shape, begin, end) + "}"; };
+  const auto one = [](const std::string& dtype, const std::string& shape, int64_t begin, int64_t end) {
+    return "{" + entry("t", dtype, shape, begin, end) + "}";
+  };
   check_refused(one("BF17", "[1]", 0, 2), "ab", "BF17");
   check_refused(one("U8", "[-1]", 0, 1), "a", "whole numbers");
   check_refused(one("U8", "[1.0]", 0, 1), "a", "whole numbers");
@@ -155,8 +167,10 @@ TEST_CASE("checkpoint/ each contradiction in a header is refused and named") {
   check_refused(one("U8", "[1]", 1, 2), "ab", "belong to no tensor");
   check_refused(one("U8", "[1]", 0, 1), "ab", "after the last tensor");
   check_refused(one("U8", "[2]", 0, 2), "a", "truncated");
-  check_refused("{" + entry("s", "U8", "[2]", 0, 2) + "," + entry("t", "U8", "[2]", 1, 3) + "}", "abc", "inside tensor \"s\"");
-  check_refused("{" + entry("s", "U8", "[1]", 0, 1) + "," + entry("s", "U8", "[1]", 0, 1) + "}", "a", "twice");
+  check_refused("{" + entry("s", "U8", "[2]", 0, 2) + "," + entry("t", "U8", "[2]", 1, 3) + "}", "abc",
+                "inside tensor \"s\"");
+  check_refused("{" + entry("s", "U8", "[1]", 0, 1) + "," + entry("s", "U8", "[1]", 0, 1) + "}", "a",
+                "twice");
   check_refused(R"({"t":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}})", "a", "twice");
   check_refused(R"({"t":{"dtype":"U8","shape":[1],"data_offsets":[0]}})", "a", "expected 2");
   check_refused(R"({"t":{"shape":[1],"data_offsets":[0,1]}})", "a", "dtype");
@@ -226,7 +240,9 @@ TEST_CASE("checkpoint/ shards and index must agree") {
   CHECK((*good)->read("b")->item<uint8_t>() == 'B');
 
   const std::string first = "model-00001-of-00002.safetensors", second = "model-00002-of-00002.safetensors";
-  const auto map = [](const std::string& a, const std::string& b) { return R"({"a":")" + a + R"(","b":")" + b + R"("})"; };
+  const auto map = [](const std::string& a, const std::string& b) {
+    return R"({"a":")" + a + R"(","b":")" + b + R"("})";
+  };
   folder.index(map(first, first));
   check_fails(folder.open(), "tensor 'b' is not in " + first);
   folder.index(map(second, first));
@@ -243,15 +259,18 @@ TEST_CASE("checkpoint/ shards and index must agree") {
   check_fails(folder.open(), "twice");
 
   folder.index(map(first, second));
-  write_text(folder.path() / second, raw_file("{" + entry("a", "U8", "[1]", 0, 1) + "," + entry("b", "U8", "[1]", 1, 2) + "}", "AB"));
+  write_text(folder.path() / second,
+             raw_file("{" + entry("a", "U8", "[1]", 0, 1) + "," + entry("b", "U8", "[1]", 1, 2) + "}", "AB"));
   check_fails(folder.open(), "tensor 'a' is also in");
-  write_text(folder.path() / second, raw_file("{" + entry("b", "U8", "[1]", 0, 1) + "," + entry("z", "U8", "[1]", 1, 2) + "}", "AB"));
+  write_text(folder.path() / second,
+             raw_file("{" + entry("b", "U8", "[1]", 0, 1) + "," + entry("z", "U8", "[1]", 1, 2) + "}", "AB"));
   check_fails(folder.open(), "tensor 'z' is not in");
 }
 
 TEST_CASE("checkpoint/ an index cannot lead out of its folder") {
   Sharded folder;
-  for (const char* name : {"../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", "", ".x.safetensors", "x.bin", "x\\\\y.safetensors", "a\\u0000.safetensors"}) {
+  for (const char* name : {"../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..", "",
+                           ".x.safetensors", "x.bin", "x\\\\y.safetensors", "a\\u0000.safetensors"}) {
     folder.index(R"({"a":")" + std::string(name) + R"("})");
     check_fails(folder.open(), "of the same folder");
   }
@@ -280,7 +299,8 @@ TEST_CASE("checkpoint/ which file is meant must be clear") {
   check_fails(open(), "2 safetensors files");
   write_text(folder.path() / "model.safetensors", file);
   CHECK((*open())->weight_files() == std::vector<std::string>{"model.safetensors"});
-  write_text(folder.path() / "some.safetensors.index.json", R"({"weight_map":{"a":"only.safetensors","b":"only.safetensors"}})");
+  write_text(folder.path() / "some.safetensors.index.json",
+             R"({"weight_map":{"a":"only.safetensors","b":"only.safetensors"}})");
   check_fails(open(), "has both model.safetensors and");
   fs::remove(folder.path() / "model.safetensors");
   CHECK((*open())->weight_files() == std::vector<std::string>{"only.safetensors"});
@@ -304,8 +324,10 @@ TEST_CASE("checkpoint/ a hub cache's links are followed, a link to nothing is na
 
 TEST_CASE("checkpoint/ side files are everything but weights, indexes, the config and hidden files") {
   const Folder folder(raw_file(kHeader, kData));
-  for (const char* name : {"tokenizer.json", "merges.txt", "sub/readme.md", "pytorch_model.bin", "x.PT", "x.pth", "x.ckpt", "x.gguf", "old.safetensors", "sub/y.safetensors",
-                           "pytorch_model.bin.index.json", ".gitattributes", ".cache/file", "sub/.hidden", "sub/deep/file"}) {
+  for (const char* name :
+       {"tokenizer.json", "merges.txt", "sub/readme.md", "pytorch_model.bin", "x.PT", "x.pth", "x.ckpt",
+        "x.gguf", "old.safetensors", "sub/y.safetensors", "pytorch_model.bin.index.json", ".gitattributes",
+        ".cache/file", "sub/.hidden", "sub/deep/file"}) {
     write_text(folder.path() / name, "x");
   }
   const auto c = folder.open();
@@ -342,7 +364,8 @@ TEST_CASE("checkpoint/ reading leaves no mapped pages behind, and release gives 
   CHECK(file_resident_kib() - before < 8 << 10);
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // their shadow memory is larger than any limit
+#if !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__)  // their shadow memory is larger than any limit
 TEST_CASE("checkpoint/ a tensor that does not fit into memory is an error") {
   constexpr int64_t kBytes = int64_t{1} << 40;
   const Folder folder(raw_file("{" + entry("huge", "U8", "[1048576,1048576]", 0, kBytes) + "}", ""));

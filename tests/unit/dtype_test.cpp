@@ -23,7 +23,8 @@ TEST_CASE("dtype/ names are distinct and lead back to their type") {
 }
 
 TEST_CASE("dtype/ a name that the format does not have is none") {
-  for (const char* name : {"", "bf16", "BF16 ", "F8", "I4", "C128"}) CHECK_FALSE(dtype_from_name(name).has_value());
+  for (const char* name : {"", "bf16", "BF16 ", "F8", "I4", "C128"})
+    CHECK_FALSE(dtype_from_name(name).has_value());
 }
 
 TEST_CASE("dtype/ LibTorch's type has as many bits and leads back; sub-byte floats have none") {
@@ -44,7 +45,8 @@ TEST_CASE("dtype/ byte_size is elements times bits") {
   CHECK(byte_size({"empty", Dtype::kF32, {4, 0}}) == 0);
   CHECK(byte_size({"fp4", Dtype::kF4, {3, 2}}) == 3);
   CHECK(byte_size({"fp6", Dtype::kF6E2M3, {4}}) == 3);
-  CHECK(byte_size({"largest", Dtype::kU8, {std::numeric_limits<int64_t>::max()}}) == std::numeric_limits<int64_t>::max());
+  CHECK(byte_size({"largest", Dtype::kU8, {std::numeric_limits<int64_t>::max()}}) ==
+        std::numeric_limits<int64_t>::max());
 }
 
 TEST_CASE("dtype/ byte_size refuses what cannot be a size") {
@@ -54,7 +56,8 @@ TEST_CASE("dtype/ byte_size refuses what cannot be a size") {
   CHECK_FALSE(byte_size({"bytes overflow", Dtype::kF64, {int64_t{1} << 60}}).has_value());
   CHECK_FALSE(byte_size({"overflow", Dtype::kU8, {kMax, 2}}).has_value());
   CHECK_FALSE(byte_size({"wraps to 0", Dtype::kU8, {int64_t{1} << 32, int64_t{1} << 32}}).has_value());
-  CHECK_FALSE(byte_size({"strides overflow", Dtype::kU8, {int64_t{1} << 62, int64_t{1} << 62, 0}}).has_value());
+  CHECK_FALSE(
+      byte_size({"strides overflow", Dtype::kU8, {int64_t{1} << 62, int64_t{1} << 62, 0}}).has_value());
   CHECK_FALSE(byte_size({"half a byte", Dtype::kF4, {3}}).has_value());
   CHECK_FALSE(byte_size({"bits left", Dtype::kF6E3M2, {3}}).has_value());
 }

@@ -35,14 +35,16 @@ struct Model {
 Model random_model(uint64_t seed, int count) {
   std::mt19937_64 random(seed);
   const auto below = [&](uint64_t n) { return static_cast<int64_t>(random() % n); };
-  constexpr std::array kTypes = {at::kByte, at::kBFloat16, at::kFloat, at::kLong, at::kFloat8_e4m3fn, at::kBool, at::kInt, at::kHalf};
+  constexpr std::array kTypes = {at::kByte,          at::kBFloat16, at::kFloat, at::kLong,
+                                 at::kFloat8_e4m3fn, at::kBool,     at::kInt,   at::kHalf};
   Model model;
   for (int i = 0; i < count; ++i) {
     std::vector<int64_t> shape;
     for (int64_t dims = below(4); dims > 0; --dims) shape.push_back(below(6));
     at::Tensor value = at::empty(shape, kTypes[static_cast<size_t>(below(kTypes.size()))]);
     auto* bytes = static_cast<uint8_t*>(value.data_ptr());
-    for (size_t k = 0; k < value.nbytes(); ++k) bytes[k] = value.scalar_type() == at::kBool ? random() & 1 : static_cast<uint8_t>(random());
+    for (size_t k = 0; k < value.nbytes(); ++k)
+      bytes[k] = value.scalar_type() == at::kBool ? random() & 1 : static_cast<uint8_t>(random());
     model.add("layer." + std::to_string(i) + (i % 2 ? ".weight" : ".\"odd\" näme"), value);
   }
   return model;
@@ -105,7 +107,8 @@ TEST_CASE("writer/ what is written is read back, whatever the shard size") {
       REQUIRE(write_all(model, options).ok());
       check_holds(folder / "out", model);
       CHECK(names_in(folder.path()) == std::vector<std::string>{"out"});
-      CHECK(fs::exists(folder / "out/model.safetensors.index.json") == !fs::exists(folder / "out/model.safetensors"));
+      CHECK(fs::exists(folder / "out/model.safetensors.index.json") ==
+            !fs::exists(folder / "out/model.safetensors"));
     }
   }
 }
@@ -152,7 +155,8 @@ TEST_CASE("writer/ the layout is that of the format: metadata, padding, aligned 
   CHECK(index["weight_map"]["d"] == "model-00002-of-00002.safetensors");
 }
 
-TEST_CASE("writer/ the same tensors give the same bytes in any order of arrival, from any number of threads") {
+TEST_CASE(
+    "writer/ the same tensors give the same bytes in any order of arrival, from any number of threads") {
   const Model model = random_model(7, 60);
   TempFolder folder;
   WriterOptions options = into(folder / "one");
@@ -179,7 +183,8 @@ TEST_CASE("writer/ the same tensors give the same bytes in any order of arrival,
     REQUIRE((*writer)->finish().ok());
   }
   CHECK(names_in(folder / "one") == names_in(folder / "many"));
-  for (const auto& name : names_in(folder / "one")) CHECK(read_text_file(folder.path() / "one" / name) == read_text_file(folder.path() / "many" / name));
+  for (const auto& name : names_in(folder / "one"))
+    CHECK(read_text_file(folder.path() / "one" / name) == read_text_file(folder.path() / "many" / name));
 }
 
 TEST_CASE("writer/ of several threads that put the same tensor exactly one succeeds") {
@@ -190,7 +195,8 @@ TEST_CASE("writer/ of several threads that put the same tensor exactly one succe
   REQUIRE(writer.ok());
   std::atomic<int> successes = 0;
   std::vector<std::thread> threads;
-  for (int t = 0; t < 4; ++t) threads.emplace_back([&] { successes += (*writer)->put("w", model.values.at("w")).ok(); });
+  for (int t = 0; t < 4; ++t)
+    threads.emplace_back([&] { successes += (*writer)->put("w", model.values.at("w")).ok(); });
   for (auto& thread : threads) thread.join();
   CHECK(successes == 1);
 }
@@ -204,7 +210,8 @@ TEST_CASE("writer/ strided, negated and conjugated views are written as their va
   REQUIRE(write_all(model, into(folder / "out")).ok());
   const auto c = Checkpoint::open(folder / "out");
   REQUIRE(c.ok());
-  for (const auto& [name, value] : model.values) CHECK(at::equal(*(*c)->read(name), value.resolve_conj().resolve_neg()));
+  for (const auto& [name, value] : model.values)
+    CHECK(at::equal(*(*c)->read(name), value.resolve_conj().resolve_neg()));
 }
 
 TEST_CASE("writer/ stored bytes are copied under another name, sub-byte floats too") {
@@ -213,10 +220,13 @@ TEST_CASE("writer/ stored bytes are copied under another name, sub-byte floats t
   const std::string data(9 << 20, '\x5a');  // more than one chunk
   const auto size = static_cast<int64_t>(data.size());
   write_text(folder.path() / "in/model.safetensors",
-             raw_file("{" + entry("big", "F4", "[" + std::to_string(2 * size) + "]", 0, size) + "," + entry("none", "U8", "[0]", size, size) + "}", data));
+             raw_file("{" + entry("big", "F4", "[" + std::to_string(2 * size) + "]", 0, size) + "," +
+                          entry("none", "U8", "[0]", size, size) + "}",
+                      data));
   const auto input = Checkpoint::open(folder / "in");
   REQUIRE(input.ok());
-  const auto writer = CheckpointWriter::create(into(folder / "out"), {{"new", Dtype::kF4, {2 * size}}, {"none", Dtype::kU8, {0}}});
+  const auto writer = CheckpointWriter::create(into(folder / "out"),
+                                               {{"new", Dtype::kF4, {2 * size}}, {"none", Dtype::kU8, {0}}});
   REQUIRE(writer.ok());
   CHECK((*writer)->total_bytes() == size);
   check_message((*writer)->copy("new", **input, "absent"), Code::kNotFound, "absent");
@@ -233,8 +243,10 @@ TEST_CASE("writer/ stored bytes are copied under another name, sub-byte floats t
 TEST_CASE("writer/ only announced tensors are taken, each once, and all must come") {
   TempFolder folder;
   CHECK_FALSE(CheckpointWriter::create(into(folder / "out"), {}).ok());
-  CHECK_FALSE(CheckpointWriter::create(into(folder / "out"), {{"a", Dtype::kU8, {1}}, {"a", Dtype::kU8, {1}}}).ok());
-  const auto writer = CheckpointWriter::create(into(folder / "out"), {{"a", Dtype::kF32, {2}}, {"b", Dtype::kF32, {2}}});
+  CHECK_FALSE(
+      CheckpointWriter::create(into(folder / "out"), {{"a", Dtype::kU8, {1}}, {"a", Dtype::kU8, {1}}}).ok());
+  const auto writer =
+      CheckpointWriter::create(into(folder / "out"), {{"a", Dtype::kF32, {2}}, {"b", Dtype::kF32, {2}}});
   REQUIRE(writer.ok());
   CheckpointWriter& w = **writer;
   check_message(w.put("c", at::ones({2})), Code::kInternal, "not announced");
@@ -276,7 +288,8 @@ TEST_CASE("writer/ what a crash left is replaced, what another writer holds is n
   {
     const auto writer = CheckpointWriter::create(into(folder / "out/"), model.specs);
     REQUIRE(writer.ok());
-    check_message(status_of(CheckpointWriter::create(into(folder / "out"), model.specs)), Code::kInvalidArgument, "another process");
+    check_message(status_of(CheckpointWriter::create(into(folder / "out"), model.specs)),
+                  Code::kInvalidArgument, "another process");
     REQUIRE((*writer)->put("a", at::ones({2})).ok());
     REQUIRE((*writer)->write_file("config.json", "{}").ok());
     REQUIRE((*writer)->finish().ok());
@@ -323,11 +336,13 @@ TEST_CASE("writer/ inputs are neither equal to, inside nor around the output") {
     WriterOptions options = into(folder / output);
     options.inputs = {folder / "in"};
     options.overwrite = true;
-    check_message(status_of(CheckpointWriter::create(options, {{"a", Dtype::kU8, {1}}})), Code::kInvalidArgument, "input");
+    check_message(status_of(CheckpointWriter::create(options, {{"a", Dtype::kU8, {1}}})),
+                  Code::kInvalidArgument, "input");
   }
   WriterOptions options = into(folder / "in2");
   options.inputs = {folder / "in", folder / "in2.partial"};
-  check_message(status_of(CheckpointWriter::create(options, {{"a", Dtype::kU8, {1}}})), Code::kInvalidArgument, "in2.partial");
+  check_message(status_of(CheckpointWriter::create(options, {{"a", Dtype::kU8, {1}}})),
+                Code::kInvalidArgument, "in2.partial");
   options.inputs.pop_back();
   CHECK(CheckpointWriter::create(options, {{"a", Dtype::kU8, {1}}}).ok());
   CHECK(names_in(folder.path()) == std::vector<std::string>{"in", "link"});
@@ -348,7 +363,8 @@ TEST_CASE("writer/ side files stay inside the folder and off the weights") {
 
 TEST_CASE("writer/ a disk that is too small is refused before any work, with both numbers") {
   TempFolder folder;
-  const auto status = status_of(CheckpointWriter::create(into(folder / "out"), {{"huge", Dtype::kU8, {int64_t{1} << 60}}}));
+  const auto status =
+      status_of(CheckpointWriter::create(into(folder / "out"), {{"huge", Dtype::kU8, {int64_t{1} << 60}}}));
   check_message(status, Code::kIo, "1152921504606847");
   check_message(status, Code::kIo, "available");
   CHECK(names_in(folder.path()).empty());
@@ -362,7 +378,8 @@ TEST_CASE("writer/ a limit on file sizes is met when the space is reserved") {
   struct rlimit small = before;
   small.rlim_cur = 1 << 16;
   ::setrlimit(RLIMIT_FSIZE, &small);
-  const auto status = status_of(CheckpointWriter::create(into(folder / "out"), {{"a", Dtype::kU8, {1 << 17}}}));
+  const auto status =
+      status_of(CheckpointWriter::create(into(folder / "out"), {{"a", Dtype::kU8, {1 << 17}}}));
   ::setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, handler);
   check_message(status, Code::kIo, "reserve");
@@ -373,12 +390,14 @@ namespace {
 
 constexpr int kNoNamespace = 77;
 
-// In a child with a mount namespace of its own: a file system of 1 MiB, first too small for the weights, then for a side file.
+// In a child with a mount namespace of its own: a file system of 1 MiB, first too small for the weights, then
+// for a side file.
 int fill_small_disk(const std::string& folder) {
   if (::unshare(::geteuid() == 0 ? CLONE_NEWNS : CLONE_NEWNS | CLONE_NEWUSER) != 0) return kNoNamespace;
   if (::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return kNoNamespace;
   if (::mount("tmpfs", folder.c_str(), "tmpfs", 0, "size=1m") != 0) return kNoNamespace;
-  const Status large = status_of(CheckpointWriter::create(into(folder + "/out"), {{"a", Dtype::kU8, {2 << 20}}}));
+  const Status large =
+      status_of(CheckpointWriter::create(into(folder + "/out"), {{"a", Dtype::kU8, {2 << 20}}}));
   if (large.code() != Code::kIo || large.message().find(" are available") == std::string::npos) return 1;
   {
     const auto writer = CheckpointWriter::create(into(folder + "/out"), {{"a", Dtype::kU8, {600'000}}});

@@ -24,7 +24,8 @@ SLIM_API std::string_view dtype_name(Dtype);
 SLIM_API std::optional<Dtype> dtype_from_name(std::string_view);
 /// Bits of one element (4 and 6 for the sub-byte floats).
 SLIM_API int dtype_bits(Dtype);
-/// LibTorch's type of the same bytes; nullopt for the sub-byte floats, which slim copies but never computes with.
+/// LibTorch's type of the same bytes; nullopt for the sub-byte floats, which slim copies but never computes
+/// with.
 SLIM_API std::optional<c10::ScalarType> to_scalar_type(Dtype);
 SLIM_API std::optional<Dtype> from_scalar_type(c10::ScalarType);
 
@@ -35,8 +36,8 @@ struct TensorSpec {
   std::vector<int64_t> shape;
 };
 
-/// Bytes of the tensor, or nullopt if a dimension is negative, the product overflows int64 (zeros counted as ones, as strides
-/// count them) or is no whole number of bytes.
+/// Bytes of the tensor, or nullopt if a dimension is negative, the product overflows int64 (zeros counted as
+/// ones, as strides count them) or is no whole number of bytes.
 SLIM_API std::optional<int64_t> byte_size(const TensorSpec&);
 /// "[4096, 1024]"
 SLIM_API std::string shape_string(const std::vector<int64_t>&);

@@ -29,8 +29,8 @@ constexpr int64_t kMaxConfig = 16'000'000, kMaxIndex = 100'000'000;
 
 Status corrupt(std::string message) { return Status(Code::kCorrupt, std::move(message)); }
 
-// Tensors are copied with pread: what is read never becomes resident as mapped pages, and a file that shrinks meanwhile is an
-// error and not SIGBUS. The mapping serves bytes() alone.
+// Tensors are copied with pread: what is read never becomes resident as mapped pages, and a file that shrinks
+// meanwhile is an error and not SIGBUS. The mapping serves bytes() alone.
 class Shard {
  public:
   static Result<std::unique_ptr<Shard>> open(const fs::path& path) {
@@ -56,7 +56,8 @@ class Shard {
   void release(const StoredTensor& tensor) const {
     const int64_t page = ::sysconf(_SC_PAGESIZE);
     const int64_t begin = tensor.begin / page * page;
-    if (tensor.end > begin) ::madvise(const_cast<std::byte*>(map_) + begin, static_cast<size_t>(tensor.end - begin), MADV_DONTNEED);
+    if (tensor.end > begin)
+      ::madvise(const_cast<std::byte*>(map_) + begin, static_cast<size_t>(tensor.end - begin), MADV_DONTNEED);
   }
   bool shrunk() const {
     const auto now = file.size();
@@ -73,13 +74,15 @@ class Shard {
 };
 
 bool ends_with_any(std::string name, const auto& endings) {
-  std::ranges::transform(name, name.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  std::ranges::transform(name, name.begin(),
+                         [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   return std::ranges::any_of(endings, [&](std::string_view ending) { return name.ends_with(ending); });
 }
 
-// Of the folder itself (depth 0) or also of its subfolders (depth 1); no hidden ones. A dangling link is an error: in a hub
-// cache it is a file that was never downloaded.
-Status list_files(const fs::path& folder, const std::string& prefix, int depth, std::vector<std::string>& files) {
+// Of the folder itself (depth 0) or also of its subfolders (depth 1); no hidden ones. A dangling link is an
+// error: in a hub cache it is a file that was never downloaded.
+Status list_files(const fs::path& folder, const std::string& prefix, int depth,
+                  std::vector<std::string>& files) {
   std::error_code error;
   fs::directory_iterator entries(folder, error);
   for (; !error && entries != fs::directory_iterator(); entries.increment(error)) {
@@ -88,10 +91,12 @@ Status list_files(const fs::path& folder, const std::string& prefix, int depth, 
     std::error_code unknown;
     const fs::file_status status = fs::status(entries->path(), unknown);
     if (status.type() == fs::file_type::not_found) {
-      return Status(Code::kNotFound, entries->path().string() + ": the link leads to no file; download the checkpoint again");
+      return Status(Code::kNotFound,
+                    entries->path().string() + ": the link leads to no file; download the checkpoint again");
     }
     if (fs::is_regular_file(status)) files.push_back(prefix + name);
-    if (fs::is_directory(status) && depth > 0) SLIM_TRY(list_files(entries->path(), prefix + name + "/", depth - 1, files));
+    if (fs::is_directory(status) && depth > 0)
+      SLIM_TRY(list_files(entries->path(), prefix + name + "/", depth - 1, files));
   }
   if (error) return Status(Code::kIo, folder.string() + ": cannot list the folder: " + error.message());
   return {};
@@ -99,7 +104,7 @@ Status list_files(const fs::path& folder, const std::string& prefix, int depth, 
 
 bool is_side_file(const std::string& name) {
   static constexpr std::array<std::string_view, 15> kOthers = {
-      kWeights, ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle",
+      kWeights, ".index.json", ".bin", ".pt",  ".pth",  ".ckpt", ".pkl",      ".pickle",
       ".h5",    ".msgpack",    ".npz", ".npy", ".gguf", ".onnx", ".onnx_data"};
   return name != "config.json" && !ends_with_any(name, kOthers);
 }
@@ -113,21 +118,24 @@ std::string first_names(const std::vector<std::string>& names) {
 using WeightMap = std::map<std::string, std::string>;  // tensor -> file
 
 struct Layout {
-  std::vector<std::string> shards;     // sorted
-  std::optional<std::string> index;    // its file name
-  WeightMap weight_map;                // only with an index
+  std::vector<std::string> shards;   // sorted
+  std::optional<std::string> index;  // its file name
+  WeightMap weight_map;              // only with an index
 };
 
 Result<WeightMap> parse_index(const std::string& text) {
   SLIM_ASSIGN(const Json json, parse_strict_json(text));
   const auto map = json.is_object() ? json.find("weight_map") : json.end();
-  if (!json.is_object() || map == json.end() || !map->is_object()) return corrupt("has no object 'weight_map'");
+  if (!json.is_object() || map == json.end() || !map->is_object())
+    return corrupt("has no object 'weight_map'");
   WeightMap files;
   for (const auto& [tensor, value] : map->items()) {
     const std::string file = value.is_string() ? value.get<std::string>() : "";
     // A path would let the index read files outside the folder.
-    if (!file.ends_with(kWeights) || file.starts_with('.') || file.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos) {
-      return corrupt("maps tensor '" + tensor + "' to " + value.dump() + ", expected the name of a .safetensors file of the same folder");
+    if (!file.ends_with(kWeights) || file.starts_with('.') ||
+        file.find_first_of(std::string_view("/\\\0", 3)) != std::string::npos) {
+      return corrupt("maps tensor '" + tensor + "' to " + value.dump() +
+                     ", expected the name of a .safetensors file of the same folder");
     }
     files.emplace(tensor, file);
   }
@@ -141,10 +149,13 @@ Result<Layout> find_layout(const fs::path& folder, const std::vector<std::string
     if (file.ends_with(kWeights)) weights.push_back(file);
     if (file.ends_with(kIndex)) indexes.push_back(file);
   }
-  const auto have = [&](const std::vector<std::string>& names, std::string_view name) { return std::ranges::find(names, name) != names.end(); };
+  const auto have = [&](const std::vector<std::string>& names, std::string_view name) {
+    return std::ranges::find(names, name) != names.end();
+  };
   if (indexes.size() > 1) {
     if (!have(indexes, "model.safetensors.index.json")) {
-      return corrupt(folder.string() + ": several indexes (" + first_names(indexes) + "); keep the one that is meant");
+      return corrupt(folder.string() + ": several indexes (" + first_names(indexes) +
+                     "); keep the one that is meant");
     }
     indexes = {"model.safetensors.index.json"};
   }
@@ -167,19 +178,23 @@ Result<Layout> find_layout(const fs::path& folder, const std::vector<std::string
   if (have(weights, "model.safetensors")) return Layout{{"model.safetensors"}, {}, {}};
   if (weights.size() == 1) return Layout{weights, {}, {}};
   if (weights.empty()) {
-    const bool others = std::ranges::any_of(files, [](const std::string& file) { return !is_side_file(file) && file != "config.json"; });
-    return Status(Code::kNotFound, folder.string() + ": has no *.safetensors file" +
-                                       (others ? "; weights of another kind must be saved as safetensors first" : ""));
+    const bool others = std::ranges::any_of(
+        files, [](const std::string& file) { return !is_side_file(file) && file != "config.json"; });
+    return Status(Code::kNotFound,
+                  folder.string() + ": has no *.safetensors file" +
+                      (others ? "; weights of another kind must be saved as safetensors first" : ""));
   }
-  return Status(Code::kNotFound, folder.string() + ": has " + std::to_string(weights.size()) + " safetensors files (" +
-                                     first_names(weights) + ") but no model.safetensors.index.json that says which are meant");
+  return Status(Code::kNotFound, folder.string() + ": has " + std::to_string(weights.size()) +
+                                     " safetensors files (" + first_names(weights) +
+                                     ") but no model.safetensors.index.json that says which are meant");
 }
 
 Result<std::string> read_config(const fs::path& folder) {
   const std::string path = (folder / "config.json").string();
   auto text = read_text(path, kMaxConfig);
   if (!text.ok() && text.status().code() == Code::kNotFound) {
-    return Status(Code::kNotFound, folder.string() + ": has no config.json; a Hugging Face checkpoint folder is expected");
+    return Status(Code::kNotFound,
+                  folder.string() + ": has no config.json; a Hugging Face checkpoint folder is expected");
   }
   if (!text.ok()) return text;
   const auto json = parse_strict_json(*text);
@@ -209,7 +224,8 @@ struct Checkpoint::State {
     for (const auto& stored : (*shard)->tensors) {
       const auto [place, fresh] = places.try_emplace(stored.spec.name, Place{shard->get(), &stored});
       if (!fresh) {
-        return corrupt((*shard)->file.path() + ": tensor '" + stored.spec.name + "' is also in " + place->second.shard->file.path());
+        return corrupt((*shard)->file.path() + ": tensor '" + stored.spec.name + "' is also in " +
+                       place->second.shard->file.path());
       }
       tensors.emplace(stored.spec.name, stored.spec);
       total_bytes += stored.end - stored.begin;
@@ -222,13 +238,17 @@ struct Checkpoint::State {
     const std::string index = (fs::path(folder) / *layout.index).string();
     for (const auto& [tensor, file] : layout.weight_map) {
       const auto place = places.find(tensor);
-      if (place == places.end()) return corrupt(index + ": tensor '" + tensor + "' is not in " + file + "; one of the two files is from elsewhere");
+      if (place == places.end())
+        return corrupt(index + ": tensor '" + tensor + "' is not in " + file +
+                       "; one of the two files is from elsewhere");
       const std::string found = fs::path(place->second.shard->file.path()).filename().string();
-      if (found != file) return corrupt(index + ": tensor '" + tensor + "' is said to be in " + file + ", but is in " + found);
+      if (found != file)
+        return corrupt(index + ": tensor '" + tensor + "' is said to be in " + file + ", but is in " + found);
     }
     for (const auto& [tensor, place] : places) {
       if (!layout.weight_map.contains(tensor)) {
-        return corrupt(place.shard->file.path() + ": tensor '" + tensor + "' is not in " + *layout.index + "; one of the two files is from elsewhere");
+        return corrupt(place.shard->file.path() + ": tensor '" + tensor + "' is not in " + *layout.index +
+                       "; one of the two files is from elsewhere");
       }
     }
     return {};
@@ -236,7 +256,8 @@ struct Checkpoint::State {
 
   Result<Place> find(std::string_view name) const {
     const auto place = places.find(name);
-    if (place == places.end()) return Status(Code::kNotFound, folder + ": has no tensor '" + std::string(name) + "'");
+    if (place == places.end())
+      return Status(Code::kNotFound, folder + ": has no tensor '" + std::string(name) + "'");
     return place->second;
   }
 };
@@ -251,12 +272,15 @@ Result<at::Tensor> new_tensor(const auto& place, const std::vector<int64_t>& sha
   const auto& spec = place.stored->spec;
   const auto type = to_scalar_type(spec.dtype);
   if (!type) {
-    return tensor_error(place, Code::kUnsupported, std::string(dtype_name(spec.dtype)) + " elements are smaller than a byte: they can be copied but not computed with");
+    return tensor_error(place, Code::kUnsupported,
+                        std::string(dtype_name(spec.dtype)) +
+                            " elements are smaller than a byte: they can be copied but not computed with");
   }
   try {
     return at::empty(shape, *type);
   } catch (const std::exception&) {
-    return tensor_error(place, Code::kOutOfMemory, "no memory for " + shape_string(shape) + " " + std::string(dtype_name(spec.dtype)));
+    return tensor_error(place, Code::kOutOfMemory,
+                        "no memory for " + shape_string(shape) + " " + std::string(dtype_name(spec.dtype)));
   }
 }
 
@@ -272,8 +296,10 @@ Checkpoint::~Checkpoint() = default;
 Result<std::shared_ptr<const Checkpoint>> Checkpoint::open(const std::string& folder) {
   std::error_code error;
   const auto status = fs::status(folder, error);
-  if (status.type() == fs::file_type::not_found) return Status(Code::kNotFound, folder + ": no such folder; a downloaded checkpoint is expected");
-  if (!fs::is_directory(status)) return Status(Code::kInvalidArgument, folder + ": is no folder; name the folder that holds config.json");
+  if (status.type() == fs::file_type::not_found)
+    return Status(Code::kNotFound, folder + ": no such folder; a downloaded checkpoint is expected");
+  if (!fs::is_directory(status))
+    return Status(Code::kInvalidArgument, folder + ": is no folder; name the folder that holds config.json");
 
   std::shared_ptr<Checkpoint> checkpoint(new Checkpoint);
   State& state = *checkpoint->state_;
@@ -316,20 +342,25 @@ Result<at::Tensor> Checkpoint::read(std::string_view name) const {
 Result<at::Tensor> Checkpoint::read_rows(std::string_view name, const at::Tensor& ids) const {
   SLIM_ASSIGN(const auto place, state_->find(name));
   const auto& shape = place.stored->spec.shape;
-  if (shape.size() != 2) return tensor_error(place, Code::kInvalidArgument, "has the shape " + shape_string(shape) + ", rows need two dimensions");
-  if (ids.scalar_type() != at::kLong || ids.dim() != 1) return tensor_error(place, Code::kInvalidArgument, "row numbers must be int64 [n]");
+  if (shape.size() != 2)
+    return tensor_error(place, Code::kInvalidArgument,
+                        "has the shape " + shape_string(shape) + ", rows need two dimensions");
+  if (ids.scalar_type() != at::kLong || ids.dim() != 1)
+    return tensor_error(place, Code::kInvalidArgument, "row numbers must be int64 [n]");
   const at::Tensor rows = ids.cpu().contiguous();
   const std::span<const int64_t> wanted(rows.const_data_ptr<int64_t>(), static_cast<size_t>(rows.numel()));
   for (const int64_t row : wanted) {
     if (row < 0 || row >= shape[0]) {
-      return tensor_error(place, Code::kInvalidArgument, "row " + std::to_string(row) + " is asked for, it has " + std::to_string(shape[0]));
+      return tensor_error(place, Code::kInvalidArgument,
+                          "row " + std::to_string(row) + " is asked for, it has " + std::to_string(shape[0]));
     }
   }
   SLIM_ASSIGN(at::Tensor tensor, new_tensor(place, {rows.numel(), shape[1]}));
   const std::span<std::byte> into = bytes_of(tensor);
   const size_t width = wanted.empty() ? 0 : into.size() / wanted.size();
   for (size_t i = 0; i < wanted.size(); ++i) {
-    SLIM_TRY(place.shard->file.read_at(place.stored->begin + wanted[i] * static_cast<int64_t>(width), into.subspan(i * width, width)));
+    SLIM_TRY(place.shard->file.read_at(place.stored->begin + wanted[i] * static_cast<int64_t>(width),
+                                       into.subspan(i * width, width)));
   }
   return tensor;
 }
@@ -338,7 +369,9 @@ Result<at::Tensor> Checkpoint::read_entry(std::string_view name, int64_t index) 
   SLIM_ASSIGN(const auto place, state_->find(name));
   const auto& shape = place.stored->spec.shape;
   if (shape.empty() || index < 0 || index >= shape[0]) {
-    return tensor_error(place, Code::kInvalidArgument, "entry " + std::to_string(index) + " is asked for, the shape is " + shape_string(shape));
+    return tensor_error(
+        place, Code::kInvalidArgument,
+        "entry " + std::to_string(index) + " is asked for, the shape is " + shape_string(shape));
   }
   SLIM_ASSIGN(at::Tensor tensor, new_tensor(place, std::vector<int64_t>(shape.begin() + 1, shape.end())));
   const std::span<std::byte> into = bytes_of(tensor);
@@ -350,14 +383,17 @@ Status Checkpoint::read_bytes(std::string_view name, int64_t offset, std::span<s
   SLIM_ASSIGN(const auto place, state_->find(name));
   const int64_t size = place.stored->end - place.stored->begin;
   if (offset < 0 || offset > size || static_cast<int64_t>(into.size()) > size - offset) {
-    return tensor_error(place, Code::kInvalidArgument, std::to_string(into.size()) + " bytes at " + std::to_string(offset) + " are asked for, it has " + std::to_string(size));
+    return tensor_error(place, Code::kInvalidArgument,
+                        std::to_string(into.size()) + " bytes at " + std::to_string(offset) +
+                            " are asked for, it has " + std::to_string(size));
   }
   return place.shard->file.read_at(place.stored->begin + offset, into);
 }
 
 Result<std::span<const std::byte>> Checkpoint::bytes(std::string_view name) const {
   SLIM_ASSIGN(const auto place, state_->find(name));
-  if (place.shard->shrunk()) return tensor_error(place, Code::kCorrupt, "the file has become shorter while in use");
+  if (place.shard->shrunk())
+    return tensor_error(place, Code::kCorrupt, "the file has become shorter while in use");
   return place.shard->bytes(*place.stored);
 }
 

@@ -55,11 +55,14 @@ Status File::read_at(int64_t offset, std::span<std::byte> into) const {
   while (!into.empty()) {
     const ssize_t n = ::pread(fd_, into.data(), std::min(into.size(), kMaxTransfer), offset);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return system_error(path_, "read " + std::to_string(into.size()) + " bytes at " + std::to_string(offset), errno);
+    if (n < 0)
+      return system_error(
+          path_, "read " + std::to_string(into.size()) + " bytes at " + std::to_string(offset), errno);
     if (n == 0) {
-      return Status(Code::kCorrupt, path_ + ": ends at byte " + std::to_string(offset) + ", " + std::to_string(into.size()) +
-                                        " of " + std::to_string(wanted) +
-                                        " bytes are missing: the file is truncated or was changed while in use");
+      return Status(Code::kCorrupt,
+                    path_ + ": ends at byte " + std::to_string(offset) + ", " + std::to_string(into.size()) +
+                        " of " + std::to_string(wanted) +
+                        " bytes are missing: the file is truncated or was changed while in use");
     }
     into = into.subspan(static_cast<size_t>(n));
     offset += n;
@@ -71,7 +74,9 @@ Status File::write_at(int64_t offset, std::span<const std::byte> from) const {
   while (!from.empty()) {
     const ssize_t n = ::pwrite(fd_, from.data(), std::min(from.size(), kMaxTransfer), offset);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return system_error(path_, "write " + std::to_string(from.size()) + " bytes at " + std::to_string(offset), errno);
+    if (n < 0)
+      return system_error(
+          path_, "write " + std::to_string(from.size()) + " bytes at " + std::to_string(offset), errno);
     from = from.subspan(static_cast<size_t>(n));
     offset += n;
   }
@@ -87,7 +92,8 @@ Result<std::string> read_text(const std::string& path, int64_t limit) {
   SLIM_ASSIGN(const File file, File::open_read(path));
   SLIM_ASSIGN(const int64_t size, file.size());
   if (size > limit) {
-    return Status(Code::kCorrupt, path + ": has " + bytes_string(size) + ", at most " + bytes_string(limit) + " are expected");
+    return Status(Code::kCorrupt, path + ": has " + bytes_string(size) + ", at most " + bytes_string(limit) +
+                                      " are expected");
   }
   std::string text(static_cast<size_t>(size), '\0');
   SLIM_TRY(file.read_at(0, std::as_writable_bytes(std::span(text))));

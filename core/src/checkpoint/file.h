@@ -8,7 +8,8 @@
 
 #include "slim/status.hpp"
 
-/// File descriptors whose errors are values. Every message names the path, what failed and the system's reason.
+/// File descriptors whose errors are values. Every message names the path, what failed and the system's
+/// reason.
 namespace slim {
 
 /// Owns a file descriptor. Positional reads and writes may be called from several threads.

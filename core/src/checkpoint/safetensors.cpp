@@ -24,7 +24,8 @@ std::string quoted(const std::string& name) {
 
 Result<std::string> header_text(const File& file, int64_t size) {
   if (size < kLengthBytes) {
-    return corrupt("has " + std::to_string(size) + " bytes, a safetensors file at least 8: it is truncated" + std::string(kAgain));
+    return corrupt("has " + std::to_string(size) + " bytes, a safetensors file at least 8: it is truncated" +
+                   std::string(kAgain));
   }
   std::array<unsigned char, kLengthBytes> prefix{};
   SLIM_TRY(file.read_at(0, std::as_writable_bytes(std::span(prefix))));
@@ -34,12 +35,13 @@ Result<std::string> header_text(const File& file, int64_t size) {
   uint64_t length = 0;
   for (size_t i = 0; i < prefix.size(); ++i) length |= uint64_t{prefix[i]} << (8 * i);
   if (length > static_cast<uint64_t>(kMaxHeader)) {
-    return corrupt("claims a header of " + std::to_string(length) + " bytes, at most " + std::to_string(kMaxHeader) +
-                   " are allowed: it is no safetensors file or damaged" + std::string(kAgain));
+    return corrupt("claims a header of " + std::to_string(length) + " bytes, at most " +
+                   std::to_string(kMaxHeader) + " are allowed: it is no safetensors file or damaged" +
+                   std::string(kAgain));
   }
   if (static_cast<int64_t>(length) > size - kLengthBytes) {
-    return corrupt("claims a header of " + std::to_string(length) + " bytes, but only " + std::to_string(size - kLengthBytes) +
-                   " follow: it is truncated" + std::string(kAgain));
+    return corrupt("claims a header of " + std::to_string(length) + " bytes, but only " +
+                   std::to_string(size - kLengthBytes) + " follow: it is truncated" + std::string(kAgain));
   }
   std::string text(length, '\0');
   SLIM_TRY(file.read_at(kLengthBytes, std::as_writable_bytes(std::span(text))));
@@ -48,7 +50,8 @@ Result<std::string> header_text(const File& file, int64_t size) {
 }
 
 std::optional<int64_t> whole_number(const Json& value) {
-  if (!value.is_number_unsigned() || value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) return std::nullopt;
+  if (!value.is_number_unsigned() || value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX))
+    return std::nullopt;
   return value.get<int64_t>();
 }
 
@@ -58,7 +61,8 @@ Result<std::vector<int64_t>> whole_numbers(const Json& object, const char* key) 
   std::vector<int64_t> numbers;
   for (const Json& value : *found) {
     const auto number = whole_number(value);
-    if (!number) return corrupt("'" + std::string(key) + "' holds " + value.dump() + ", expected whole numbers from 0");
+    if (!number)
+      return corrupt("'" + std::string(key) + "' holds " + value.dump() + ", expected whole numbers from 0");
     numbers.push_back(*number);
   }
   return numbers;
@@ -75,7 +79,8 @@ Result<StoredTensor> parse_tensor(const std::string& name, const Json& entry) {
   tensor.spec.dtype = *known;
   SLIM_ASSIGN(tensor.spec.shape, whole_numbers(entry, "shape"));
   SLIM_ASSIGN(const auto offsets, whole_numbers(entry, "data_offsets"));
-  if (offsets.size() != 2) return corrupt("'data_offsets' holds " + std::to_string(offsets.size()) + " numbers, expected 2");
+  if (offsets.size() != 2)
+    return corrupt("'data_offsets' holds " + std::to_string(offsets.size()) + " numbers, expected 2");
   tensor.begin = offsets[0];
   tensor.end = offsets[1];
   const std::string range = "[" + std::to_string(tensor.begin) + ", " + std::to_string(tensor.end) + "]";
@@ -84,8 +89,8 @@ Result<StoredTensor> parse_tensor(const std::string& name, const Json& entry) {
   const std::string what = std::string(dtype_name(*known)) + " " + shape_string(tensor.spec.shape);
   if (!bytes) return corrupt(what + " is no size that can be: it overflows, or is no whole number of bytes");
   if (tensor.end - tensor.begin != *bytes) {
-    return corrupt("'data_offsets' " + range + " hold " + std::to_string(tensor.end - tensor.begin) + " bytes, but " + what +
-                   " needs " + std::to_string(*bytes));
+    return corrupt("'data_offsets' " + range + " hold " + std::to_string(tensor.end - tensor.begin) +
+                   " bytes, but " + what + " needs " + std::to_string(*bytes));
   }
   return tensor;
 }
@@ -103,21 +108,23 @@ Status check_coverage(const std::vector<StoredTensor>& tensors, int64_t data_byt
   for (size_t i = 0; i < tensors.size(); ++i) {
     const auto& [spec, tensor_begin, tensor_end] = tensors[i];
     if (tensor_begin < end) {
-      return corrupt("tensor " + quoted(spec.name) + " begins at data byte " + std::to_string(tensor_begin) + " inside tensor " +
-                     quoted(tensors[i - 1].spec.name) + ", which ends at " + std::to_string(end));
+      return corrupt("tensor " + quoted(spec.name) + " begins at data byte " + std::to_string(tensor_begin) +
+                     " inside tensor " + quoted(tensors[i - 1].spec.name) + ", which ends at " +
+                     std::to_string(end));
     }
     if (tensor_begin > end) {
-      return corrupt("data bytes " + std::to_string(end) + " to " + std::to_string(tensor_begin) + ", before tensor " +
-                     quoted(spec.name) + ", belong to no tensor");
+      return corrupt("data bytes " + std::to_string(end) + " to " + std::to_string(tensor_begin) +
+                     ", before tensor " + quoted(spec.name) + ", belong to no tensor");
     }
     end = tensor_end;
   }
   if (end > data_bytes) {
-    return corrupt("is truncated: the header describes " + bytes_string(end) + " of tensor data, the file has " +
-                   bytes_string(data_bytes) + std::string(kAgain));
+    return corrupt("is truncated: the header describes " + bytes_string(end) +
+                   " of tensor data, the file has " + bytes_string(data_bytes) + std::string(kAgain));
   }
   if (end < data_bytes) {
-    return corrupt("has " + bytes_string(data_bytes - end) + " after the last tensor that belong to no tensor" + std::string(kAgain));
+    return corrupt("has " + bytes_string(data_bytes - end) +
+                   " after the last tensor that belong to no tensor" + std::string(kAgain));
   }
   return {};
 }
@@ -131,7 +138,8 @@ Result<std::vector<StoredTensor>> parse_header(const File& file) {
   for (const auto& [name, entry] : parsed->items()) {
     if (name == "__metadata__") {
       const auto is_text = [](const Json& value) { return value.is_string(); };
-      if (!entry.is_object() || !std::ranges::all_of(entry, is_text)) return corrupt("'__metadata__' must map text to text");
+      if (!entry.is_object() || !std::ranges::all_of(entry, is_text))
+        return corrupt("'__metadata__' must map text to text");
       continue;
     }
     auto tensor = parse_tensor(name, entry);
@@ -139,7 +147,8 @@ Result<std::vector<StoredTensor>> parse_header(const File& file) {
     if (!status.ok()) return std::move(status).in("tensor " + quoted(name));
     tensors.push_back(*std::move(tensor));
   }
-  std::ranges::stable_sort(tensors, {}, [](const StoredTensor& tensor) { return std::pair(tensor.begin, tensor.end); });
+  std::ranges::stable_sort(tensors, {},
+                           [](const StoredTensor& tensor) { return std::pair(tensor.begin, tensor.end); });
   const int64_t data = kLengthBytes + static_cast<int64_t>(text.size());
   SLIM_TRY(check_coverage(tensors, size - data));
   for (auto& tensor : tensors) {
@@ -162,8 +171,9 @@ std::string safetensors_header(const std::vector<TensorSpec>& tensors) {
   int64_t begin = 0;
   for (const auto& spec : tensors) {
     const int64_t end = begin + byte_size(spec).value();
-    text += "," + quoted(spec.name) + ":" +
-            Json{{"dtype", dtype_name(spec.dtype)}, {"shape", spec.shape}, {"data_offsets", {begin, end}}}.dump();
+    text +=
+        "," + quoted(spec.name) + ":" +
+        Json{{"dtype", dtype_name(spec.dtype)}, {"shape", spec.shape}, {"data_offsets", {begin, end}}}.dump();
     begin = end;
   }
   text += "}";

@@ -14,11 +14,12 @@ struct StoredTensor {
   int64_t begin = 0, end = 0;
 };
 
-/// Reads and checks the header; no tensor bytes are read. Every rule of the format is checked, so that later reads need not.
-/// In file order.
+/// Reads and checks the header; no tensor bytes are read. Every rule of the format is checked, so that later
+/// reads need not. In file order.
 Result<std::vector<StoredTensor>> read_safetensors_header(const File& file);
 
-/// Everything before the tensor data, for tensors that lie in this order; padded so that the data starts at a multiple of 8.
+/// Everything before the tensor data, for tensors that lie in this order; padded so that the data starts at a
+/// multiple of 8.
 std::string safetensors_header(const std::vector<TensorSpec>& tensors);
 
 }  // namespace slim

@@ -9,7 +9,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// Events instead of the library's own document builder: that one keeps the last of two equal keys without a word.
+// Events instead of the library's own document builder: that one keeps the last of two equal keys without a
+// word.
 class Builder final : public nlohmann::json_sax<Json> {
  public:
   explicit Builder(int max_depth) : max_depth_(max_depth) {}
@@ -27,14 +28,19 @@ class Builder final : public nlohmann::json_sax<Json> {
   bool end_array() override { return close(); }
 
   bool key(string_t& name) override {
-    if (!levels_.back().keys.insert(name).second) return fail("key " + Json(name).dump() + " stands twice in one object");
+    if (!levels_.back().keys.insert(name).second)
+      return fail("key " + Json(name).dump() + " stands twice in one object");
     levels_.back().key = std::move(name);
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string& token, const nlohmann::detail::exception&) override {
-    return fail("invalid JSON at byte " + std::to_string(position) +
-                (token.empty() ? "" : " near " + Json(token.substr(0, 40)).dump(-1, ' ', true, Json::error_handler_t::replace)));
+  bool parse_error(std::size_t position, const std::string& token,
+                   const nlohmann::detail::exception&) override {
+    return fail(
+        "invalid JSON at byte " + std::to_string(position) +
+        (token.empty()
+             ? ""
+             : " near " + Json(token.substr(0, 40)).dump(-1, ' ', true, Json::error_handler_t::replace)));
   }
 
   const std::string& error() const { return error_; }
@@ -63,7 +69,8 @@ class Builder final : public nlohmann::json_sax<Json> {
     return true;
   }
   bool open(Json value) {
-    if (static_cast<int>(levels_.size()) == max_depth_) return fail("nested deeper than " + std::to_string(max_depth_) + " levels");
+    if (static_cast<int>(levels_.size()) == max_depth_)
+      return fail("nested deeper than " + std::to_string(max_depth_) + " levels");
     levels_.push_back({std::move(value), {}, {}});
     return true;
   }

@@ -37,7 +37,8 @@ Status check_inputs(const fs::path& target, const std::vector<std::string>& inpu
   for (const auto& input : inputs) {
     const fs::path other = fs::weakly_canonical(input, error);
     if (contains(output, other) || contains(other, output)) {
-      return invalid(target.string() + ": the output may not be, contain or lie inside the input " + input + "; choose another output folder");
+      return invalid(target.string() + ": the output may not be, contain or lie inside the input " + input +
+                     "; choose another output folder");
     }
   }
   return {};
@@ -48,15 +49,19 @@ bool looks_like_checkpoint(const fs::path& folder) {
   std::error_code error;
   if (fs::is_empty(folder, error) || fs::exists(folder / "config.json", error)) return true;
   fs::directory_iterator entries(folder, error);
-  return !error && std::any_of(begin(entries), end(entries), [](const auto& entry) { return entry.path().extension() == ".safetensors"; });
+  return !error && std::any_of(begin(entries), end(entries),
+                               [](const auto& entry) { return entry.path().extension() == ".safetensors"; });
 }
 
 Status check_target(const fs::path& target, bool overwrite) {
   std::error_code error;
   if (fs::symlink_status(target, error).type() == fs::file_type::not_found) return {};
-  if (!overwrite) return invalid(target.string() + ": exists already; give --overwrite to replace it, or choose another output folder");
+  if (!overwrite)
+    return invalid(target.string() +
+                   ": exists already; give --overwrite to replace it, or choose another output folder");
   if (!fs::is_directory(target, error) || !looks_like_checkpoint(target)) {
-    return invalid(target.string() + ": is no checkpoint folder, so it is not overwritten; choose another output folder");
+    return invalid(target.string() +
+                   ": is no checkpoint folder, so it is not overwritten; choose another output folder");
   }
   return {};
 }
@@ -72,14 +77,18 @@ Result<std::vector<ShardPlan>> plan_shards(const std::vector<TensorSpec>& tensor
   std::set<std::string_view> names;
   for (const auto& spec : tensors) {
     const auto bytes = byte_size(spec);
-    if (!bytes) return Status(Code::kInternal, "tensor '" + spec.name + "' " + shape_string(spec.shape) + " has no size");
-    if (spec.name.empty() || !names.insert(spec.name).second) return Status(Code::kInternal, "tensor '" + spec.name + "' is announced twice");
+    if (!bytes)
+      return Status(Code::kInternal,
+                    "tensor '" + spec.name + "' " + shape_string(spec.shape) + " has no size");
+    if (spec.name.empty() || !names.insert(spec.name).second)
+      return Status(Code::kInternal, "tensor '" + spec.name + "' is announced twice");
     if (!shards.back().tensors.empty() && *bytes > max_bytes - shards.back().bytes) shards.emplace_back();
     shards.back().tensors.push_back(spec);
     shards.back().bytes += *bytes;
   }
   for (auto& shard : shards) {
-    std::ranges::stable_sort(shard.tensors, std::greater{}, [](const TensorSpec& spec) { return dtype_bits(spec.dtype); });
+    std::ranges::stable_sort(shard.tensors, std::greater{},
+                             [](const TensorSpec& spec) { return dtype_bits(spec.dtype); });
   }
   return shards;
 }
@@ -92,13 +101,15 @@ std::string shard_name(size_t index, size_t count) {
 }
 
 Status disk_full(const fs::path& folder, int64_t needed, int64_t available) {
-  return Status(Code::kIo, folder.string() + ": the disk is too small: " + bytes_string(needed) + " are needed, " +
-                               bytes_string(available) + " are available; free space or choose another output folder");
+  return Status(Code::kIo, folder.string() + ": the disk is too small: " + bytes_string(needed) +
+                               " are needed, " + bytes_string(available) +
+                               " are available; free space or choose another output folder");
 }
 
 Result<int64_t> available_bytes(const fs::path& folder) {
   struct statvfs info {};
-  if (::statvfs(folder.c_str(), &info) != 0) return system_error(folder.string(), "ask for free space", errno);
+  if (::statvfs(folder.c_str(), &info) != 0)
+    return system_error(folder.string(), "ask for free space", errno);
   return static_cast<int64_t>(std::min<uint64_t>(uint64_t{info.f_bavail} * info.f_frsize, INT64_MAX));
 }
 
@@ -109,13 +120,15 @@ Status reserve(const File& file, int64_t bytes, const fs::path& folder, int64_t 
     error = ::fallocate(file.fd(), 0, 0, bytes) == 0 ? 0 : errno;
   } while (error == EINTR);
   if (error == ENOSPC || error == EDQUOT) return disk_full(folder, needed, available);
-  if (error == EOPNOTSUPP || error == ENOSYS) {  // some network file systems; the free space was compared before
+  if (error == EOPNOTSUPP ||
+      error == ENOSYS) {  // some network file systems; the free space was compared before
     error = ::ftruncate(file.fd(), bytes) == 0 ? 0 : errno;
   }
   return error == 0 ? Status{} : system_error(file.path(), "reserve " + bytes_string(bytes), error);
 }
 
-// Starts writing to the disk now, so that little is left for finish(). Only a hint: errors come back from fsync.
+// Starts writing to the disk now, so that little is left for finish(). Only a hint: errors come back from
+// fsync.
 void start_writeback(const File& file, int64_t offset, int64_t bytes) {
   if (bytes >= kChunk / 8) ::sync_file_range(file.fd(), offset, bytes, SYNC_FILE_RANGE_WRITE);
 }
@@ -123,11 +136,13 @@ void start_writeback(const File& file, int64_t offset, int64_t bytes) {
 // A file system without locks is no reason to fail.
 Status lock_folder(const File& folder) {
   if (::flock(folder.fd(), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return {};
-  return invalid(folder.path() + ": another process is writing this output; wait for it or choose another output folder");
+  return invalid(folder.path() +
+                 ": another process is writing this output; wait for it or choose another output folder");
 }
 
 Status rename_folder(const fs::path& from, const fs::path& to) {
-  if (std::rename(from.c_str(), to.c_str()) != 0) return system_error(from.string(), "rename to " + to.string(), errno);
+  if (std::rename(from.c_str(), to.c_str()) != 0)
+    return system_error(from.string(), "rename to " + to.string(), errno);
   return {};
 }
 
@@ -166,16 +181,20 @@ struct CheckpointWriter::State {
     shards.clear();
     std::error_code ignored;
     if (owns_partial && !options.keep_partial) fs::remove_all(partial, ignored);
-    for (auto parent = made_parents.rbegin(); parent != made_parents.rend(); ++parent) ::rmdir(parent->c_str());
+    for (auto parent = made_parents.rbegin(); parent != made_parents.rend(); ++parent)
+      ::rmdir(parent->c_str());
   }
 
   Status make_parents() {
     std::error_code error;
-    for (fs::path parent = target.parent_path(); !fs::exists(parent, error) && parent.has_relative_path(); parent = parent.parent_path()) {
+    for (fs::path parent = target.parent_path(); !fs::exists(parent, error) && parent.has_relative_path();
+         parent = parent.parent_path()) {
       made_parents.insert(made_parents.begin(), parent);
     }
     fs::create_directories(target.parent_path(), error);
-    if (error) return Status(Code::kIo, target.parent_path().string() + ": cannot make the folder: " + error.message());
+    if (error)
+      return Status(Code::kIo,
+                    target.parent_path().string() + ": cannot make the folder: " + error.message());
     return {};
   }
 
@@ -186,9 +205,12 @@ struct CheckpointWriter::State {
       SLIM_ASSIGN(const File stale, File::open_folder(partial_name));
       SLIM_TRY(lock_folder(stale));
       fs::remove_all(partial, error);
-      if (error) return Status(Code::kIo, partial_name + ": cannot delete what an earlier run left: " + error.message());
+      if (error)
+        return Status(Code::kIo,
+                      partial_name + ": cannot delete what an earlier run left: " + error.message());
     }
-    if (!fs::create_directory(partial, error)) return Status(Code::kIo, partial_name + ": cannot make the folder: " + error.message());
+    if (!fs::create_directory(partial, error))
+      return Status(Code::kIo, partial_name + ": cannot make the folder: " + error.message());
     owns_partial = true;
     SLIM_ASSIGN(lock, File::open_folder(partial_name));
     Status locked = lock_folder(*lock);
@@ -224,17 +246,22 @@ struct CheckpointWriter::State {
   }
 
   // Runs `write` for the slot of a tensor that is exactly what was announced and has not come before.
-  Status fill(const std::string& name, Dtype dtype, const std::vector<int64_t>& shape, const std::function<Status(const Slot&)>& write) {
+  Status fill(const std::string& name, Dtype dtype, const std::vector<int64_t>& shape,
+              const std::function<Status(const Slot&)>& write) {
     const auto found = slots.find(name);
-    if (found == slots.end()) return Status(Code::kInternal, target.string() + ": tensor '" + name + "' was not announced");
+    if (found == slots.end())
+      return Status(Code::kInternal, target.string() + ": tensor '" + name + "' was not announced");
     Slot& slot = found->second;
     if (dtype != slot.spec.dtype || shape != slot.spec.shape) {
-      return Status(Code::kInternal, target.string() + ": tensor '" + name + "' is " + std::string(dtype_name(dtype)) + " " + shape_string(shape) +
-                                         ", announced was " + std::string(dtype_name(slot.spec.dtype)) + " " + shape_string(slot.spec.shape));
+      return Status(Code::kInternal, target.string() + ": tensor '" + name + "' is " +
+                                         std::string(dtype_name(dtype)) + " " + shape_string(shape) +
+                                         ", announced was " + std::string(dtype_name(slot.spec.dtype)) + " " +
+                                         shape_string(slot.spec.shape));
     }
     {
       const std::lock_guard guard(mutex);
-      if (finished || slot.stage != Stage::kPending) return Status(Code::kInternal, target.string() + ": tensor '" + name + "' comes twice");
+      if (finished || slot.stage != Stage::kPending)
+        return Status(Code::kInternal, target.string() + ": tensor '" + name + "' comes twice");
       slot.stage = Stage::kWriting;
     }
     Status status = write(slot);
@@ -252,7 +279,8 @@ struct CheckpointWriter::State {
       if (missing++ == 0) first = name;
     }
     if (missing == 0) return {};
-    return Status(Code::kInternal, target.string() + ": " + std::to_string(missing) + " announced tensors were not written, the first is '" + first + "'");
+    return Status(Code::kInternal, target.string() + ": " + std::to_string(missing) +
+                                       " announced tensors were not written, the first is '" + first + "'");
   }
 
   std::string index_text() const {
@@ -264,14 +292,19 @@ struct CheckpointWriter::State {
   // The file `name` of the partial folder, its subfolder made.
   Result<File> side_file(const std::string& name) {
     const fs::path path(name);
-    if (name.empty() || path.is_absolute() || path.lexically_normal() != path || *path.begin() == ".." || !path.has_filename()) {
+    if (name.empty() || path.is_absolute() || path.lexically_normal() != path || *path.begin() == ".." ||
+        !path.has_filename()) {
       return invalid("'" + name + "' is no name of a file inside the output folder");
     }
-    if (own_files.contains(name)) return invalid("'" + name + "' is a weight file of the output and cannot be replaced");
-    for (fs::path folder = path.parent_path(); !folder.empty(); folder = folder.parent_path()) folders.insert(partial / folder);
+    if (own_files.contains(name))
+      return invalid("'" + name + "' is a weight file of the output and cannot be replaced");
+    for (fs::path folder = path.parent_path(); !folder.empty(); folder = folder.parent_path())
+      folders.insert(partial / folder);
     std::error_code error;
     fs::create_directories((partial / path).parent_path(), error);
-    if (error) return Status(Code::kIo, (partial / path).parent_path().string() + ": cannot make the folder: " + error.message());
+    if (error)
+      return Status(Code::kIo,
+                    (partial / path).parent_path().string() + ": cannot make the folder: " + error.message());
     return File::create((partial / path).string());
   }
 
@@ -283,7 +316,8 @@ struct CheckpointWriter::State {
       return sync_folder(target.parent_path());
     }
     fs::path aside = target.string() + ".old";
-    for (int i = 1; fs::exists(fs::symlink_status(aside, error)); ++i) aside = target.string() + ".old" + std::to_string(i);
+    for (int i = 1; fs::exists(fs::symlink_status(aside, error)); ++i)
+      aside = target.string() + ".old" + std::to_string(i);
     SLIM_TRY(rename_folder(target, aside));
     if (Status status = rename_folder(partial, target); !status.ok()) {
       const Status back = rename_folder(aside, target);
@@ -292,7 +326,10 @@ struct CheckpointWriter::State {
     finished = true;
     SLIM_TRY(sync_folder(target.parent_path()));
     fs::remove_all(aside, error);
-    if (error) return Status(Code::kIo, aside.string() + ": the new output is complete, but the old one cannot be deleted: " + error.message());
+    if (error)
+      return Status(Code::kIo, aside.string() +
+                                   ": the new output is complete, but the old one cannot be deleted: " +
+                                   error.message());
     return {};
   }
 };
@@ -300,9 +337,11 @@ struct CheckpointWriter::State {
 CheckpointWriter::CheckpointWriter() : state_(std::make_unique<State>()) {}
 CheckpointWriter::~CheckpointWriter() = default;
 
-Result<std::unique_ptr<CheckpointWriter>> CheckpointWriter::create(const WriterOptions& options, const std::vector<TensorSpec>& tensors) {
+Result<std::unique_ptr<CheckpointWriter>> CheckpointWriter::create(const WriterOptions& options,
+                                                                   const std::vector<TensorSpec>& tensors) {
   if (options.folder.empty()) return invalid("the output folder has no name; give --output DIR");
-  if (options.max_shard_size <= 0) return invalid("max_shard_size is " + std::to_string(options.max_shard_size) + ", expected at least 1");
+  if (options.max_shard_size <= 0)
+    return invalid("max_shard_size is " + std::to_string(options.max_shard_size) + ", expected at least 1");
   std::unique_ptr<CheckpointWriter> writer(new CheckpointWriter);
   State& state = *writer->state_;
   state.options = options;
@@ -324,12 +363,15 @@ Result<std::unique_ptr<CheckpointWriter>> CheckpointWriter::create(const WriterO
 
 Status CheckpointWriter::put(const std::string& name, const at::Tensor& value) {
   const auto dtype = value.defined() ? from_scalar_type(value.scalar_type()) : std::nullopt;
-  if (!dtype) return Status(Code::kInternal, "tensor '" + name + "' has no value, or a type that safetensors cannot hold");
+  if (!dtype)
+    return Status(Code::kInternal,
+                  "tensor '" + name + "' has no value, or a type that safetensors cannot hold");
   return state_->fill(name, *dtype, value.sizes().vec(), [&](const State::Slot& slot) -> Status {
     try {
       const at::Tensor plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous();
       if (slot.bytes == 0) return {};
-      SLIM_TRY(slot.file->write_at(slot.offset, {static_cast<const std::byte*>(plain.const_data_ptr()), static_cast<size_t>(slot.bytes)}));
+      SLIM_TRY(slot.file->write_at(slot.offset, {static_cast<const std::byte*>(plain.const_data_ptr()),
+                                                 static_cast<size_t>(slot.bytes)}));
     } catch (const std::exception& error) {
       return Status(Code::kOutOfMemory, "tensor '" + name + "': cannot copy it to the CPU: " + error.what());
     }
@@ -340,11 +382,13 @@ Status CheckpointWriter::put(const std::string& name, const at::Tensor& value) {
 
 Status CheckpointWriter::copy(const std::string& name, const Checkpoint& from, const std::string& from_name) {
   const auto spec = from.tensors().find(from_name);
-  if (spec == from.tensors().end()) return Status(Code::kNotFound, from.folder() + ": has no tensor '" + from_name + "'");
+  if (spec == from.tensors().end())
+    return Status(Code::kNotFound, from.folder() + ": has no tensor '" + from_name + "'");
   return state_->fill(name, spec->second.dtype, spec->second.shape, [&](const State::Slot& slot) -> Status {
     std::vector<std::byte> buffer(static_cast<size_t>(std::min(kChunk, slot.bytes)));
     for (int64_t done = 0; done < slot.bytes;) {
-      const std::span chunk = std::span(buffer).first(static_cast<size_t>(std::min(kChunk, slot.bytes - done)));
+      const std::span chunk =
+          std::span(buffer).first(static_cast<size_t>(std::min(kChunk, slot.bytes - done)));
       SLIM_TRY(from.read_bytes(from_name, done, chunk));
       SLIM_TRY(slot.file->write_at(slot.offset + done, chunk));
       done += static_cast<int64_t>(chunk.size());

@@ -8,35 +8,41 @@
 namespace slim {
 
 struct WriterOptions {
-  std::string folder;                         ///< what the output is called at the end
-  int64_t max_shard_size = 5'000'000'000;     ///< bytes of tensor data in one shard; a larger single tensor gets its own
+  std::string folder;  ///< what the output is called at the end
+  int64_t max_shard_size =
+      5'000'000'000;  ///< bytes of tensor data in one shard; a larger single tensor gets its own
   bool overwrite = false;
-  bool keep_partial = false;                  ///< leave FOLDER.partial on failure, to look at
-  std::vector<std::string> inputs = {};       ///< folders that must not be touched: the output may not be, contain or lie in one
+  bool keep_partial = false;  ///< leave FOLDER.partial on failure, to look at
+  std::vector<std::string> inputs = {};  ///< folders that the output may not be, contain or lie in
 };
 
-/// Writes a checkpoint whose tensors are all known beforehand: headers, offsets and shard names are fixed at the start, space is
-/// reserved on the disk, and tensors may come in any order from any thread. Everything goes to FOLDER.partial, which finish()
-/// syncs and renames; an unfinished writer removes it. The same tensors and values give the same bytes.
+/// Writes a checkpoint whose tensors are all known beforehand: headers, offsets and shard names are fixed at
+/// the start, space is reserved on the disk, and tensors may come in any order from any thread. Everything
+/// goes to FOLDER.partial, which finish() syncs and renames; an unfinished writer removes it. The same
+/// tensors and values give the same bytes.
 ///
-/// Shards are filled in the given order. Within one, wider element types come first (equal ones in the given order): the format
-/// allows no padding, and readers that map files want every tensor at a multiple of its element size.
+/// Shards are filled in the given order. Within one, wider element types come first (equal ones in the given
+/// order): the format allows no padding, and readers that map files want every tensor at a multiple of its
+/// element size.
 class SLIM_API CheckpointWriter {
  public:
-  /// kInvalidArgument if the folder exists (without overwrite), is no checkpoint (with it), touches an input or is being written
-  /// by another process; kIo if the disk is too small, with both numbers. A FOLDER.partial left by a crash is replaced.
-  static Result<std::unique_ptr<CheckpointWriter>> create(const WriterOptions&, const std::vector<TensorSpec>& tensors);
+  /// kInvalidArgument if the folder exists (without overwrite), is no checkpoint (with it), touches an input
+  /// or is being written by another process; kIo if the disk is too small, with both numbers. A
+  /// FOLDER.partial left by a crash is replaced.
+  static Result<std::unique_ptr<CheckpointWriter>> create(const WriterOptions&,
+                                                          const std::vector<TensorSpec>& tensors);
   ~CheckpointWriter();
 
   /// Once per tensor; dtype and shape must be those announced. Thread-safe.
   Status put(const std::string& name, const at::Tensor& value);
   /// The stored bytes of a tensor of the input, unchanged; counts as its put(). Any dtype. Thread-safe.
   Status copy(const std::string& name, const Checkpoint& from, const std::string& from_name);
-  /// Side files: `name` is relative to the folder ("config.json", "sub/file"); one of the same name is replaced.
+  /// Side files: `name` is relative to the folder ("config.json", "sub/file"); one of the same name is
+  /// replaced.
   Status write_file(const std::string& name, std::string_view contents);
   Status copy_file(const std::string& name, const std::string& source);
-  /// Checks that every announced tensor came, writes the index, syncs files and folders, renames. The last call; with overwrite
-  /// the old folder is deleted only after the new one has its name.
+  /// Checks that every announced tensor came, writes the index, syncs files and folders, renames. The last
+  /// call; with overwrite the old folder is deleted only after the new one has its name.
   Status finish();
   /// Where files are before finish().
   const std::string& partial_folder() const;
