@@ -143,9 +143,26 @@ TEST_CASE("qwen3vl/ images change the logits of tokens after them, through merge
   const auto after = logits(model, exec, samples);
   CHECK(distance(before.slice(0, 0, 3), after.slice(0, 0, 3)) < 1e-6);
   CHECK(distance(before.slice(0, -1), after.slice(0, -1)) > 1e-3);
-  auto& last = model.tensors.at("model.visual.deepstack_merger_list.0.linear_fc2.bias");
-  last = last + 1;
-  CHECK(distance(after.slice(0, -1), logits(model, exec, samples).slice(0, -1)) > 1e-3);
+}
+
+TEST_CASE("qwen3vl/ deepstack features go to the language layers in the order of the vision blocks, at image tokens only") {
+  PluginAdapter plugin(slim_plugin_v1);
+  auto model = random_model(plugin.adapter, config_of());  // "deepstack_visual_indexes": [2, 0]
+  const std::vector<Sample> samples{sample_of({{2, 2}}, 1)};
+  TensorExec exec(model.tensors);
+  const auto before = logits(model, exec, samples);
+  const auto shift = [&](const char* merger) {
+    auto& bias = model.tensors.at(std::string("model.visual.deepstack_merger_list.") + merger + ".linear_fc2.bias");
+    bias = bias + 1;
+    const auto after = logits(model, exec, samples);
+    bias = bias - 1;
+    return after;
+  };
+  const auto first = shift("1"), second = shift("0");
+  CHECK(distance(before.slice(0, -1), first.slice(0, -1)) > 1e-3);  // block 0 feeds layer 0: the next layer carries it on
+  CHECK(distance(before.slice(0, -1), second.slice(0, -1)) == 0);   // block 2 feeds the last layer: nobody reads it any more
+  CHECK(distance(before.slice(0, 3, 7), second.slice(0, 3, 7)) > 1e-3);
+  CHECK(distance(before.slice(0, 0, 3), first.slice(0, 0, 3)) == 0);
 }
 
 TEST_CASE("qwen3vl/ a batch without images passes the vision stage with no rows") {
