@@ -132,14 +132,17 @@ Result<Solved> Awq::solve(LayerContext& context) {
     context.notes().note("rounding instead of awq", name, "no calibration token reached this layer");
     return quant::round_to_nearest(context, range);
   }
-  range.method = quant::RangeOptions::Method::kMse;
-  range.importance = error->mean_square();
-  SLIM_ASSIGN(Solved solved, quant::round_to_nearest(context, range));
   // Blocks of E[x xᵀ] are worth their cost (a product of g columns per candidate) for groups only.
   constexpr int64_t kLargestBlock = 256;
+  const bool by_group = clip_ == Clip::kGram && args.granularity == Granularity::kGroup && args.group_size <= kLargestBlock;
+  if (!by_group) {
+    range.method = quant::RangeOptions::Method::kMse;
+    range.importance = error->mean_square();
+  }
+  SLIM_ASSIGN(Solved solved, quant::round_to_nearest(context, range));
   const at::Tensor weight = context.weight();
   auto& quantized = std::get<Quantized>(solved.weight);
-  if (clip_ == Clip::kGram && args.granularity == Granularity::kGroup && args.group_size <= kLargestBlock) {
+  if (by_group) {
     const quant::Params params = search_group_ranges(weight, args, context.scale_dtype(), *error);
     quantized.codes = quant::encode(weight, params, args);
     quantized.scale = params.scale;

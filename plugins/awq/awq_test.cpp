@@ -331,7 +331,7 @@ TEST_CASE("awq/ layers that no token reached are rounded, and that is noted") {
   REQUIRE(awq->transform(block).ok());
   OneLayer layer(block, 0);
   CHECK(awq->solve(layer).ok());
-  CHECK(block.notes_.kinds == std::vector<std::string>{"no awq scale", "rounding instead of awq"});
+  CHECK((block.notes_.kinds == std::vector<std::string>{"no awq scale", "rounding instead of awq"}));
   CHECK(!block.folded.defined());
 }
 

@@ -31,7 +31,7 @@ double OutputError::operator()(const at::Tensor& delta) const {
 }
 
 at::Tensor OutputError::mean_square() const {
-  const at::Tensor sum = gram_.defined() ? gram_.diagonal() : rows_.to(at::kFloat).square_().sum(0);
+  const at::Tensor sum = gram_.defined() ? gram_.diagonal() : rows_.to(at::kFloat).square().sum(0);
   return sum / divisor_;
 }
 

@@ -94,13 +94,13 @@ void check_round_trip(const Layer& layer, const Scheme& scheme) {
   for (const TensorSpec& spec : *layout) {
     REQUIRE(reader.specs.contains(spec.name));
     CHECK(reader.specs.at(spec.name).dtype == spec.dtype);
-    CHECK(reader.specs.at(spec.name).shape == spec.shape);
+    CHECK((reader.specs.at(spec.name).shape == spec.shape));
   }
   const auto layers = format->stored_layers(reader, config_of(*format, {{layer.name, scheme}}));
   REQUIRE_MESSAGE(layers.ok(), layers.status().message());
   REQUIRE(layers->size() == 1);
-  CHECK(layers->front().scheme.weight == scheme.weight);
-  CHECK(layers->front().scheme.input == scheme.input);
+  CHECK((layers->front().scheme.weight == scheme.weight));
+  CHECK((layers->front().scheme.input == scheme.input));
   CHECK(layers->front().out == layer.out);
   CHECK(layers->front().in == layer.in);
   const auto decoded = format->decode(layers->front(), reader);
@@ -168,10 +168,10 @@ TEST_CASE("compressed-tensors/ one scheme targets every linear, several are told
   const auto format = make_format();
   const Scheme four = *scheme_from_name("w4a16"), eight = *scheme_from_name("fp8_dynamic");
   const auto one = nlohmann::json::parse(config_of(*format, {{"model.layers.0.mlp.up_proj", four}}, {"lm_head"}));
-  CHECK(one["format"] == "pack-quantized");
-  CHECK(one["quantization_status"] == "compressed");
-  CHECK(one["config_groups"]["group_0"]["targets"] == nlohmann::json{"Linear"});
-  CHECK(one["ignore"] == nlohmann::json{"lm_head"});
+  CHECK((one["format"] == "pack-quantized"));
+  CHECK((one["quantization_status"] == "compressed"));
+  CHECK((one["config_groups"]["group_0"]["targets"] == nlohmann::json{"Linear"}));
+  CHECK((one["ignore"] == nlohmann::json{"lm_head"}));
 
   std::map<std::string, Scheme> schemes;
   for (int i = 0; i < 12; ++i) {
@@ -181,13 +181,13 @@ TEST_CASE("compressed-tensors/ one scheme targets every linear, several are told
     schemes[block + ".self_attn.q_proj"] = eight;
   }
   const std::string text = config_of(*format, schemes);
-  CHECK(nlohmann::json::parse(text)["format"] == "mixed-precision");
+  CHECK((nlohmann::json::parse(text)["format"] == "mixed-precision"));
   const auto config = Config::parse(text);
   REQUIRE(config.ok());
   for (const auto& [name, scheme] : schemes) {
     REQUIRE(config->find(name));
-    CHECK(config->find(name)->weight == scheme.weight);
-    CHECK(config->find("model.language_" + name)->weight == scheme.weight);
+    CHECK((config->find(name)->weight == scheme.weight));
+    CHECK((config->find("model.language_" + name)->weight == scheme.weight));
   }
 }
 
@@ -225,7 +225,7 @@ TEST_CASE("compressed-tensors/ damaged checkpoints are refused with the tensor's
   for (const auto& [name, spec] : stored(*format, up, scheme).specs) {
     CAPTURE(name);
     CHECK(message([&](InMemory& r) { erase(r, name); }).find(name) != std::string::npos);
-    CHECK(message([&](InMemory& r) { r.put(name, r.values.at(name).narrow(0, 0, 1)); }).find(name) != std::string::npos);
+    CHECK(message([&](InMemory& r) { r.put(name, r.values.at(name).unsqueeze(0)); }).find(name) != std::string::npos);
     CHECK(message([&](InMemory& r) { r.put(name, r.values.at(name).to(at::kDouble)); }).find(name) != std::string::npos);
   }
   const auto put = [&](const std::string& suffix, const at::Tensor& value) {

@@ -10,13 +10,24 @@ TEST_CASE("ops/ gram_ adds the product of the transposed rows with the rows, in 
   at::manual_seed(1);
   for (const auto dtype : {at::kBFloat16, at::kHalf, at::kFloat}) {
     for (const int64_t tokens : {1, 5, 4096, 4100}) {
-      const at::Tensor x = at::randn({tokens, 6}).to(dtype), start = at::randn({6, 6});
+      const at::Tensor x = at::randn({tokens, 6}).to(dtype), start = at::full({6, 6}, 0.5);
       at::Tensor sum = start.clone();
       ops::gram_(sum, x);
       const at::Tensor exact = start.to(at::kDouble) + at::matmul(x.to(at::kDouble).t(), x.to(at::kDouble));
       CHECK(at::allclose(sum.to(at::kDouble), exact, 1e-5, 1e-5 * static_cast<double>(tokens)));
     }
   }
+}
+
+TEST_CASE("ops/ a Gram matrix of more channels than one block is exactly symmetric") {
+  at::manual_seed(3);
+  const at::Tensor x = at::randn({9, 2100}).to(at::kBFloat16);
+  at::Tensor sum = at::zeros({2100, 2100});
+  ops::gram_(sum, x);
+  ops::gram_(sum, x.narrow(0, 0, 2));
+  CHECK(at::equal(sum, sum.t()));
+  const at::Tensor all = at::cat({x, x.narrow(0, 0, 2)}).to(at::kDouble);
+  CHECK(at::allclose(sum.to(at::kDouble), at::matmul(all.t(), all), 1e-5, 1e-4));
 }
 
 TEST_CASE("ops/ channel_moments_ adds sums and widens extremes") {

@@ -68,10 +68,10 @@ TEST_CASE("quant/ rounding errs by half a scale at most, for every width, granul
 TEST_CASE("quant/ scales have the shapes of slim::Quantized") {
   const at::Tensor w = random({7, 48}, 1);
   const auto shape = [&](Granularity g) { return quant::choose_params(w, integer(4, g, 16, false), at::kBFloat16)->scale.sizes().vec(); };
-  CHECK(shape(Granularity::kTensor) == std::vector<int64_t>{1, 1});
-  CHECK(shape(Granularity::kChannel) == std::vector<int64_t>{7, 1});
-  CHECK(shape(Granularity::kGroup) == std::vector<int64_t>{7, 3});
-  CHECK(shape(Granularity::kBlock) == std::vector<int64_t>{3, 10});
+  CHECK((shape(Granularity::kTensor) == std::vector<int64_t>{1, 1}));
+  CHECK((shape(Granularity::kChannel) == std::vector<int64_t>{7, 1}));
+  CHECK((shape(Granularity::kGroup) == std::vector<int64_t>{7, 3}));
+  CHECK((shape(Granularity::kBlock) == std::vector<int64_t>{3, 10}));
   CHECK(quant::choose_params(w, integer(4, Granularity::kGroup, 16, false), at::kHalf)->scale.scalar_type() == at::kHalf);
 }
 
@@ -185,7 +185,7 @@ TEST_CASE("quant/ dynamic activations use a scale per token, and keep dtype and 
   CHECK(((q - x).abs() <= allowed).all().item<bool>());
   const at::Tensor half = quant::fake_quantize_activation(x.to(at::kBFloat16), args, {}, {});
   CHECK(half.scalar_type() == at::kBFloat16);
-  CHECK(half.sizes() == x.sizes());
+  CHECK((half.sizes() == x.sizes()));
 }
 
 TEST_CASE("quant/ static activations clip at the range of their scale and zero point") {

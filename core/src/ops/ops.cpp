@@ -16,8 +16,25 @@ void for_each_float_chunk(const at::Tensor& x, F&& f) {
   }
 }
 
+// Only blocks on and above the diagonal are multiplied: half the work, and the mirrored result is exactly symmetric.
+constexpr int64_t kGramBlock = 1024;
+
 void gram_reference(at::Tensor acc, const at::Tensor& x) {
-  for_each_float_chunk(x, [&](const at::Tensor& rows) { acc.addmm_(rows.t(), rows); });
+  const int64_t features = acc.size(0);
+  const auto for_each_block = [&](auto&& f) {
+    for (int64_t begin = 0; begin < features; begin += kGramBlock) f(begin, std::min(kGramBlock, features - begin));
+  };
+  for_each_float_chunk(x, [&](const at::Tensor& rows) {
+    for_each_block([&](int64_t begin, int64_t size) {
+      at::Tensor above = acc.narrow(0, 0, begin + size).narrow(1, begin, size);
+      above.addmm_(rows.narrow(1, 0, begin + size).t(), rows.narrow(1, begin, size));
+    });
+  });
+  for_each_block([&](int64_t begin, int64_t size) {
+    at::Tensor on = acc.narrow(0, begin, size).narrow(1, begin, size);
+    on.copy_(on.triu() + on.triu(1).t());
+    if (begin > 0) acc.narrow(0, begin, size).narrow(1, 0, begin).copy_(acc.narrow(0, 0, begin).narrow(1, begin, size).t());
+  });
 }
 
 void channel_moments_reference(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min, at::Tensor max,
