@@ -8,6 +8,7 @@ install_packages "${slim_packages[@]}" doctest-dev
 install_libtorch
 pip_install tests/requirements.txt
 build all
+python3 tests/tools/packed_model.py unpack tests/data/toy-hunyuan-moe build/models/toy-hunyuan-moe
 
 say "Testing"
 ctest --test-dir build --output-on-failure -j "$(build_jobs)" "$@"
