@@ -72,7 +72,7 @@ TEST_CASE("quant/ scales have the shapes of slim::Quantized") {
   CHECK((shape(Granularity::kChannel) == std::vector<int64_t>{7, 1}));
   CHECK((shape(Granularity::kGroup) == std::vector<int64_t>{7, 3}));
   CHECK((shape(Granularity::kBlock) == std::vector<int64_t>{3, 10}));
-  CHECK(quant::choose_params(w, integer(4, Granularity::kGroup, 16, false), at::kHalf)->scale.scalar_type() == at::kHalf);
+  CHECK((quant::choose_params(w, integer(4, Granularity::kGroup, 16, false), at::kHalf)->scale.scalar_type() == at::kHalf));
 }
 
 TEST_CASE("quant/ decoding codes and encoding them again changes nothing") {
@@ -184,7 +184,7 @@ TEST_CASE("quant/ dynamic activations use a scale per token, and keep dtype and 
   const at::Tensor allowed = x.abs().amax(-1, true) / 127 / 2 * 1.001;
   CHECK(((q - x).abs() <= allowed).all().item<bool>());
   const at::Tensor half = quant::fake_quantize_activation(x.to(at::kBFloat16), args, {}, {});
-  CHECK(half.scalar_type() == at::kBFloat16);
+  CHECK((half.scalar_type() == at::kBFloat16));
   CHECK((half.sizes() == x.sizes()));
 }
 
