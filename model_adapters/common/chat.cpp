@@ -38,9 +38,11 @@ Result<std::optional<std::string>> template_of(const json& file, const std::stri
   if (it->is_string()) return std::optional(it->get<std::string>());
   if (it->is_array())
     for (const json& entry : *it)
-      if (entry.is_object() && entry.value("name", json()) == "default" && entry.value("template", json()).is_string())
+      if (entry.is_object() && entry.value("name", json()) == "default" &&
+          entry.value("template", json()).is_string())
         return std::optional(entry["template"].get<std::string>());
-  return Status(Code::kCorrupt, where + ": chat_template: expected a text, or a list with an entry named default");
+  return Status(Code::kCorrupt,
+                where + ": chat_template: expected a text, or a list with an entry named default");
 }
 
 jinja::Dict special_tokens(const json& config) {
@@ -66,11 +68,14 @@ Value message_value(const Message& message) {
   std::string text;
   jinja::List parts;
   for (const ContentPart& part : message.content) {
-    if (only_text) text += part.text;
-    else parts.push_back(part_value(part));
+    if (only_text)
+      text += part.text;
+    else
+      parts.push_back(part_value(part));
   }
   Value content = only_text ? Value::string(replace_invalid_utf8(text)) : Value::list(std::move(parts));
-  return Value::dict({{"role", Value::string(replace_invalid_utf8(message.role))}, {"content", std::move(content)}});
+  return Value::dict(
+      {{"role", Value::string(replace_invalid_utf8(message.role))}, {"content", std::move(content)}});
 }
 
 }  // namespace
@@ -123,9 +128,11 @@ Result<ChatTemplate> ChatTemplate::from_folder(const std::string& folder) {
 
 bool ChatTemplate::exists() const { return impl_->parsed.has_value(); }
 
-Result<std::string> ChatTemplate::render(std::span<const Message> messages, bool add_generation_prompt) const {
+Result<std::string> ChatTemplate::render(std::span<const Message> messages,
+                                         bool add_generation_prompt) const {
   if (!exists())
-    return Status(Code::kNotFound, impl_->where + ": no chat template; add chat_template.jinja or use data without messages");
+    return Status(Code::kNotFound,
+                  impl_->where + ": no chat template; add chat_template.jinja or use data without messages");
   jinja::List list;
   for (const Message& message : messages) list.push_back(message_value(message));
   jinja::Dict globals = impl_->special_tokens;

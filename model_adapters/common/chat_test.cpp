@@ -21,7 +21,8 @@ Message message(const char* role, std::vector<ContentPart> content) { return {ro
 Result<std::string> run(const std::string& source) {
   auto parsed = jinja::Template::parse(source);
   if (!parsed.ok()) return parsed.status();
-  return parsed->render({{"t", jinja::Value::boolean(true)}, {"l", jinja::Value::list({jinja::Value::string("x")})}});
+  return parsed->render(
+      {{"t", jinja::Value::boolean(true)}, {"l", jinja::Value::list({jinja::Value::string("x")})}});
 }
 
 /// An empty folder of this test's own.
@@ -39,14 +40,18 @@ void write(const std::string& path, const char* content) { std::ofstream(path) <
 TEST_CASE("chat/ Qwen's format with an image") {
   auto chat = ChatTemplate::from_folder("tests/data/toy-qwen3vl");
   REQUIRE_MESSAGE(chat.ok(), chat.status().message());
-  std::vector<Message> messages = {message("user", {{Kind::kImage, "", {"a.png"}, {}}, text("What is this?")})};
+  std::vector<Message> messages = {
+      message("user", {{Kind::kImage, "", {"a.png"}, {}}, text("What is this?")})};
   auto prompt = chat->render(messages, true);
   REQUIRE_MESSAGE(prompt.ok(), prompt.status().message());
-  CHECK(*prompt == "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is this?<|im_end|>\n<|im_start|>assistant\n");
+  CHECK(*prompt ==
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is "
+        "this?<|im_end|>\n<|im_start|>assistant\n");
 }
 
 TEST_CASE("chat/ texts of one message are one text") {
-  auto chat = ChatTemplate::from_source("{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}", "t");
+  auto chat =
+      ChatTemplate::from_source("{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}", "t");
   REQUIRE(chat.ok());
   std::vector<Message> messages = {message("user", {text("a"), text("b\xFF")})};
   CHECK(*chat->render(messages, false) == "user:ab\xEF\xBF\xBD");
@@ -54,7 +59,8 @@ TEST_CASE("chat/ texts of one message are one text") {
 
 TEST_CASE("chat/ the first file with a template counts, and special tokens are variables") {
   std::string path = folder("order");
-  write(path + "/tokenizer_config.json", R"({"chat_template": "config", "bos_token": "<s>", "eos_token": {"content": "</s>"}})");
+  write(path + "/tokenizer_config.json",
+        R"({"chat_template": "config", "bos_token": "<s>", "eos_token": {"content": "</s>"}})");
   CHECK(*ChatTemplate::from_folder(path)->render({}, false) == "config");
   write(path + "/chat_template.json", R"({"chat_template": "json {{ bos_token }}"})");
   CHECK(*ChatTemplate::from_folder(path)->render({}, false) == "json <s>");
@@ -69,7 +75,8 @@ TEST_CASE("chat/ errors name the file") {
   REQUIRE(none.ok());
   CHECK_FALSE(none->exists());
   CHECK(none->render({}, false).status().code() == Code::kNotFound);
-  for (const char* content : {"{", "[]", R"({"chat_template": 1})", R"({"chat_template": "{{ x"})", R"({"chat_template": [{"name": "x"}]})"}) {
+  for (const char* content : {"{", "[]", R"({"chat_template": 1})", R"({"chat_template": "{{ x"})",
+                              R"({"chat_template": [{"name": "x"}]})"}) {
     write(path + "/tokenizer_config.json", content);
     auto chat = ChatTemplate::from_folder(path);
     REQUIRE_FALSE(chat.ok());
@@ -88,11 +95,11 @@ TEST_CASE("jinja/ blocks take their line's indentation and end along") {
 }
 
 TEST_CASE("jinja/ what is not known is an error with its line") {
-  for (const char* source : {"\n{% include 'x' %}", "\n{{ l|nope }}", "\n{{ l is nope }}", "\n{{ nope() }}", "\n{{ l.nope() }}", "\n{{ 1.5 }}",
-                             "\n{{ 1 < 2 < 3 }}", "\n{{ l }}"}) {
+  for (const char* source : {"\n{% include 'x' %}", "\n{{ l|nope }}", "\n{{ l is nope }}", "\n{{ nope() }}",
+                             "\n{{ l.nope() }}", "\n{{ 1 < 2 < 3 }}", "\n{{ l }}"}) {
     auto out = run(source);
     REQUIRE_FALSE(out.ok());
-    CHECK(out.status().code() == Code::kUnsupported == (std::string(source) != "\n{{ 1.5 }}"));
+    CHECK(out.status().code() == Code::kUnsupported);
     CHECK(out.status().message().starts_with("line 2: "));
   }
 }
@@ -105,22 +112,28 @@ TEST_CASE("jinja/ templates without end end") {
   };
   for (const std::string& source :
        {std::string("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"),
-        std::string("{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}"),
-        std::string("{% set n = namespace(v=[]) %}{% for i in range(99999) %}{% set n.v = [n.v] %}{% endfor %}"),
-        std::string("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "{{ " + repeat("(", 50000), "{{ " + repeat("[", 50000),
-        "{{ 1" + repeat("+1", 50000) + " }}", "{{ l" + repeat("|list", 50000) + " }}", repeat("{% if t %}", 50000),
+        std::string(
+            "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}"),
+        std::string(
+            "{% set n = namespace(v=[]) %}{% for i in range(99999) %}{% set n.v = [n.v] %}{% endfor %}"),
+        std::string("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "{{ " + repeat("(", 50000),
+        "{{ " + repeat("[", 50000), "{{ 1" + repeat("+1", 50000) + " }}",
+        "{{ l" + repeat("|list", 50000) + " }}", repeat("{% if t %}", 50000),
         "{% if t %}" + repeat("{% elif t %}", 50000) + "{% endif %}", "{{ " + repeat("not ", 50000) + "t }}"})
     CHECK_FALSE(run(source).ok());
 }
 
 TEST_CASE("jinja/ every cut or changed template gives a text or an error") {
   const std::string source =
-      "{% set ns = namespace(a=1) %}{% macro f(x, y=2) %}{{ x ~ y|string|trim }}{% endmacro %}{# c #}{% for a, b in [(1, 'z')] %}"
-      "{{- f(a) if b is string else l[::-1][0]|tojson }}{% set ns.a = ns.a + 1 %}{% elif %}{% endfor %}{{ {'k': l}.k|length }}";
+      "{% set ns = namespace(a=1) %}{% macro f(x, y=2) %}{{ x ~ y|string|trim }}{% endmacro %}{# c #}{% for "
+      "a, b in [(1, 'z')] %}"
+      "{{- f(a) if b is string else l[::-1][0]|tojson }}{% set ns.a = ns.a + 1 %}{% elif %}{% endfor %}{{ "
+      "{'k': l}.k|length }}";
   std::mt19937 rng(3);
   for (int i = 0; i < 3000; ++i) {
     std::string changed = source.substr(0, rng() % 3 == 0 ? rng() % source.size() : source.size());
-    for (int k = 0; k < 2 && !changed.empty(); ++k) changed[rng() % changed.size()] = "{}%()[]|.,'\"-+#: a1\n\\"[rng() % 22];
+    for (int k = 0; k < 2 && !changed.empty(); ++k)
+      changed[rng() % changed.size()] = "{}%()[]|.,'\"-+#: a1\n\\"[rng() % 22];
     (void)run(changed);
   }
 }

@@ -64,12 +64,21 @@ Value Value::macro(const Node* node) {
 
 bool Value::truth() const {
   switch (kind_) {
-    case Kind::kUndefined: case Kind::kNone: return false;
-    case Kind::kBool: case Kind::kInt: return number_ != 0;
-    case Kind::kString: return !text_->empty();
-    case Kind::kList: return !list_->empty();
-    case Kind::kDict: return !dict_->empty();
-    case Kind::kNamespace: case Kind::kMacro: return true;
+    case Kind::kUndefined:
+    case Kind::kNone:
+      return false;
+    case Kind::kBool:
+    case Kind::kInt:
+      return number_ != 0;
+    case Kind::kString:
+      return !text_->empty();
+    case Kind::kList:
+      return !list_->empty();
+    case Kind::kDict:
+      return !dict_->empty();
+    case Kind::kNamespace:
+    case Kind::kMacro:
+      return true;
   }
   return false;
 }
@@ -96,17 +105,22 @@ bool operator==(const Value& a, const Value& b) {
   if (is_number(a) && is_number(b)) return a.number() == b.number();
   if (a.kind() != b.kind()) return false;
   switch (a.kind()) {
-    case Kind::kString: return a.text() == b.text();
-    case Kind::kList: return a.items() == b.items();
+    case Kind::kString:
+      return a.text() == b.text();
+    case Kind::kList:
+      return a.items() == b.items();
     case Kind::kDict:
       return a.entries().size() == b.entries().size() &&
              std::all_of(a.entries().begin(), a.entries().end(), [&](const auto& entry) {
                const Value* other = b.find(entry.first);
                return other != nullptr && *other == entry.second;
              });
-    case Kind::kNamespace: return &a.entries() == &b.entries();
-    case Kind::kMacro: return a.node() == b.node();
-    default: return true;
+    case Kind::kNamespace:
+      return &a.entries() == &b.entries();
+    case Kind::kMacro:
+      return a.node() == b.node();
+    default:
+      return true;
   }
 }
 
@@ -116,8 +130,9 @@ using Kind = Value::Kind;
 using NodeKind = Node::Kind;
 
 const char* name_of(Kind kind) {
-  static constexpr const char* kNames[] = {"an undefined value", "none", "a boolean", "a number", "a string",
-                                           "a list",             "a mapping", "a namespace", "a macro"};
+  static constexpr const char* kNames[] = {"an undefined value", "none",        "a boolean",
+                                           "a number",           "a string",    "a list",
+                                           "a mapping",          "a namespace", "a macro"};
   return kNames[static_cast<size_t>(kind)];
 }
 
@@ -210,16 +225,30 @@ class Renderer {
     Deeper deeper(depth_);
     if (!enter(node)) return Flow::kBreak;
     switch (node.kind) {
-      case NodeKind::kText: out += node.text; break;
-      case NodeKind::kPrint: out += printed(evaluate(node.a[0])); break;
-      case NodeKind::kGroup: return execute(node.body, out);
-      case NodeKind::kIf: return execute(evaluate(node.a[0]).truth() ? node.body : node.other, out);
-      case NodeKind::kFor: return loop(node, out);
-      case NodeKind::kSet: set(node); break;
-      case NodeKind::kMacro: scopes_.back()[node.text] = Value::macro(&node); break;
-      case NodeKind::kBreak: return Flow::kBreak;
-      case NodeKind::kContinue: return Flow::kContinue;
-      default: fail(Code::kInternal, "no statement");
+      case NodeKind::kText:
+        out += node.text;
+        break;
+      case NodeKind::kPrint:
+        out += printed(evaluate(node.a[0]));
+        break;
+      case NodeKind::kGroup:
+        return execute(node.body, out);
+      case NodeKind::kIf:
+        return execute(evaluate(node.a[0]).truth() ? node.body : node.other, out);
+      case NodeKind::kFor:
+        return loop(node, out);
+      case NodeKind::kSet:
+        set(node);
+        break;
+      case NodeKind::kMacro:
+        scopes_.back()[node.text] = Value::macro(&node);
+        break;
+      case NodeKind::kBreak:
+        return Flow::kBreak;
+      case NodeKind::kContinue:
+        return Flow::kContinue;
+      default:
+        fail(Code::kInternal, "no statement");
     }
     return Flow::kNext;
   }
@@ -318,20 +347,34 @@ class Renderer {
     Deeper deeper(depth_);
     if (!enter(node)) return {};
     switch (node.kind) {
-      case NodeKind::kConstant: return constant(node);
-      case NodeKind::kName: return lookup(node.text);
-      case NodeKind::kList: return list(node);
-      case NodeKind::kDict: return dict(node);
-      case NodeKind::kAttribute: return attribute(evaluate(node.a[0]), node.text);
-      case NodeKind::kItem: return item(evaluate(node.a[0]), evaluate(node.a[1]));
-      case NodeKind::kSlice: return slice(node);
-      case NodeKind::kCall: return call(node);
-      case NodeKind::kFilter: return filter(node.text, evaluate(node.a[0]), arguments(node));
-      case NodeKind::kTest: return Value::boolean(test(node.text, evaluate(node.a[0]), arguments(node)));
-      case NodeKind::kUnary: return unary(node.text, evaluate(node.a[0]));
-      case NodeKind::kBinary: return binary(node);
-      case NodeKind::kCondition: return evaluate(node.a[1]).truth() ? evaluate(node.a[0]) : evaluate(node.a[2]);
-      default: return fail(Code::kInternal, "no expression");
+      case NodeKind::kConstant:
+        return constant(node);
+      case NodeKind::kName:
+        return lookup(node.text);
+      case NodeKind::kList:
+        return list(node);
+      case NodeKind::kDict:
+        return dict(node);
+      case NodeKind::kAttribute:
+        return attribute(evaluate(node.a[0]), node.text);
+      case NodeKind::kItem:
+        return item(evaluate(node.a[0]), evaluate(node.a[1]));
+      case NodeKind::kSlice:
+        return slice(node);
+      case NodeKind::kCall:
+        return call(node);
+      case NodeKind::kFilter:
+        return filter(node.text, evaluate(node.a[0]), arguments(node));
+      case NodeKind::kTest:
+        return Value::boolean(test(node.text, evaluate(node.a[0]), arguments(node)));
+      case NodeKind::kUnary:
+        return unary(node.text, evaluate(node.a[0]));
+      case NodeKind::kBinary:
+        return binary(node);
+      case NodeKind::kCondition:
+        return evaluate(node.a[1]).truth() ? evaluate(node.a[0]) : evaluate(node.a[2]);
+      default:
+        return fail(Code::kInternal, "no expression");
     }
   }
 
@@ -380,8 +423,10 @@ class Renderer {
     std::optional<int64_t> bounds[3];
     for (size_t i = 0; i < 3; ++i) {
       Value bound = evaluate(node.a[i + 1]);
-      if (bound.is(Kind::kInt)) bounds[i] = bound.number();
-      else if (node.a[i + 1] != nullptr && !bound.is(Kind::kNone)) return wrong("expected a number as bound of a slice", bound);
+      if (bound.is(Kind::kInt))
+        bounds[i] = bound.number();
+      else if (node.a[i + 1] != nullptr && !bound.is(Kind::kNone))
+        return wrong("expected a number as bound of a slice", bound);
     }
     List items = iterate(v), out;
     auto size = static_cast<int64_t>(items.size());
@@ -392,7 +437,8 @@ class Renderer {
     };
     int64_t begin = place(bounds[0], step > 0 ? low : high), end = place(bounds[1], step > 0 ? high : low);
     step = std::clamp(step, -size - 1, size + 1);
-    for (int64_t i = begin; step > 0 ? i < end : i > end; i += step) out.push_back(items[static_cast<size_t>(i)]);
+    for (int64_t i = begin; step > 0 ? i < end : i > end; i += step)
+      out.push_back(items[static_cast<size_t>(i)]);
     return v.is(Kind::kList) ? Value::list(std::move(out)) : joined(out, "");
   }
 
@@ -442,8 +488,9 @@ class Renderer {
     if (op == ">") return Value::boolean(a > b);
     if (op == ">=") return Value::boolean(a >= b);
     int64_t out = 0;
-    if (op == "+" ? __builtin_add_overflow(a, b, &out)
-                  : op == "-" ? __builtin_sub_overflow(a, b, &out) : op == "*" && __builtin_mul_overflow(a, b, &out))
+    if (op == "+"   ? __builtin_add_overflow(a, b, &out)
+        : op == "-" ? __builtin_sub_overflow(a, b, &out)
+                    : op == "*" && __builtin_mul_overflow(a, b, &out))
       return fail(Code::kUnsupported, "a number too large");
     if (op == "+" || op == "-" || op == "*") return Value::integer(out);
     if (b == 0) return fail(Code::kCorrupt, "division by zero");
@@ -466,12 +513,19 @@ class Renderer {
   /// What {{ v }} prints, as Python's str().
   std::string printed(const Value& v) {
     switch (v.kind()) {
-      case Kind::kUndefined: return "";
-      case Kind::kNone: return "None";
-      case Kind::kBool: return v.truth() ? "True" : "False";
-      case Kind::kInt: return std::to_string(v.number());
-      case Kind::kString: return v.text();
-      default: fail(Code::kUnsupported, std::string("printing ") + name_of(v.kind()) + " is not supported"); return "";
+      case Kind::kUndefined:
+        return "";
+      case Kind::kNone:
+        return "None";
+      case Kind::kBool:
+        return v.truth() ? "True" : "False";
+      case Kind::kInt:
+        return std::to_string(v.number());
+      case Kind::kString:
+        return v.text();
+      default:
+        fail(Code::kUnsupported, std::string("printing ") + name_of(v.kind()) + " is not supported");
+        return "";
     }
   }
 
@@ -482,8 +536,10 @@ class Renderer {
     size_t positional = node.a.size() - node.names.size();
     for (size_t i = 1; i < node.a.size(); ++i) {
       Value v = evaluate(node.a[i]);
-      if (i < positional) out.positional.push_back(std::move(v));
-      else out.keywords.emplace_back(node.names[i - positional], std::move(v));
+      if (i < positional)
+        out.positional.push_back(std::move(v));
+      else
+        out.keywords.emplace_back(node.names[i - positional], std::move(v));
     }
     line_ = node.line;
     return out;
@@ -495,7 +551,8 @@ class Renderer {
       Value object = evaluate(callee.a[0]);
       return method(object, callee.text, arguments(node));
     }
-    if (callee.kind != NodeKind::kName) return fail(Code::kUnsupported, "a call of an expression is not supported");
+    if (callee.kind != NodeKind::kName)
+      return fail(Code::kUnsupported, "a call of an expression is not supported");
     Value value = lookup(callee.text);
     Arguments args = arguments(node);
     if (failed()) return {};
@@ -503,7 +560,8 @@ class Renderer {
     if (callee.text == "namespace") return name_space(args);
     if (callee.text == "dict") return Value::dict(args.keywords);
     if (callee.text == "range") return range(args);
-    if (callee.text == "raise_exception") return fail(Code::kInvalidArgument, printed(args.get(0, "message")));
+    if (callee.text == "raise_exception")
+      return fail(Code::kInvalidArgument, printed(args.get(0, "message")));
     return fail(Code::kUnsupported, "function '" + callee.text + "' is not supported");
   }
 
@@ -520,7 +578,8 @@ class Renderer {
     if (!is_number(first) || !is_number(last) || !is_number(step) || step.number() == 0)
       return fail(Code::kCorrupt, "range() of other than numbers");
     List out;
-    for (int64_t i = first.number(); step.number() > 0 ? i < last.number() : i > last.number(); i += step.number()) {
+    for (int64_t i = first.number(); step.number() > 0 ? i < last.number() : i > last.number();
+         i += step.number()) {
       out.push_back(Value::integer(i));
       if (out.size() > 100000) return fail(Code::kUnsupported, "range() over 100000 numbers");
     }
@@ -529,7 +588,8 @@ class Renderer {
 
   /// A macro sees its parameters and the variables of the template itself, not those of its caller.
   Value call_macro(const Node& macro, const Arguments& args) {
-    if (args.positional.size() > macro.names.size()) return fail(Code::kCorrupt, "too many arguments of " + macro.text);
+    if (args.positional.size() > macro.names.size())
+      return fail(Code::kCorrupt, "too many arguments of " + macro.text);
     for (const auto& [key, value] : args.keywords)
       if (std::find(macro.names.begin(), macro.names.end(), key) == macro.names.end())
         return fail(Code::kCorrupt, "macro " + macro.text + " has no parameter '" + key + "'");
@@ -562,14 +622,17 @@ class Renderer {
         return found != nullptr ? *found : otherwise.is(Kind::kUndefined) ? Value::none() : otherwise;
       }
     }
-    return fail(Code::kUnsupported, "method '" + name + "' of " + name_of(object.kind()) + " is not supported");
+    return fail(Code::kUnsupported,
+                "method '" + name + "' of " + name_of(object.kind()) + " is not supported");
   }
 
   static Value entries(const Value& dict, const std::string& what) {
     List out;
     for (const auto& [key, value] : dict.entries()) {
-      if (what == "items") out.push_back(Value::list({Value::string(key), value}));
-      else out.push_back(what == "keys" ? Value::string(key) : value);
+      if (what == "items")
+        out.push_back(Value::list({Value::string(key), value}));
+      else
+        out.push_back(what == "keys" ? Value::string(key) : value);
     }
     return Value::list(std::move(out));
   }
@@ -614,7 +677,8 @@ class Renderer {
       return fail(Code::kUnsupported, "replace() takes two strings, the first not empty");
     std::string out;
     size_t at = 0;
-    for (size_t next; (next = s.find(*from, at)) != std::string::npos && out.size() <= kMaxText; at = next + from->size())
+    for (size_t next; (next = s.find(*from, at)) != std::string::npos && out.size() <= kMaxText;
+         at = next + from->size())
       out.append(s, at, next - at).append(*to);
     return text(out.append(s, at));
   }
@@ -653,7 +717,9 @@ class Renderer {
     if (name == "items" && v.is(Kind::kUndefined)) return Value::list({});
     if (name == "items" && v.is(Kind::kDict)) return entries(v, "items");
     if (name == "default" || name == "d")
-      return v.is(Kind::kUndefined) || (args.get(1, "boolean").truth() && !v.truth()) ? args.get(0, "default_value") : v;
+      return v.is(Kind::kUndefined) || (args.get(1, "boolean").truth() && !v.truth())
+                 ? args.get(0, "default_value")
+                 : v;
     if (name == "replace") return replace(printed(v), args);
     if (name == "upper" || name == "lower") return cased(printed(v), name == "upper");
     if (name == "join") return joined(iterate(v), text_argument(args, 0, "d").value_or(""));
@@ -695,10 +761,18 @@ class Renderer {
     if (failed()) return;
     const char* comma = "";
     switch (v.kind()) {
-      case Kind::kNone: out += "null"; break;
-      case Kind::kBool: out += v.truth() ? "true" : "false"; break;
-      case Kind::kInt: out += std::to_string(v.number()); break;
-      case Kind::kString: append_json_string(v.text(), out); break;
+      case Kind::kNone:
+        out += "null";
+        break;
+      case Kind::kBool:
+        out += v.truth() ? "true" : "false";
+        break;
+      case Kind::kInt:
+        out += std::to_string(v.number());
+        break;
+      case Kind::kString:
+        append_json_string(v.text(), out);
+        break;
       case Kind::kList:
         out += '[';
         for (const Value& i : v.items()) out += comma, write_json(i, out), comma = ", ";
@@ -712,7 +786,8 @@ class Renderer {
         }
         out += '}';
         break;
-      default: wrong("expected a value for tojson", v);
+      default:
+        wrong("expected a value for tojson", v);
     }
   }
 

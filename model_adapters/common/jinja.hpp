@@ -29,8 +29,8 @@ class Value {
   static Value string(std::string v);
   static Value list(List v);
   static Value dict(Dict v);
-  static Value name_space(Dict v);         ///< namespace(...): the one container that a template may change
-  static Value macro(const Node* node);    ///< not owned
+  static Value name_space(Dict v);       ///< namespace(...): the one container that a template may change
+  static Value macro(const Node* node);  ///< not owned
 
   Kind kind() const { return kind_; }
   bool is(Kind kind) const { return kind_ == kind; }
@@ -44,7 +44,7 @@ class Value {
   /// Containers inside each other; a namespace counts as more than kMaxNesting.
   int nesting() const { return nesting_; }
   static constexpr int kMaxNesting = 100;
-  const Value* find(std::string_view key) const;  ///< null if there is none, or this has no keys
+  const Value* find(std::string_view key) const;       ///< null if there is none, or this has no keys
   void assign(const std::string& key, Value v) const;  ///< kNamespace only
 
  private:

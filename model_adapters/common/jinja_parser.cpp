@@ -36,7 +36,9 @@ class Parser {
   // ---- tokens
 
   const Token& peek() const { return status_.ok() ? tokens_[at_] : tokens_.back(); }
-  const Token& peek_next() const { return status_.ok() && at_ + 1 < tokens_.size() ? tokens_[at_ + 1] : tokens_.back(); }
+  const Token& peek_next() const {
+    return status_.ok() && at_ + 1 < tokens_.size() ? tokens_[at_ + 1] : tokens_.back();
+  }
   Token take() {
     Token token = peek();
     if (at_ + 1 < tokens_.size()) ++at_;
@@ -227,7 +229,8 @@ class Parser {
   /// A row of operators of one strength, from the left.
   NodePtr row(Names operators, Kind kind, NodePtr (Parser::*operand)()) {
     NodePtr left = (this->*operand)();
-    while (status_.ok() && peek().kind == kind && std::find(operators.begin(), operators.end(), peek().text) != operators.end()) {
+    while (status_.ok() && peek().kind == kind &&
+           std::find(operators.begin(), operators.end(), peek().text) != operators.end()) {
       std::string op = take().text;
       NodePtr right = (this->*operand)();
       left = binary(std::move(op), std::move(left), std::move(right));
@@ -302,7 +305,8 @@ class Parser {
                 std::find(std::begin(kFollowers), std::end(kFollowers), peek().text) == std::end(kFollowers);
     if (accept_op("(")) {
       arguments(*node);
-    } else if (word || peek().kind == Kind::kString || peek().kind == Kind::kInt || is_op("[") || is_op("{")) {
+    } else if (word || peek().kind == Kind::kString || peek().kind == Kind::kInt || is_op("[") ||
+               is_op("{")) {
       adopt(*node, postfix(primary()));
     }
     if (!negated) return node;
@@ -314,7 +318,8 @@ class Parser {
   /// Behind the opening parenthesis.
   void arguments(Node& node) {
     while (status_.ok() && !is_op(")")) {
-      bool keyword = peek().kind == Kind::kName && peek_next().kind == Kind::kOperator && peek_next().text == "=";
+      bool keyword =
+          peek().kind == Kind::kName && peek_next().kind == Kind::kOperator && peek_next().text == "=";
       if (keyword) {
         node.names.push_back(name());
         take();
@@ -382,7 +387,8 @@ class Parser {
       return make(NodeKind::kName, std::move(token.text));
     }
     if (token.kind == Kind::kOperator && token.text == "(") return parenthesis();
-    if (token.kind == Kind::kOperator && (token.text == "[" || token.text == "{")) return display(token.text == "{");
+    if (token.kind == Kind::kOperator && (token.text == "[" || token.text == "{"))
+      return display(token.text == "{");
     fail(Code::kCorrupt, "expected an expression, found '" + token.text + "'");
     return make(NodeKind::kList);
   }

@@ -10,7 +10,18 @@
 namespace slim::model::jinja {
 
 struct Token {
-  enum class Kind : uint8_t { kText, kBlockBegin, kBlockEnd, kPrintBegin, kPrintEnd, kName, kString, kInt, kOperator, kEnd };
+  enum class Kind : uint8_t {
+    kText,
+    kBlockBegin,
+    kBlockEnd,
+    kPrintBegin,
+    kPrintEnd,
+    kName,
+    kString,
+    kInt,
+    kOperator,
+    kEnd
+  };
   Kind kind;
   std::string text;
   int line;
@@ -23,13 +34,13 @@ Result<std::vector<Token>> tokenize(std::string_view source);
 struct Node {
   enum class Kind : uint8_t {
     // statements
-    kText,       // text
-    kPrint,      // a[0]
-    kFor,        // names: targets; a[0]: iterable, a[1] (may be null): condition; body, other: else
-    kIf,         // a[0]: condition; body, other
-    kSet,        // names[0], names[1] if an attribute of a namespace; a[0], or body
-    kMacro,      // text: name; names: parameters; a: their defaults, null where there is none; body
-    kGroup,      // body
+    kText,   // text
+    kPrint,  // a[0]
+    kFor,    // names: targets; a[0]: iterable, a[1] (may be null): condition; body, other: else
+    kIf,     // a[0]: condition; body, other
+    kSet,    // names[0], names[1] if an attribute of a namespace; a[0], or body
+    kMacro,  // text: name; names: parameters; a: their defaults, null where there is none; body
+    kGroup,  // body
     kBreak,
     kContinue,
     // expressions

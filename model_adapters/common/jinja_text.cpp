@@ -44,12 +44,14 @@ std::string stripped(std::string_view text, const std::optional<std::string>& se
   return std::string(text);
 }
 
-std::vector<std::string> split_text(std::string_view text, const std::optional<std::string>& separator, int64_t limit) {
+std::vector<std::string> split_text(std::string_view text, const std::optional<std::string>& separator,
+                                    int64_t limit) {
   std::vector<std::string> out;
   auto more = [&] { return limit < 0 || static_cast<int64_t>(out.size()) < limit; };
   if (separator) {
     size_t at = 0;
-    for (size_t next; more() && (next = text.find(*separator, at)) != std::string_view::npos; at = next + separator->size())
+    for (size_t next; more() && (next = text.find(*separator, at)) != std::string_view::npos;
+         at = next + separator->size())
       out.emplace_back(text.substr(at, next - at));
     out.emplace_back(text.substr(at));
     return out;

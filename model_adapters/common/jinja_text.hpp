@@ -11,9 +11,11 @@ namespace slim::model::jinja {
 /// One string per code point.
 std::vector<std::string> characters(std::string_view text);
 /// str.strip: without the given characters (white space if none are given) at the asked ends.
-std::string stripped(std::string_view text, const std::optional<std::string>& characters, bool left, bool right);
+std::string stripped(std::string_view text, const std::optional<std::string>& characters, bool left,
+                     bool right);
 /// str.split: by runs of white space if there is no separator. `limit` < 0: no limit.
-std::vector<std::string> split_text(std::string_view text, const std::optional<std::string>& separator, int64_t limit);
+std::vector<std::string> split_text(std::string_view text, const std::optional<std::string>& separator,
+                                    int64_t limit);
 /// As json.dumps(ensure_ascii=False).
 void append_json_string(std::string_view text, std::string& out);
 

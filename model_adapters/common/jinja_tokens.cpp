@@ -95,13 +95,15 @@ class Lexer {
       bool digit = std::isdigit(static_cast<unsigned char>(source_[at_])) != 0;
       std::string text = source_.substr(at_, end - at_);
       bool fraction = digit && end + 1 < source_.size() && source_[end] == '.' && is_name(source_[end + 1]);
-      if (fraction || (digit && text.find_first_not_of("0123456789") != std::string::npos) || (digit && text.size() > 18))
+      if (fraction || (digit && text.find_first_not_of("0123456789") != std::string::npos) ||
+          (digit && text.size() > 18))
         return fail("number " + text + ": only decimal integers are supported");
       push(digit ? Token::Kind::kInt : Token::Kind::kName, std::move(text));
       return move_to(end);
     }
     for (std::string_view op : {"==", "!=", "<=", ">=", "//", "**"})
-      if (source_.compare(at_, 2, op) == 0) return push(Token::Kind::kOperator, std::string(op)), move_to(at_ + 2);
+      if (source_.compare(at_, 2, op) == 0)
+        return push(Token::Kind::kOperator, std::string(op)), move_to(at_ + 2);
     if (std::string_view("+-*/%~<>=.,:|()[]{}").find(source_[at_]) == std::string_view::npos)
       return fail(std::string("unexpected character '") + source_[at_] + "'");
     push(Token::Kind::kOperator, std::string(1, source_[at_]));
@@ -135,7 +137,8 @@ class Lexer {
       return std::isdigit(static_cast<unsigned char>(c)) == 0 && c != 'N';
     }
     std::string hex = source_.substr(i + 1, digits);
-    if (hex.size() != digits || hex.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos) return false;
+    if (hex.size() != digits || hex.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos)
+      return false;
     auto value = static_cast<char32_t>(std::stoul(hex, nullptr, 16));
     if (value > 0x10FFFF || (value >= 0xD800 && value < 0xE000)) return false;
     append_utf8(value, out);

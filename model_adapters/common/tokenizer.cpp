@@ -22,28 +22,36 @@ using nlohmann::json;
 constexpr const char* kByteLevelPattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-std::string shown(const json& value) { return value.dump(-1, ' ', false, json::error_handler_t::replace).substr(0, 120); }
+std::string shown(const json& value) {
+  return value.dump(-1, ' ', false, json::error_handler_t::replace).substr(0, 120);
+}
 
-Status corrupt(const std::string& key, const std::string& what) { return Status(Code::kCorrupt, key + ": " + what); }
+Status corrupt(const std::string& key, const std::string& what) {
+  return Status(Code::kCorrupt, key + ": " + what);
+}
 
-Result<json> member(const json& object, const std::string& key, json::value_t type, const std::string& where) {
+Result<json> member(const json& object, const std::string& key, json::value_t type,
+                    const std::string& where) {
   auto it = object.find(key);
   if (it == object.end()) return corrupt(where + "." + key, "missing");
   bool same = it->type() == type || (type == json::value_t::number_integer && it->is_number_integer());
-  if (!same) return corrupt(where + "." + key, "found " + shown(*it) + ", expected " + json(type).type_name());
+  if (!same)
+    return corrupt(where + "." + key, "found " + shown(*it) + ", expected " + json(type).type_name());
   return *it;
 }
 
 Result<std::string> text_of(const json& object, const std::string& key, const std::string& where) {
   auto it = object.is_object() ? object.find(key) : object.end();
-  if (it == object.end() || !it->is_string()) return corrupt(where + "." + key, "expected a string in " + shown(object));
+  if (it == object.end() || !it->is_string())
+    return corrupt(where + "." + key, "expected a string in " + shown(object));
   return it->get<std::string>();
 }
 
 Result<bool> flag_of(const json& object, const std::string& key, bool fallback, const std::string& where) {
   auto it = object.find(key);
   if (it == object.end()) return fallback;
-  if (!it->is_boolean()) return corrupt(where + "." + key, "found " + shown(*it) + ", expected true or false");
+  if (!it->is_boolean())
+    return corrupt(where + "." + key, "found " + shown(*it) + ", expected true or false");
   return it->get<bool>();
 }
 
@@ -67,7 +75,8 @@ Status flatten(const json& value, const char* list, const std::string& where, st
 }
 
 Status unsupported(const Component& c, const std::string& supported) {
-  return Status(Code::kUnsupported, c.where + ": component " + c.type + " is not supported; supported: " + supported);
+  return Status(Code::kUnsupported,
+                c.where + ": component " + c.type + " is not supported; supported: " + supported);
 }
 
 /// How the matches of a Split are treated.
@@ -121,7 +130,8 @@ Result<SplitStep> read_split(const Component& c) {
   bool literal = pattern.contains("String");
   SLIM_ASSIGN(std::string text, text_of(pattern, literal ? "String" : "Regex", c.where + ".pattern"));
   SLIM_ASSIGN(std::string behavior, text_of(*c.value, "behavior", c.where));
-  static constexpr const char* kNames[] = {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
+  static constexpr const char* kNames[] = {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext",
+                                           "Contiguous"};
   auto it = std::find(std::begin(kNames), std::end(kNames), behavior);
   if (it == std::end(kNames)) return corrupt(c.where + ".behavior", "unknown value '" + behavior + "'");
   step.behavior = static_cast<Behavior>(it - std::begin(kNames));
@@ -234,7 +244,8 @@ Status Tokenizer::Impl::read_normalizer() {
   return {};
 }
 
-Result<AddedToken> Tokenizer::Impl::read_added_token(const nlohmann::json& value, const std::string& where) const {
+Result<AddedToken> Tokenizer::Impl::read_added_token(const nlohmann::json& value,
+                                                     const std::string& where) const {
   if (!value.is_object()) return corrupt(where, "expected an object, found " + shown(value));
   AddedToken token;
   SLIM_ASSIGN(token.content, text_of(value, "content", where));
@@ -245,7 +256,9 @@ Result<AddedToken> Tokenizer::Impl::read_added_token(const nlohmann::json& value
   SLIM_ASSIGN(token.special, flag_of(value, "special", false, where));
   SLIM_ASSIGN(token.normalized, flag_of(value, "normalized", !token.special, where));
   bool in_range = id.is_number_unsigned() && id.get<uint64_t>() < static_cast<uint64_t>(kMaxVocabulary);
-  if (!in_range) return corrupt(where + ".id", "found " + shown(id) + ", expected 0 to " + std::to_string(kMaxVocabulary - 1));
+  if (!in_range)
+    return corrupt(where + ".id",
+                   "found " + shown(id) + ", expected 0 to " + std::to_string(kMaxVocabulary - 1));
   token.id = id.get<int64_t>();
   if (token.content.empty()) return corrupt(where + ".content", "empty");
   return token;
@@ -275,7 +288,8 @@ Status Tokenizer::Impl::read_added() {
     SLIM_TRY(add(std::move(token), where));
     AddedToken& kept = added.back();
     if (kept.normalized) kept.content = normalize(kept.content);  // also what decoding gives back
-    if (!added_ids.emplace(kept.content, kept.id).second) return corrupt(where, "'" + kept.content + "' is there twice");
+    if (!added_ids.emplace(kept.content, kept.id).second)
+      return corrupt(where, "'" + kept.content + "' is there twice");
     tokens[static_cast<size_t>(kept.id)] = {kept.content, kept.special};
     (kept.normalized ? normalized : raw).add(kept);
     any_normalized |= kept.normalized;
@@ -291,7 +305,8 @@ Status Tokenizer::Impl::read_pre_tokenizer() {
     bool last = i + 1 == parts.size();
     if (c.type != "Split" && c.type != "ByteLevel") return unsupported(c, "Sequence, Split, ByteLevel");
     if ((c.type == "ByteLevel") != last)
-      return Status(Code::kUnsupported, c.where + ": ByteLevel must be the last pre-tokenizer, and there only");
+      return Status(Code::kUnsupported,
+                    c.where + ": ByteLevel must be the last pre-tokenizer, and there only");
     SLIM_ASSIGN(SplitStep step, last ? read_byte_level(c) : read_split(c));
     steps.push_back(std::move(step));
   }
@@ -314,10 +329,11 @@ Status Tokenizer::Impl::read_template(const nlohmann::json& value, const std::st
     auto special = single[i].find("SpecialToken");
     if (special == single[i].end()) return corrupt(at, "found " + shown(single[i]));
     SLIM_ASSIGN(std::string id, text_of(*special, "id", at + ".SpecialToken"));
-    if (specials == value.end() || !specials->is_object() || !specials->contains(id) || !(*specials)[id].is_object())
+    if (specials == value.end() || !specials->is_object() || !specials->contains(id) ||
+        !(*specials)[id].is_object())
       return corrupt(where + ".special_tokens", "no entry for '" + id + "'");
-    SLIM_ASSIGN(nlohmann::json ids,
-                member((*specials)[id], "ids", nlohmann::json::value_t::array, where + ".special_tokens['" + id + "']"));
+    SLIM_ASSIGN(nlohmann::json ids, member((*specials)[id], "ids", nlohmann::json::value_t::array,
+                                           where + ".special_tokens['" + id + "']"));
     for (const auto& n : ids) {
       if (!n.is_number_unsigned() || n.get<uint64_t>() >= tokens.size())
         return corrupt(where + ".special_tokens['" + id + "'].ids", "found " + shown(n));
@@ -367,9 +383,11 @@ Result<Tokenizer> Tokenizer::from_file(const std::string& path) {
   std::error_code error;
   auto size = std::filesystem::file_size(path, error);
   std::ifstream file(path, std::ios::binary);
-  if (error || !file) return Status(Code::kNotFound, path + ": cannot be read; a model folder needs a tokenizer.json");
+  if (error || !file)
+    return Status(Code::kNotFound, path + ": cannot be read; a model folder needs a tokenizer.json");
   std::string text(size, '\0');
-  if (!file.read(text.data(), static_cast<std::streamsize>(size))) return Status(Code::kIo, path + ": read failed");
+  if (!file.read(text.data(), static_cast<std::streamsize>(size)))
+    return Status(Code::kIo, path + ": read failed");
   return from_json(text, path);
 }
 
@@ -382,7 +400,8 @@ Status Tokenizer::Impl::encode_text(std::string text, std::vector<int64_t>& ids)
   for (const SplitStep& step : steps) {
     next.clear();
     for (std::string_view piece : pieces) {
-      if (step.add_prefix_space && !piece.starts_with(' ')) piece = prefixed.emplace_back(" " + std::string(piece));
+      if (step.add_prefix_space && !piece.starts_with(' '))
+        piece = prefixed.emplace_back(" " + std::string(piece));
       if (!step.has_regex) {
         next.push_back(piece);
         continue;

@@ -38,7 +38,8 @@ void AddedTokenFinder::add(const AddedToken& token) {
   for (char c : token.content) {
     auto byte = static_cast<uint8_t>(c);
     auto& children = nodes_[node].children;
-    auto it = std::find_if(children.begin(), children.end(), [&](const auto& child) { return child.first == byte; });
+    auto it = std::find_if(children.begin(), children.end(),
+                           [&](const auto& child) { return child.first == byte; });
     if (it == children.end()) {
       children.emplace_back(byte, static_cast<uint32_t>(nodes_.size()));
       node = children.back().second;
@@ -58,7 +59,8 @@ int32_t AddedTokenFinder::match(std::string_view text, size_t at, size_t& size) 
   for (size_t i = at; i < text.size(); ++i) {
     const auto& children = nodes_[node].children;
     auto byte = static_cast<uint8_t>(text[i]);
-    auto it = std::find_if(children.begin(), children.end(), [&](const auto& child) { return child.first == byte; });
+    auto it = std::find_if(children.begin(), children.end(),
+                           [&](const auto& child) { return child.first == byte; });
     if (it == children.end()) break;
     node = it->second;
     if (nodes_[node].token >= 0) found = nodes_[node].token, size = i + 1 - at;

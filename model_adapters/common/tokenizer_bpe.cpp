@@ -73,8 +73,10 @@ BytePairModel::Merge BytePairModel::MergeIndex::find(int32_t left, int32_t right
 Status BytePairModel::read_options(const nlohmann::json& model) {
   for (const auto& [key, value] : model.items()) {
     auto refuse = [&, k = &key, v = &value](const char* expected) {
-      return Status(Code::kUnsupported, "model." + *k + ": found " + v->dump(-1, ' ', false,
-                    nlohmann::json::error_handler_t::replace) + ", supported is " + expected);
+      return Status(Code::kUnsupported,
+                    "model." + *k + ": found " +
+                        v->dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) +
+                        ", supported is " + expected);
     };
     bool none = value.is_null() || value == "";
     if (key == "type") {
@@ -109,7 +111,9 @@ Status BytePairModel::read_vocab(const TokenizerJson& json) {
     auto id = static_cast<size_t>(entry.id);
     bool again = seen[id];
     seen[id] = true;
-    if (again) return corrupt("model.vocab['" + std::string(token) + "']: id " + std::to_string(id) + " is there twice");
+    if (again)
+      return corrupt("model.vocab['" + std::string(token) + "']: id " + std::to_string(id) +
+                     " is there twice");
     if (!tokens_.insert(token, static_cast<int32_t>(entry.id)))
       return corrupt("model.vocab['" + std::string(token) + "'] is there twice");
   }
@@ -133,7 +137,9 @@ Status BytePairModel::read_merges(const TokenizerJson& json) {
     for (int part = 0; part < 3; ++part)
       if (ids[part] < 0)
         return corrupt("model.merges[" + std::to_string(i) + "]: '" +
-                       std::string(part == 0 ? left : part == 1 ? right : std::string_view(merged)) +
+                       std::string(part == 0   ? left
+                                   : part == 1 ? right
+                                               : std::string_view(merged)) +
                        "' is not in model.vocab");
     merges_.insert(ids[0], ids[1], {static_cast<uint32_t>(i), ids[2]});
   }
@@ -186,7 +192,8 @@ void BytePairModel::merge_long(std::vector<int32_t>& symbols) const {
     Candidate c = queue.top();
     queue.pop();
     int32_t right = next[c.left];
-    if (symbols[c.left] != c.left_symbol || right >= n || symbols[right] != c.right_symbol) continue;  // outdated
+    if (symbols[c.left] != c.left_symbol || right >= n || symbols[right] != c.right_symbol)
+      continue;  // outdated
     symbols[c.left] = c.id;
     symbols[right] = -1;
     next[c.left] = next[right];

@@ -16,7 +16,8 @@ class Handler {
   bool number_unsigned(uint64_t v) {
     if (part_ != Part::kVocab) return scalar(v, "a number");
     if (v >= static_cast<uint64_t>(kMaxVocabulary))
-      return fail(where() + ": id " + std::to_string(v) + ", expected at most " + std::to_string(kMaxVocabulary - 1));
+      return fail(where() + ": id " + std::to_string(v) + ", expected at most " +
+                  std::to_string(kMaxVocabulary - 1));
     out_.vocab.push_back({token_, static_cast<int64_t>(v)});
     return true;
   }
@@ -91,7 +92,8 @@ class Handler {
   bool merge(std::string_view v) {
     size_t space = v.find(' ');
     if (space == std::string_view::npos || v.find(' ', space + 1) != std::string_view::npos)
-      return fail(merge_name() + ": expected two parts with a space between them, found '" + std::string(v) + "'");
+      return fail(merge_name() + ": expected two parts with a space between them, found '" + std::string(v) +
+                  "'");
     auto first = store(v.substr(0, space));
     out_.merges.emplace_back(first, store(v.substr(space + 1)));
     return true;

@@ -14,7 +14,9 @@ namespace {
 template <auto F>
 struct Freer {
   template <class T>
-  void operator()(T* p) const { F(p); }
+  void operator()(T* p) const {
+    F(p);
+  }
 };
 using CompileContext = std::unique_ptr<pcre2_compile_context, Freer<pcre2_compile_context_free>>;
 using MatchContext = std::unique_ptr<pcre2_match_context, Freer<pcre2_match_context_free>>;
@@ -28,8 +30,8 @@ std::string message_of(int error) {
 }
 
 Status unsupported(const std::string& pattern, size_t at, const std::string& what) {
-  return Status(Code::kUnsupported, "pattern '" + pattern + "': " + what + " at offset " + std::to_string(at) +
-                                        " is not supported");
+  return Status(Code::kUnsupported, "pattern '" + pattern + "': " + what + " at offset " +
+                                        std::to_string(at) + " is not supported");
 }
 
 /// After a backslash at pattern[i]: moves i to its last character. Only escapes with one meaning in both engines.
@@ -40,12 +42,15 @@ Status check_escape(const std::string& pattern, size_t& i) {
   if (std::ispunct(static_cast<unsigned char>(c))) return {};
   if (c != 'p' && c != 'P') return unsupported(pattern, at, std::string("escape \\") + c);
   size_t close = pattern.find('}', i);
-  std::string name = close == std::string::npos || pattern[i + 1] != '{' ? "" : pattern.substr(i + 2, close - i - 2);
+  std::string name =
+      close == std::string::npos || pattern[i + 1] != '{' ? "" : pattern.substr(i + 2, close - i - 2);
   if (name.starts_with('^')) name.erase(0, 1);
   static const std::string kGeneral = " L N M P S Z C ";
   bool known = name.size() == 1 && kGeneral.find(" " + name + " ") != std::string::npos;
-  for (const char* p = unicode_tables::kCategories; *p != '\0'; p += 2) known |= name == std::string_view(p, 2);
-  if (!known) return unsupported(pattern, at, "property " + pattern.substr(at, 8) + " (general categories are)");
+  for (const char* p = unicode_tables::kCategories; *p != '\0'; p += 2)
+    known |= name == std::string_view(p, 2);
+  if (!known)
+    return unsupported(pattern, at, "property " + pattern.substr(at, 8) + " (general categories are)");
   i = close;
   return {};
 }
@@ -56,8 +61,10 @@ Status check_class(const std::string& pattern, size_t& i) {
   if (i < pattern.size() && pattern[i] == '^') ++i;
   for (bool first = true; i < pattern.size(); ++i, first = false) {
     if (pattern[i] == ']' && !first) return {};
-    if (pattern[i] == ']' || pattern[i] == '[') return unsupported(pattern, i, "a bracket inside a character class");
-    if (pattern.compare(i, 2, "&&") == 0) return unsupported(pattern, i, "an intersection of character classes");
+    if (pattern[i] == ']' || pattern[i] == '[')
+      return unsupported(pattern, i, "a bracket inside a character class");
+    if (pattern.compare(i, 2, "&&") == 0)
+      return unsupported(pattern, i, "an intersection of character classes");
     if (pattern[i] == '\\') SLIM_TRY(check_escape(pattern, i));
   }
   return unsupported(pattern, open, "an unclosed character class");
@@ -77,8 +84,9 @@ Status check_syntax(const std::string& pattern) {
       return unsupported(pattern, i, "a quantifier after a repetition count");
     } else if (c == '(' && pattern.compare(i, 2, "(?") == 0) {
       static constexpr std::string_view kGroups[] = {"(?:", "(?=", "(?!", "(?>", "(?<=", "(?<!", "(?i:"};
-      const auto* group = std::find_if(std::begin(kGroups), std::end(kGroups),
-                                       [&](std::string_view g) { return pattern.compare(i, g.size(), g) == 0; });
+      const auto* group = std::find_if(std::begin(kGroups), std::end(kGroups), [&](std::string_view g) {
+        return pattern.compare(i, g.size(), g) == 0;
+      });
       if (group == std::end(kGroups)) return unsupported(pattern, i, "a group " + pattern.substr(i, 4));
       ignore_case |= *group == "(?i:";
       i += group->size() - 1;
@@ -89,7 +97,8 @@ Status check_syntax(const std::string& pattern) {
   // Case folding of Oniguruma lets these stand for one character (ß, ﬁ, ...).
   for (const char* pair : {"ss", "st", "ff", "fi", "fl"})
     if (ignore_case && pattern.find(pair) != std::string::npos)
-      return unsupported(pattern, pattern.find(pair), std::string("'") + pair + "' in a case-insensitive pattern");
+      return unsupported(pattern, pattern.find(pair),
+                         std::string("'") + pair + "' in a case-insensitive pattern");
   return {};
 }
 
@@ -108,8 +117,8 @@ Result<TokenizerRegex> TokenizerRegex::compile(const std::string& pattern) {
   int error = 0;
   PCRE2_SIZE at = 0;
   auto code = std::make_shared<Code>();
-  code->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(), PCRE2_UTF | PCRE2_UCP,
-                                 &error, &at, context.get()));
+  code->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                                 PCRE2_UTF | PCRE2_UCP, &error, &at, context.get()));
   if (code->code == nullptr)
     return Status(slim::Code::kCorrupt,
                   "pattern '" + pattern + "': " + message_of(error) + " at offset " + std::to_string(at));
@@ -139,7 +148,8 @@ Status TokenizerRegex::split(std::string_view text, std::vector<RegexPiece>& pie
       continue;
     }
     if (rc == PCRE2_ERROR_NOMATCH) break;
-    if (rc < 0) return Status(slim::Code::kUnsupported, "the pre-tokenizer's pattern failed: " + message_of(rc));
+    if (rc < 0)
+      return Status(slim::Code::kUnsupported, "the pre-tokenizer's pattern failed: " + message_of(rc));
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(data.get());
     if (range[0] > last) pieces.push_back({last, range[0], false});
     pieces.push_back({range[0], range[1], true});

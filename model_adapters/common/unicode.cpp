@@ -14,7 +14,10 @@ size_t sequence_length(std::string_view text, size_t i, size_t& bad) {
   auto byte = [&](size_t k) { return k < text.size() ? static_cast<uint8_t>(text[k]) : 0u; };
   unsigned lead = byte(i), low = 0x80, high = 0xBF;
   if (lead < 0x80) return 1;
-  size_t length = lead >= 0xC2 && lead <= 0xDF ? 2 : (lead & 0xF0) == 0xE0 ? 3 : lead >= 0xF0 && lead <= 0xF4 ? 4 : 0;
+  size_t length = lead >= 0xC2 && lead <= 0xDF   ? 2
+                  : (lead & 0xF0) == 0xE0        ? 3
+                  : lead >= 0xF0 && lead <= 0xF4 ? 4
+                                                 : 0;
   if (lead == 0xE0) low = 0xA0;   // no overlong forms,
   if (lead == 0xED) high = 0x9F;  // no surrogates,
   if (lead == 0xF0) low = 0x90;
@@ -27,21 +30,22 @@ size_t sequence_length(std::string_view text, size_t i, size_t& bad) {
 
 template <class RangeType>
 const RangeType* find_range(const RangeType* first, size_t count, char32_t c) {
-  const RangeType* it = std::partition_point(first, first + count, [c](const RangeType& r) { return r.last < c; });
+  const RangeType* it =
+      std::partition_point(first, first + count, [c](const RangeType& r) { return r.last < c; });
   return it != first + count && it->first <= c ? it : nullptr;
 }
 
 /// Surely a starter that NFC leaves alone and that composes with no character before it (checked by a test).
 bool is_inert(char32_t c) {
-  return c < 0x300 || (c >= 0x400 && c < 0x483) || (c >= 0x2010 && c < 0x20D0) || (c >= 0x3000 && c < 0x302A) ||
-         (c >= 0x3040 && c < 0x3099) || (c >= 0x30A0 && c < 0xA000) || (c >= 0xAC00 && c < 0xD7A4) ||
-         (c >= 0xFF00 && c < 0xFFF0);
+  return c < 0x300 || (c >= 0x400 && c < 0x483) || (c >= 0x2010 && c < 0x20D0) ||
+         (c >= 0x3000 && c < 0x302A) || (c >= 0x3040 && c < 0x3099) || (c >= 0x30A0 && c < 0xA000) ||
+         (c >= 0xAC00 && c < 0xD7A4) || (c >= 0xFF00 && c < 0xFFF0);
 }
 
 bool is_unnormalized(char32_t c) {
   using namespace unicode_tables;
   return c >= kUnnormalized[0].first && (find_range(kUnnormalized, kUnnormalizedCount, c) != nullptr ||
-                                        find_range(kCategoryChanges, kCategoryChangeCount, c) != nullptr);
+                                         find_range(kCategoryChanges, kCategoryChangeCount, c) != nullptr);
 }
 
 void append_nfc(std::string_view text, std::string& out) {
@@ -152,8 +156,9 @@ bool regex_stand_in(std::string_view text, std::string& out) {
 }
 
 bool is_white_space(char32_t c) {
-  return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
-         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+  return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
+         c == 0x3000;
 }
 
 bool is_word(char32_t c) {
@@ -161,7 +166,8 @@ bool is_word(char32_t c) {
   const CategoryRange* changed = find_range(kCategoryChanges, kCategoryChangeCount, c);
   std::string_view category = changed != nullptr ? std::string_view(kCategories + 2 * changed->category, 2)
                                                  : utf8proc_category_string(static_cast<utf8proc_int32_t>(c));
-  if (category[0] == 'L' || category[0] == 'M' || category == "Nd" || category == "Nl" || category == "Pc") return true;
+  if (category[0] == 'L' || category[0] == 'M' || category == "Nd" || category == "Nl" || category == "Pc")
+    return true;
   // Join_Control, and the symbols that are alphabetic: circled and squared Latin letters.
   return c == 0x200C || c == 0x200D || (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) ||
          (c >= 0x1F150 && c <= 0x1F169) || (c >= 0x1F170 && c <= 0x1F189);

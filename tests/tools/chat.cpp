@@ -43,9 +43,12 @@ std::vector<slim::Message> messages_of(const Json& json) {
     }
     for (const auto& part : m["content"]) {
       slim::ContentPart item;
-      if (part["type"] == "image") item.kind = slim::ContentPart::Kind::kImage;
-      else if (part["type"] == "video") item.kind = slim::ContentPart::Kind::kVideo;
-      else item.text = part["text"].get<std::string>();
+      if (part["type"] == "image")
+        item.kind = slim::ContentPart::Kind::kImage;
+      else if (part["type"] == "video")
+        item.kind = slim::ContentPart::Kind::kVideo;
+      else
+        item.text = part["text"].get<std::string>();
       out.back().content.push_back(std::move(item));
     }
   }
