@@ -17,7 +17,8 @@ namespace slim::model {
 /// Exec over tensors in memory.
 class TensorExec final : public Exec {
  public:
-  explicit TensorExec(const TensorMap& tensors, at::ScalarType dtype = at::kFloat) : tensors_(tensors), dtype_(dtype) {}
+  explicit TensorExec(const TensorMap& tensors, at::ScalarType dtype = at::kFloat)
+      : tensors_(tensors), dtype_(dtype) {}
   at::Tensor linear(LayerId id, const at::Tensor& x) override {
     const auto& layer = block->layers.at(id);
     REQUIRE(x.size(-1) == layer.in);
@@ -26,7 +27,9 @@ class TensorExec final : public Exec {
   at::Tensor tap(PortId, const at::Tensor& x) override { return x; }
   void region_input(RegionId id, const at::Tensor& x) override { regions[id] = x; }
   at::Tensor param(std::string_view name) override { return get(name); }
-  at::Tensor rows(std::string_view name, const at::Tensor& ids) override { return get(name).index_select(0, ids); }
+  at::Tensor rows(std::string_view name, const at::Tensor& ids) override {
+    return get(name).index_select(0, ids);
+  }
   bool all_experts() const override { return every_expert; }
   KeyValueCache* cache() override { return key_values; }
   at::ScalarType dtype() const override { return dtype_; }
@@ -55,9 +58,11 @@ class TensorExec final : public Exec {
 
 class GrowingCache final : public KeyValueCache {
  public:
-  std::pair<at::Tensor, at::Tensor> extend(int32_t block, int64_t sequence, const at::Tensor& key, const at::Tensor& value) override {
+  std::pair<at::Tensor, at::Tensor> extend(int32_t block, int64_t sequence, const at::Tensor& key,
+                                           const at::Tensor& value) override {
     auto& entry = entries_[{block, sequence}];
-    entry = entry.first.defined() ? std::pair{at::cat({entry.first, key}), at::cat({entry.second, value})} : std::pair{key, value};
+    entry = entry.first.defined() ? std::pair{at::cat({entry.first, key}), at::cat({entry.second, value})}
+                                  : std::pair{key, value};
     return entry;
   }
 
@@ -74,7 +79,8 @@ struct RandomModel {
 };
 
 /// Learns which tensors the architecture wants from what plan() says is missing.
-inline RandomModel random_model(ModelAdapter* adapter, const std::string& config, std::map<std::string, TensorSpec> specs = {}) {
+inline RandomModel random_model(ModelAdapter* adapter, const std::string& config,
+                                std::map<std::string, TensorSpec> specs = {}) {
   RandomModel model{adapter, std::move(specs), {}, {}};
   static const std::regex kMissing("tensor (\\S+) is missing, .* shape \\[(.*)\\]");
   for (int i = 0; i < 10000; ++i) {
@@ -89,24 +95,28 @@ inline RandomModel random_model(ModelAdapter* adapter, const std::string& config
     TensorSpec spec{match[1], Dtype::kF32, {}};
     const std::string shape = match[2];
     static const std::regex kNumber("[0-9]+");
-    for (std::sregex_iterator it(shape.begin(), shape.end(), kNumber), end; it != end; ++it) spec.shape.push_back(std::stoll(it->str()));
+    for (std::sregex_iterator it(shape.begin(), shape.end(), kNumber), end; it != end; ++it)
+      spec.shape.push_back(std::stoll(it->str()));
     REQUIRE(model.specs.emplace(spec.name, spec).second);
   }
   at::manual_seed(1);
   for (const auto& [name, spec] : model.specs) {
     const auto noise = at::randn(spec.shape);
-    model.tensors[name] = spec.shape.size() == 1 ? 1 + 0.2 * noise : noise / std::sqrt(static_cast<double>(spec.shape.back()));
+    model.tensors[name] =
+        spec.shape.size() == 1 ? 1 + 0.2 * noise : noise / std::sqrt(static_cast<double>(spec.shape.back()));
   }
   return model;
 }
 
 /// Runs the blocks from `stage` on ("" all). Before the head all rows ask for logits.
-inline Carry run_blocks(const RandomModel& model, TensorExec& exec, Carry carry, const std::string& first_stage) {
+inline Carry run_blocks(const RandomModel& model, TensorExec& exec, Carry carry,
+                        const std::string& first_stage) {
   std::string stage;
   bool started = first_stage.empty();
   for (const auto& block : model.plan.blocks) {
     if (!started && block.stage != first_stage) continue;
-    if (started && block.stage != stage && !stage.empty()) REQUIRE(model.adapter->enter(block.stage, exec, carry).ok());
+    if (started && block.stage != stage && !stage.empty())
+      REQUIRE(model.adapter->enter(block.stage, exec, carry).ok());
     started = true;
     stage = block.stage;
     exec.block = &block;
@@ -139,7 +149,8 @@ inline void check_plan_is_consistent(const RandomModel& model) {
       CHECK(block.ports.at(layer.input).features == layer.in);
       const auto& shape = model.specs.at(layer.weight.tensor).shape;
       const bool part = layer.weight.index || shape[layer.weight.transposed ? 1 : 0] != layer.out;
-      if (!(layer.tied && named.count(layer.weight.tensor)) && !(part && !packed.insert(layer.weight.tensor).second)) {
+      if (!(layer.tied && named.count(layer.weight.tensor)) &&
+          !(part && !packed.insert(layer.weight.tensor).second)) {
         named.insert(layer.weight.tensor);
       }
       if (!layer.bias.empty()) named.insert(layer.bias);
@@ -149,8 +160,10 @@ inline void check_plan_is_consistent(const RandomModel& model) {
   CHECK(named.size() == model.specs.size());
 }
 
-/// 1/s moved from what feeds a port into the layers that read it leaves the logits as they are, for every edge of the plan.
-inline void check_edges_keep_the_function(RandomModel model, std::span<const Sample> samples, double tolerance) {
+/// 1/s moved from what feeds a port into the layers that read it leaves the logits as they are, for every
+/// edge of the plan.
+inline void check_edges_keep_the_function(RandomModel model, std::span<const Sample> samples,
+                                          double tolerance) {
   TensorExec exec(model.tensors);
   const auto before = logits(model, exec, samples);
   for (const auto& block : model.plan.blocks) {
@@ -170,19 +183,22 @@ inline void check_edges_keep_the_function(RandomModel model, std::span<const Sam
         scale_rows(block.layers[id].weight.tensor);
         if (!block.layers[id].bias.empty()) scale_rows(block.layers[id].bias);
       }
-      const auto wide = edge.repeat == 1 ? s : s.view({-1, edge.head_dim}).repeat_interleave(edge.repeat, 0).flatten();
+      const auto wide =
+          edge.repeat == 1 ? s : s.view({-1, edge.head_dim}).repeat_interleave(edge.repeat, 0).flatten();
       for (const LayerId id : edge.consumers) {
         auto& tensor = model.tensors.at(block.layers[id].weight.tensor);
         tensor = tensor * wide;
       }
-      CHECK_MESSAGE(distance(before, logits(model, exec, samples)) < tolerance, block.name << ": " << edge.name);
+      CHECK_MESSAGE(distance(before, logits(model, exec, samples)) < tolerance,
+                    block.name << ": " << edge.name);
       model.tensors = saved;
     }
   }
 }
 
 /// A batch gives the logits of its samples one by one.
-inline void check_batch_equals_samples(const RandomModel& model, const std::vector<Sample>& samples, double tolerance) {
+inline void check_batch_equals_samples(const RandomModel& model, const std::vector<Sample>& samples,
+                                       double tolerance) {
   TensorExec exec(model.tensors);
   std::vector<at::Tensor> alone;
   for (const auto& sample : samples) alone.push_back(logits(model, exec, std::span(&sample, 1)));
@@ -190,7 +206,8 @@ inline void check_batch_equals_samples(const RandomModel& model, const std::vect
 }
 
 /// Tokens given one by one after a prompt, with cached keys and values, get the logits of the whole sequence.
-inline void check_generation_equals_forward(const RandomModel& model, std::vector<Sample> samples, int64_t steps, double tolerance) {
+inline void check_generation_equals_forward(const RandomModel& model, std::vector<Sample> samples,
+                                            int64_t steps, double tolerance) {
   TensorExec exec(model.tensors);
   std::vector<at::Tensor> tails, whole;
   auto prompts = samples;
@@ -214,8 +231,10 @@ inline void check_generation_equals_forward(const RandomModel& model, std::vecto
   }
 }
 
-/// Every region, run alone on the input it showed, adds up to the block's output in blocks that are sums of their regions.
-inline void check_regions_recompose(const RandomModel& model, std::span<const Sample> samples, double tolerance) {
+/// Every region, run alone on the input it showed, adds up to the block's output in blocks that are sums of
+/// their regions.
+inline void check_regions_recompose(const RandomModel& model, std::span<const Sample> samples,
+                                    double tolerance) {
   TensorExec exec(model.tensors);
   exec.block = &model.plan.blocks[0];
   auto carry = *model.adapter->begin(samples, exec);
@@ -235,7 +254,9 @@ inline void check_regions_recompose(const RandomModel& model, std::span<const Sa
       const auto sum = input + *output;
       const bool last = region.id + 1 == static_cast<RegionId>(block.regions.size());
       // What a block adds beyond its regions (features of another stage) is the carry's.
-      if (!last) CHECK_MESSAGE(distance(sum, exec.regions.at(region.id + 1)) < tolerance, block.name << " " << region.name);
+      if (!last)
+        CHECK_MESSAGE(distance(sum, exec.regions.at(region.id + 1)) < tolerance,
+                      block.name << " " << region.name);
     }
   }
 }

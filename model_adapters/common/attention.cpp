@@ -5,8 +5,10 @@
 namespace slim::model {
 namespace {
 
-/// One or more sequences of equal length: query [n, tokens, heads, d], key and value [n, all tokens, kv_heads, d].
-at::Tensor attend_batch(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, double scale, bool causal) {
+/// One or more sequences of equal length: query [n, tokens, heads, d], key and value [n, all tokens,
+/// kv_heads, d].
+at::Tensor attend_batch(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, double scale,
+                        bool causal) {
   const auto q = query.transpose(1, 2), k = key.transpose(1, 2), v = value.transpose(1, 2);
   const int64_t rows = q.size(2), columns = k.size(2);
   const bool triangle = causal && rows > 1 && rows == columns;
@@ -28,7 +30,9 @@ at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tens
   if (query.size(0) == 0) return query.flatten(1);
   const bool equal = std::all_of(lengths.begin(), lengths.end(), [&](int64_t n) { return n == lengths[0]; });
   if (equal && !slot.cache) {
-    const auto stack = [&](const at::Tensor& x) { return x.reshape({sequences, lengths[0], x.size(1), x.size(2)}); };
+    const auto stack = [&](const at::Tensor& x) {
+      return x.reshape({sequences, lengths[0], x.size(1), x.size(2)});
+    };
     return attend_batch(stack(query), stack(key), stack(value), scale, causal);
   }
   std::vector<at::Tensor> outputs;
@@ -37,7 +41,8 @@ at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tens
     const auto part = [&](const at::Tensor& x) { return x.narrow(0, begin, lengths[i]); };
     auto keys = part(key), values = part(value);
     if (slot.cache) std::tie(keys, values) = slot.cache->extend(slot.block, i, keys, values);
-    outputs.push_back(attend_batch(part(query).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), scale, causal));
+    outputs.push_back(
+        attend_batch(part(query).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), scale, causal));
     begin += lengths[i];
   }
   return at::cat(outputs);

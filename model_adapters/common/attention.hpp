@@ -9,16 +9,17 @@
 
 namespace slim::model {
 
-/// Where one block's keys and values of earlier tokens live; without a cache the packed tokens are whole sequences.
+/// Where one block's keys and values of earlier tokens live; without a cache the packed tokens are whole
+/// sequences.
 struct CacheSlot {
   KeyValueCache* cache = nullptr;
   int32_t block = 0;
 };
 
 /// softmax(scale q kᵀ) v of every sequence on its own; sequences are packed one after the other.
-/// query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim] with heads a multiple of kv_heads;
-/// lengths: tokens of each sequence, their sum is `tokens`. With a cache, query tokens are the last ones of their sequence.
-/// Returns [tokens, heads * head_dim].
+/// query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim] with heads a multiple of
+/// kv_heads; lengths: tokens of each sequence, their sum is `tokens`. With a cache, query tokens are the last
+/// ones of their sequence. Returns [tokens, heads * head_dim].
 at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                   std::span<const int64_t> lengths, double scale, bool causal, CacheSlot slot = {});
 

@@ -15,7 +15,9 @@ at::Tensor plain(const at::Tensor& q, at::Tensor k, at::Tensor v, double scale, 
   k = k.repeat_interleave(repeat, 1);
   v = v.repeat_interleave(repeat, 1);
   auto scores = at::einsum("qhd,khd->hqk", {q, k}) * scale;
-  if (causal) scores = scores.masked_fill(at::ones({rows, columns}, at::kBool).tril(columns - rows).logical_not(), -INFINITY);
+  if (causal)
+    scores = scores.masked_fill(at::ones({rows, columns}, at::kBool).tril(columns - rows).logical_not(),
+                                -INFINITY);
   return at::einsum("hqk,khd->qhd", {scores.softmax(-1), v}).flatten(1);
 }
 
@@ -23,7 +25,8 @@ double distance(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs()
 
 class Cache final : public slim::KeyValueCache {
  public:
-  std::pair<at::Tensor, at::Tensor> extend(int32_t, int64_t sequence, const at::Tensor& k, const at::Tensor& v) override {
+  std::pair<at::Tensor, at::Tensor> extend(int32_t, int64_t sequence, const at::Tensor& k,
+                                           const at::Tensor& v) override {
     auto& [keys, values] = entries[sequence];
     keys = keys.defined() ? at::cat({keys, k}) : k;
     values = values.defined() ? at::cat({values, v}) : v;
@@ -42,7 +45,8 @@ TEST_CASE("attention/ packed sequences attend only within themselves, grouped he
       for (const bool causal : {false, true}) {
         int64_t tokens = 0;
         for (const int64_t n : lengths) tokens += n;
-        const auto q = at::randn({tokens, 4, 8}), k = at::randn({tokens, kv_heads, 8}), v = at::randn({tokens, kv_heads, 8});
+        const auto q = at::randn({tokens, 4, 8}), k = at::randn({tokens, kv_heads, 8}),
+                   v = at::randn({tokens, kv_heads, 8});
         const auto result = attend(q, k, v, lengths, 0.3, causal);
         REQUIRE(result.sizes() == at::IntArrayRef{tokens, 32});
         int64_t begin = 0;

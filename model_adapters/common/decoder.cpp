@@ -18,8 +18,10 @@ DecoderConfig read_decoder(const JsonConfig& config, const DecoderDefaults& defa
   result.intermediate = config.integer("intermediate_size", defaults.intermediate);
   result.layers = config.integer("num_hidden_layers", defaults.layers);
   result.heads = std::max<int64_t>(1, config.integer("num_attention_heads", defaults.heads));
-  result.kv_heads = config.integer("num_key_value_heads", defaults.kv_heads ? defaults.kv_heads : result.heads);
-  result.head_dim = config.integer("head_dim", defaults.head_dim ? defaults.head_dim : result.hidden / result.heads);
+  result.kv_heads =
+      config.integer("num_key_value_heads", defaults.kv_heads ? defaults.kv_heads : result.heads);
+  result.head_dim =
+      config.integer("head_dim", defaults.head_dim ? defaults.head_dim : result.hidden / result.heads);
   result.vocabulary = config.integer("vocab_size", defaults.vocabulary);
   result.epsilon = config.number("rms_norm_eps", defaults.epsilon);
   result.activation = config.text("hidden_act", "silu");
@@ -27,7 +29,8 @@ DecoderConfig read_decoder(const JsonConfig& config, const DecoderDefaults& defa
   result.rope = read_rope(config, defaults.theta);
   if (!config.status().ok()) return result;
   if (result.heads % result.kv_heads != 0) {
-    config.fail("num_key_value_heads", "is " + std::to_string(result.kv_heads) + ", which does not divide num_attention_heads " +
+    config.fail("num_key_value_heads", "is " + std::to_string(result.kv_heads) +
+                                           ", which does not divide num_attention_heads " +
                                            std::to_string(result.heads));
   }
   if (result.head_dim < 2 || result.head_dim % 2 != 0) {
@@ -44,7 +47,7 @@ Decoder::Decoder(DecoderConfig config) : config_(std::move(config)), rotary_(con
   if (function.ok()) activation_ = *function;
 }
 
-// ---- plan -------------------------------------------------------------------------------------------------------------
+// ---- plan -------------------------------------------------------------------------------------------------
 
 void Decoder::plan(PlanBuilder& plan) const {
   const std::string embedding = config_.prefix + "embed_tokens.weight";
@@ -58,7 +61,8 @@ void Decoder::plan(PlanBuilder& plan) const {
   }
   auto head = plan.block(config_.head, "head");
   head.param(config_.prefix + "norm.weight", {config_.hidden});
-  LinearSpec spec{config_.head, config_.vocabulary, config_.hidden, head.port("head_input", config_.hidden), Role::kHead};
+  LinearSpec spec{config_.head, config_.vocabulary, config_.hidden, head.port("head_input", config_.hidden),
+                  Role::kHead};
   // Some checkpoints store a tied head a second time: that copy then belongs to the plan.
   if (config_.tied && !plan.has(config_.head + ".weight")) {
     WeightRef shared;
@@ -77,11 +81,14 @@ void Decoder::plan_attention(BlockBuilder& block) const {
   const int64_t query_features = c.heads * c.head_dim, key_features = c.kv_heads * c.head_dim;
   const auto region = block.region(kAttention);
   const auto input = block.port("attention_input", c.hidden);
-  const auto q = block.linear({attention + "q_proj", query_features, c.hidden, input, Role::kQuery, c.qkv_bias});
+  const auto q =
+      block.linear({attention + "q_proj", query_features, c.hidden, input, Role::kQuery, c.qkv_bias});
   const auto k = block.linear({attention + "k_proj", key_features, c.hidden, input, Role::kKey, c.qkv_bias});
-  const auto v = block.linear({attention + "v_proj", key_features, c.hidden, input, Role::kValue, c.qkv_bias});
+  const auto v =
+      block.linear({attention + "v_proj", key_features, c.hidden, input, Role::kValue, c.qkv_bias});
   const auto output = block.port("attention_output_input", query_features);
-  const auto o = block.linear({attention + "o_proj", c.hidden, query_features, output, Role::kAttentionOutput, c.output_bias});
+  const auto o = block.linear(
+      {attention + "o_proj", c.hidden, query_features, output, Role::kAttentionOutput, c.output_bias});
   block.param(name + ".input_layernorm.weight", {c.hidden});
   if (c.head_norm != DecoderConfig::HeadNorm::kNone) {
     block.param(attention + c.query_norm + ".weight", {c.head_dim});
@@ -95,23 +102,27 @@ void Decoder::plan_attention(BlockBuilder& block) const {
 void Decoder::plan_mlp(BlockBuilder& block, int64_t layer, const std::string& norm) const {
   const auto region = block.region(kMlp);
   const auto input = block.port("mlp_input", config_.hidden);
-  const auto layers = plan_gated(block, block.plan().name + ".mlp.", config_.intermediate, input, "down_input");
+  const auto layers =
+      plan_gated(block, block.plan().name + ".mlp.", config_.intermediate, input, "down_input");
   block.norm_edge(norm, false, input, {layers[0], layers[1]}, region);
 }
 
-std::vector<LayerId> Decoder::plan_gated(BlockBuilder& block, const std::string& prefix, int64_t intermediate, PortId input,
-                                         const std::string& down_port, int32_t expert) const {
+std::vector<LayerId> Decoder::plan_gated(BlockBuilder& block, const std::string& prefix, int64_t intermediate,
+                                         PortId input, const std::string& down_port, int32_t expert) const {
   const auto& c = config_;
-  const auto gate = block.linear({prefix + "gate_proj", intermediate, c.hidden, input, Role::kGate, c.mlp_bias, expert});
-  const auto up = block.linear({prefix + "up_proj", intermediate, c.hidden, input, Role::kUp, c.mlp_bias, expert});
+  const auto gate =
+      block.linear({prefix + "gate_proj", intermediate, c.hidden, input, Role::kGate, c.mlp_bias, expert});
+  const auto up =
+      block.linear({prefix + "up_proj", intermediate, c.hidden, input, Role::kUp, c.mlp_bias, expert});
   const auto port = block.port(down_port, intermediate);
-  const auto down = block.linear({prefix + "down_proj", c.hidden, intermediate, port, Role::kDown, c.mlp_bias, expert});
+  const auto down =
+      block.linear({prefix + "down_proj", c.hidden, intermediate, port, Role::kDown, c.mlp_bias, expert});
   block.fuse(expert < 0 ? "gate_up" : "gate_up of expert " + std::to_string(expert), {gate, up});
   block.linear_edge(up, port, {down});
   return {gate, up, down};
 }
 
-// ---- forward ----------------------------------------------------------------------------------------------------------
+// ---- forward ----------------------------------------------------------------------------------------------
 
 at::Tensor Decoder::embed(Exec& exec, const at::Tensor& ids) const {
   return exec.rows(config_.prefix + "embed_tokens.weight", ids);
@@ -129,7 +140,9 @@ Carry Decoder::start(const at::Tensor& ids, const at::Tensor& lengths, Exec& exe
 
 Carry Decoder::next(const Carry& previous, const at::Tensor& token_ids, Exec& exec) const {
   const auto position = previous.at("next_position");
-  Carry carry{{"hidden", embed(exec, token_ids)}, {"lengths", at::ones_like(position)}, {"next_position", position + 1}};
+  Carry carry{{"hidden", embed(exec, token_ids)},
+              {"lengths", at::ones_like(position)},
+              {"next_position", position + 1}};
   const bool multimodal = !config_.rope.sections.empty();
   set_positions(carry, multimodal ? position.unsqueeze(0).expand({3, position.size(0)}) : position, exec);
   return carry;
@@ -146,8 +159,10 @@ void Decoder::forward(const BlockPlan& block, Exec& exec, Carry& carry) const {
   carry["hidden"] = hidden;
 }
 
-at::Tensor Decoder::region(const BlockPlan& block, RegionId id, Exec& exec, const Carry& carry, const at::Tensor& x) const {
-  if (id == region_id(block, kAttention)) return attention(block, exec, carry, norm(block, ".input_layernorm", exec, x));
+at::Tensor Decoder::region(const BlockPlan& block, RegionId id, Exec& exec, const Carry& carry,
+                           const at::Tensor& x) const {
+  if (id == region_id(block, kAttention))
+    return attention(block, exec, carry, norm(block, ".input_layernorm", exec, x));
   return mlp(block, exec, norm(block, ".post_attention_layernorm", exec, x));
 }
 
@@ -155,11 +170,13 @@ at::Tensor Decoder::norm(const BlockPlan& block, const char* name, Exec& exec, c
   return rms_norm(x, exec.param(block.name + name + ".weight"), config_.epsilon);
 }
 
-at::Tensor Decoder::attention(const BlockPlan& block, Exec& exec, const Carry& carry, const at::Tensor& x) const {
+at::Tensor Decoder::attention(const BlockPlan& block, Exec& exec, const Carry& carry,
+                              const at::Tensor& x) const {
   const auto& c = config_;
   using HeadNorm = DecoderConfig::HeadNorm;
   const auto project = [&](const char* layer) {
-    return exec.linear(layer_id(block, block.name + ".self_attn." + layer), x).unflatten(-1, {-1, c.head_dim});
+    return exec.linear(layer_id(block, block.name + ".self_attn." + layer), x)
+        .unflatten(-1, {-1, c.head_dim});
   };
   const auto& cos = carry.at("cos");
   const auto& sin = carry.at("sin");
@@ -173,8 +190,9 @@ at::Tensor Decoder::attention(const BlockPlan& block, Exec& exec, const Carry& c
   };
   const auto query = place(project("q_proj"), c.query_norm);
   const auto key = place(project("k_proj"), c.key_norm);
-  const auto mixed = attend(query, key, project("v_proj"), sequence_lengths(carry),
-                            1.0 / std::sqrt(static_cast<double>(c.head_dim)), /*causal=*/true, {exec.cache(), block.index});
+  const auto mixed =
+      attend(query, key, project("v_proj"), sequence_lengths(carry),
+             1.0 / std::sqrt(static_cast<double>(c.head_dim)), /*causal=*/true, {exec.cache(), block.index});
   return exec.linear(layer_id(block, block.name + ".self_attn.o_proj"), mixed);
 }
 
@@ -182,7 +200,8 @@ at::Tensor Decoder::mlp(const BlockPlan& block, Exec& exec, const at::Tensor& x)
   return gated(block, block.name + ".mlp.", exec, x);
 }
 
-at::Tensor Decoder::gated(const BlockPlan& block, const std::string& prefix, Exec& exec, const at::Tensor& x) const {
+at::Tensor Decoder::gated(const BlockPlan& block, const std::string& prefix, Exec& exec,
+                          const at::Tensor& x) const {
   const auto gate = exec.linear(layer_id(block, prefix + "gate_proj"), x);
   const auto up = exec.linear(layer_id(block, prefix + "up_proj"), x);
   return exec.linear(layer_id(block, prefix + "down_proj"), activation_(gate) * up);
@@ -200,7 +219,8 @@ void Decoder::head(const BlockPlan& block, Exec& exec, Carry& carry) const {
 at::Tensor text_positions(const at::Tensor& lengths) {
   const auto counts = lengths.to(at::kCPU);
   std::vector<at::Tensor> parts{at::empty({0}, at::kLong)};
-  for (int64_t i = 0; i < counts.size(0); ++i) parts.push_back(at::arange(counts[i].item<int64_t>(), at::kLong));
+  for (int64_t i = 0; i < counts.size(0); ++i)
+    parts.push_back(at::arange(counts[i].item<int64_t>(), at::kLong));
   return at::cat(parts);
 }
 

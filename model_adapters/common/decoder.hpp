@@ -14,8 +14,8 @@ namespace slim::model {
 
 /// Shape and dialect of a pre-norm decoder with rotary attention and a gated feed-forward part.
 struct DecoderConfig {
-  std::string prefix = "model.";        ///< of embed_tokens, layers and norm: "model.language_model."
-  std::string head = "lm_head";         ///< module name of the output layer
+  std::string prefix = "model.";  ///< of embed_tokens, layers and norm: "model.language_model."
+  std::string head = "lm_head";   ///< module name of the output layer
   int64_t hidden = 0, intermediate = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, vocabulary = 0;
   double epsilon = 1e-6;
   bool qkv_bias = false, output_bias = false, mlp_bias = false;
@@ -35,17 +35,20 @@ struct DecoderDefaults {
   int64_t head_dim = 0;  ///< 0: hidden / heads
   double epsilon = 1e-6, theta = 10000;
 };
-/// Reads the keys that decoders share (sizes, rms_norm_eps, hidden_act, attention_bias, rope); prefix, head norms, tying and further
-/// biases are the caller's. Errors, also sizes that do not fit together, are kept in the JsonConfig.
+/// Reads the keys that decoders share (sizes, rms_norm_eps, hidden_act, attention_bias, rope); prefix, head
+/// norms, tying and further biases are the caller's. Errors, also sizes that do not fit together, are kept in
+/// the JsonConfig.
 DecoderConfig read_decoder(const JsonConfig&, const DecoderDefaults&);
 
-/// The blocks of a language model: stages "language" (one block per layer) and "head". An architecture derives from it to change
-/// the feed-forward part. Const and thread-compatible.
+/// The blocks of a language model: stages "language" (one block per layer) and "head". An architecture
+/// derives from it to change the feed-forward part. Const and thread-compatible.
 ///
-/// Carry: "hidden" [tokens, hidden], "lengths" int64 [sequences], "cos" and "sin" [tokens, head_dim] in the compute dtype,
-/// "next_position" int64 [sequences] (generation), and in the head stage "logit_rows" (optional) and "logits" [n, vocabulary] fp32.
-/// Blocks: ports attention_input, attention_output_input, mlp_input, down_input; regions "attention" and "mlp", which take the
-/// residual stream and start with their norm, so that their inputs stay valid when a scale is folded into it.
+/// Carry: "hidden" [tokens, hidden], "lengths" int64 [sequences], "cos" and "sin" [tokens, head_dim] in the
+/// compute dtype,
+/// "next_position" int64 [sequences] (generation), and in the head stage "logit_rows" (optional) and "logits"
+/// [n, vocabulary] fp32. Blocks: ports attention_input, attention_output_input, mlp_input, down_input;
+/// regions "attention" and "mlp", which take the residual stream and start with their norm, so that their
+/// inputs stay valid when a scale is folded into it.
 class Decoder {
  public:
   Decoder() = default;
@@ -59,7 +62,8 @@ class Decoder {
   at::Tensor embed(Exec&, const at::Tensor& ids) const;
   /// Writes cos and sin for positions int64 [tokens] or [3, tokens] into the carry.
   void set_positions(Carry&, const at::Tensor& positions, Exec&) const;
-  /// The carry at the entry of the language stage for plain text: "hidden", "lengths", tables, "next_position".
+  /// The carry at the entry of the language stage for plain text: "hidden", "lengths", tables,
+  /// "next_position".
   Carry start(const at::Tensor& ids, const at::Tensor& lengths, Exec&) const;
   /// ModelAdapter::next: one more token per sequence, at the carry's "next_position".
   Carry next(const Carry& previous, const at::Tensor& token_ids, Exec&) const;
@@ -68,16 +72,17 @@ class Decoder {
   at::Tensor region(const BlockPlan&, RegionId, Exec&, const Carry&, const at::Tensor& x) const;
 
  protected:
-  /// The layers of the feed-forward part, its port mlp_input and its region "mlp"; `norm` is the module that feeds it.
+  /// The layers of the feed-forward part, its port mlp_input and its region "mlp"; `norm` is the module that
+  /// feeds it.
   virtual void plan_mlp(BlockBuilder&, int64_t layer, const std::string& norm) const;
   /// The feed-forward part for normed x [tokens, hidden].
   virtual at::Tensor mlp(const BlockPlan&, Exec&, const at::Tensor& x) const;
   /// down(act(gate(x)) * up(x)) of the layers `prefix + "gate_proj"`, ... : also a shared or a single expert.
   at::Tensor gated(const BlockPlan&, const std::string& prefix, Exec&, const at::Tensor& x) const;
-  /// Adds those three layers with ports for the input (given) and down_input, the group gate_up and the edge up -> down.
-  /// Returns gate, up, down.
-  std::vector<LayerId> plan_gated(BlockBuilder&, const std::string& prefix, int64_t intermediate, PortId input,
-                                  const std::string& down_port, int32_t expert = -1) const;
+  /// Adds those three layers with ports for the input (given) and down_input, the group gate_up and the edge
+  /// up -> down. Returns gate, up, down.
+  std::vector<LayerId> plan_gated(BlockBuilder&, const std::string& prefix, int64_t intermediate,
+                                  PortId input, const std::string& down_port, int32_t expert = -1) const;
 
  private:
   void plan_attention(BlockBuilder&) const;

@@ -48,7 +48,8 @@ JsonConfig JsonConfig::child(std::string_view key) const {
   return JsonConfig(std::move(node));
 }
 
-int64_t JsonConfig::integer(std::string_view key, std::optional<int64_t> fallback, int64_t least, int64_t most) const {
+int64_t JsonConfig::integer(std::string_view key, std::optional<int64_t> fallback, int64_t least,
+                            int64_t most) const {
   const Json* found = node_->find(key, !fallback);
   if (!found) return fallback.value_or(0);
   if (found->is_number_integer()) {
@@ -89,7 +90,8 @@ std::string JsonConfig::token(std::string_view key, const std::string& fallback)
   return found && found->is_object() ? child(key).text("content") : text(key, fallback);
 }
 
-std::vector<int64_t> JsonConfig::integers(std::string_view key, std::optional<std::vector<int64_t>> fallback) const {
+std::vector<int64_t> JsonConfig::integers(std::string_view key,
+                                          std::optional<std::vector<int64_t>> fallback) const {
   const Json* found = node_->find(key, !fallback);
   if (!found) return fallback.value_or(std::vector<int64_t>{});
   const Json list = found->is_array() ? *found : Json::array({*found});
@@ -104,7 +106,8 @@ std::vector<int64_t> JsonConfig::integers(std::string_view key, std::optional<st
   return values;
 }
 
-std::vector<double> JsonConfig::numbers(std::string_view key, std::optional<std::vector<double>> fallback) const {
+std::vector<double> JsonConfig::numbers(std::string_view key,
+                                        std::optional<std::vector<double>> fallback) const {
   const Json* found = node_->find(key, !fallback);
   if (!found) return fallback.value_or(std::vector<double>{});
   const Json list = found->is_array() ? *found : Json::array({*found});

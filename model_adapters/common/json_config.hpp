@@ -11,9 +11,9 @@
 
 namespace slim::model {
 
-/// A JSON object read key by key. Reading never fails on the spot: the first error (a key missing, of another type, or out
-/// of range) is kept, shared by all children, and told by status(), so that a reader of thirty keys checks once.
-/// A key that is null counts as missing. Cheap to copy; used from one thread.
+/// A JSON object read key by key. Reading never fails on the spot: the first error (a key missing, of another
+/// type, or out of range) is kept, shared by all children, and told by status(), so that a reader of thirty
+/// keys checks once. A key that is null counts as missing. Cheap to copy; used from one thread.
 class JsonConfig {
  public:
   /// `where` leads every message ("config.json"). Errors: kCorrupt if the text is no JSON object.
@@ -32,7 +32,8 @@ class JsonConfig {
   /// A token of tokenizer_config.json: a string, or an object with "content".
   std::string token(std::string_view key, const std::string& fallback) const;
   /// A list of integers, or a single one.
-  std::vector<int64_t> integers(std::string_view key, std::optional<std::vector<int64_t>> fallback = {}) const;
+  std::vector<int64_t> integers(std::string_view key,
+                                std::optional<std::vector<int64_t>> fallback = {}) const;
   /// A list of numbers, or a single one.
   std::vector<double> numbers(std::string_view key, std::optional<std::vector<double>> fallback = {}) const;
 

@@ -11,7 +11,8 @@ static JsonConfig config_of(const char* text) {
 }
 
 TEST_CASE("json_config/ present keys are read, missing and null ones fall back") {
-  const auto config = config_of(R"({"a": 3, "b": 1e-6, "c": true, "d": "x", "e": [1, 2], "f": null, "g": 7})");
+  const auto config =
+      config_of(R"({"a": 3, "b": 1e-6, "c": true, "d": "x", "e": [1, 2], "f": null, "g": 7})");
   CHECK(config.integer("a") == 3);
   CHECK(config.number("b") == 1e-6);
   CHECK(config.number("a") == 3.0);
@@ -51,5 +52,6 @@ TEST_CASE("json_config/ integers outside the range are refused, beyond 64 bits t
 }
 
 TEST_CASE("json_config/ what is no object is refused") {
-  for (const char* text : {"", "[]", "3", "{", "{\"a\":}"}) CHECK_FALSE(JsonConfig::parse(text, "config.json").ok());
+  for (const char* text : {"", "[]", "3", "{", "{\"a\":}"})
+    CHECK_FALSE(JsonConfig::parse(text, "config.json").ok());
 }

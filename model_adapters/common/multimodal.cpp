@@ -48,7 +48,8 @@ class Collator {
     std::vector<at::Tensor> pixels = pixels_, grids = grids_, positions = positions_, ids = ids_;
     if (pixels.empty()) pixels.push_back(at::empty({0, tokens_.patch_features}, at::kFloat));
     if (grids.empty()) grids.push_back(at::empty({0, 3}, at::kLong));
-    if (ids.empty()) ids.push_back(at::empty({0}, at::kLong)), positions.push_back(at::empty({3, 0}, at::kLong));
+    if (ids.empty())
+      ids.push_back(at::empty({0}, at::kLong)), positions.push_back(at::empty({3, 0}, at::kLong));
     return {at::cat(ids),    index_tensor(lengths_), at::cat(positions, 1), index_tensor(next_),
             at::cat(pixels), at::cat(grids),         index_tensor(rows_)};
   }
@@ -67,36 +68,44 @@ class Collator {
     std::vector<double> seconds(visuals.grid.size(0), 1.0);
     if (const auto found = sample.tensors.find("second_per_grid_ts"); found != sample.tensors.end()) {
       const auto list = found->second.to(at::kCPU, at::kDouble).flatten();
-      for (int64_t i = 0; i < std::min<int64_t>(list.numel(), visuals.grid.size(0)); ++i) seconds[i] = list[i].item<double>();
+      for (int64_t i = 0; i < std::min<int64_t>(list.numel(), visuals.grid.size(0)); ++i)
+        seconds[i] = list[i].item<double>();
     }
     int64_t patches = 0;
     for (int64_t i = 0; i < visuals.grid.size(0); ++i) {
       const int64_t* size = visuals.grid.data_ptr<int64_t>() + 3 * i;
       if (size[0] < 1 || size[1] < 1 || size[2] < 1 || size[1] % tokens_.merge || size[2] % tokens_.merge) {
-        return broken(std::string(grid_key) + " has a grid of " + std::to_string(size[0]) + " x " + std::to_string(size[1]) + " x " +
-                      std::to_string(size[2]) + ", expected multiples of " + std::to_string(tokens_.merge));
+        return broken(std::string(grid_key) + " has a grid of " + std::to_string(size[0]) + " x " +
+                      std::to_string(size[1]) + " x " + std::to_string(size[2]) + ", expected multiples of " +
+                      std::to_string(tokens_.merge));
       }
       patches += size[0] * size[1] * size[2];
       const bool video = visuals.token == tokens_.video_token;
       const int64_t step = video && tokens_.tokens_per_second
-                               ? tokens_.tokens_per_second * static_cast<int64_t>(seconds[i]) : 1;
+                               ? tokens_.tokens_per_second * static_cast<int64_t>(seconds[i])
+                               : 1;
       const VisionSpan whole{0, size[0], size[1] / tokens_.merge, size[2] / tokens_.merge, step};
       if (video && tokens_.split_frames) {
-        visuals.spans.insert(visuals.spans.end(), whole.frames, VisionSpan{0, 1, whole.height, whole.width, 1});
+        visuals.spans.insert(visuals.spans.end(), whole.frames,
+                             VisionSpan{0, 1, whole.height, whole.width, 1});
       } else {
         visuals.spans.push_back(whole);
       }
     }
-    if (visuals.pixels.dim() == 2 && visuals.pixels.size(0) == patches && visuals.pixels.size(1) == tokens_.patch_features) return {};
-    return broken(std::string(pixel_key) + " has shape " + shape_string(visuals.pixels.sizes().vec()) + ", expected " +
-                  shape_string({patches, tokens_.patch_features}) + " from " + grid_key + " and config.json");
+    if (visuals.pixels.dim() == 2 && visuals.pixels.size(0) == patches &&
+        visuals.pixels.size(1) == tokens_.patch_features)
+      return {};
+    return broken(std::string(pixel_key) + " has shape " + shape_string(visuals.pixels.sizes().vec()) +
+                  ", expected " + shape_string({patches, tokens_.patch_features}) + " from " + grid_key +
+                  " and config.json");
   }
 
   static Status check_counts(const at::Tensor& ids, const Visuals& visuals) {
-    const int64_t found = (ids == visuals.token).sum().item<int64_t>(), expected = merged_tokens(visuals.spans);
+    const int64_t found = (ids == visuals.token).sum().item<int64_t>(),
+                  expected = merged_tokens(visuals.spans);
     if (found == expected) return {};
-    return broken("has " + std::to_string(found) + " " + visuals.what + " tokens, but its " + visuals.what + "s give " +
-                  std::to_string(expected) + " features");
+    return broken("has " + std::to_string(found) + " " + visuals.what + " tokens, but its " + visuals.what +
+                  "s give " + std::to_string(expected) + " features");
   }
 
   /// Finds the run of tokens of every span; appends rows, positions, pixels and grids.
@@ -117,8 +126,8 @@ class Collator {
       auto& run = rows[&visuals == &videos];
       for (; i < end; ++i) {
         if (i == count || token[i] != visuals.token) {
-          return broken("has a run of " + std::to_string(i - span.begin) + " " + visuals.what + " tokens, expected " +
-                        std::to_string(span.tokens()));
+          return broken("has a run of " + std::to_string(i - span.begin) + " " + visuals.what +
+                        " tokens, expected " + std::to_string(span.tokens()));
         }
         run.push_back(tokens_before_ + i);
       }

@@ -24,7 +24,8 @@ struct Picture {
   int64_t tokens = 0;
 };
 
-/// The largest n so that every picture fits into `budget` tokens together when none has more than n; 0 if there is none.
+/// The largest n so that every picture fits into `budget` tokens together when none has more than n; 0 if
+/// there is none.
 int64_t level_tokens(const std::vector<Picture>& pictures, int64_t budget) {
   std::vector<int64_t> sizes;
   for (const auto& picture : pictures) sizes.push_back(picture.tokens);
@@ -39,8 +40,13 @@ int64_t level_tokens(const std::vector<Picture>& pictures, int64_t budget) {
 
 class MultimodalProcessor final : public Processor {
  public:
-  MultimodalProcessor(Tokenizer tokenizer, ChatTemplate chat, PatchOptions options, int64_t image_token, std::vector<int64_t> stops)
-      : tokenizer_(std::move(tokenizer)), chat_(std::move(chat)), options_(options), image_token_(image_token), stops_(std::move(stops)) {}
+  MultimodalProcessor(Tokenizer tokenizer, ChatTemplate chat, PatchOptions options, int64_t image_token,
+                      std::vector<int64_t> stops)
+      : tokenizer_(std::move(tokenizer)),
+        chat_(std::move(chat)),
+        options_(options),
+        image_token_(image_token),
+        stops_(std::move(stops)) {}
 
   Result<Sample> encode(const Document& document, const EncodeOptions& options) const override {
     auto sample = encode_unnamed(document, options);
@@ -64,7 +70,8 @@ class MultimodalProcessor final : public Processor {
     SLIM_ASSIGN(auto pictures, load(document));
     const int64_t placeholders = std::count(ids.begin(), ids.end(), image_token_);
     if (placeholders != static_cast<int64_t>(pictures.size())) {
-      return Status(Code::kInvalidArgument, "its prompt has " + std::to_string(placeholders) + " places for images, but it has " +
+      return Status(Code::kInvalidArgument, "its prompt has " + std::to_string(placeholders) +
+                                                " places for images, but it has " +
                                                 std::to_string(pictures.size()) + " images");
     }
     Sample sample;
@@ -80,13 +87,15 @@ class MultimodalProcessor final : public Processor {
       for (const auto& part : message.content) {
         if (part.kind == ContentPart::Kind::kText) continue;
         if (part.kind == ContentPart::Kind::kVideo) {
-          return Status(Code::kUnsupported, "it has a video, which slim does not calibrate with; give its frames as images");
+          return Status(Code::kUnsupported,
+                        "it has a video, which slim does not calibrate with; give its frames as images");
         }
         if (part.bytes.empty() && part.files.size() != 1) {
           return Status(Code::kInvalidArgument, "an image of it has neither a file nor bytes");
         }
         Picture picture;
-        SLIM_ASSIGN(picture.pixels, part.bytes.empty() ? read_image(part.files[0]) : decode_image(part.bytes, "image"));
+        SLIM_ASSIGN(picture.pixels,
+                    part.bytes.empty() ? read_image(part.files[0]) : decode_image(part.bytes, "image"));
         SLIM_TRY(patch(picture, 0));
         pictures.push_back(std::move(picture));
       }
@@ -113,8 +122,9 @@ class MultimodalProcessor final : public Processor {
     const int64_t text = prefix - static_cast<int64_t>(pictures.size());
     const int64_t level = level_tokens(pictures, max_tokens - text);
     if (level < 1) {
-      return Status(Code::kInvalidArgument, "its " + std::to_string(pictures.size()) + " images do not fit into " +
-                                                std::to_string(max_tokens) + " tokens beside " + std::to_string(text) +
+      return Status(Code::kInvalidArgument, "its " + std::to_string(pictures.size()) +
+                                                " images do not fit into " + std::to_string(max_tokens) +
+                                                " tokens beside " + std::to_string(text) +
                                                 " tokens of text; allow more tokens or leave it out");
     }
     for (auto& picture : pictures) {
@@ -123,7 +133,8 @@ class MultimodalProcessor final : public Processor {
     return {};
   }
 
-  void expand(const std::vector<int64_t>& ids, const std::vector<Picture>& pictures, int64_t max_tokens, Sample& sample) const {
+  void expand(const std::vector<int64_t>& ids, const std::vector<Picture>& pictures, int64_t max_tokens,
+              Sample& sample) const {
     std::vector<int64_t> expanded, grids;
     std::vector<at::Tensor> pixels;
     for (const int64_t id : ids) {
@@ -165,7 +176,8 @@ Result<JsonConfig> read_json(const std::string& folder, const std::string& name)
 
 }  // namespace
 
-Result<std::vector<int64_t>> read_stop_tokens(const std::string& folder, const Tokenizer& tokenizer, const std::string& end_of_turn) {
+Result<std::vector<int64_t>> read_stop_tokens(const std::string& folder, const Tokenizer& tokenizer,
+                                              const std::string& end_of_turn) {
   SLIM_ASSIGN(const auto of_tokenizer, read_json(folder, "tokenizer_config.json"));
   SLIM_ASSIGN(const auto generation, read_json(folder, "generation_config.json"));
   SLIM_ASSIGN(const auto config, read_json(folder, "config.json"));
@@ -175,21 +187,27 @@ Result<std::vector<int64_t>> read_stop_tokens(const std::string& folder, const T
   };
   add(tokenizer.id_of(of_tokenizer.token("eos_token", end_of_turn)));
   const auto text_config = config.child("text_config");
-  const auto* listed = generation.has("eos_token_id") ? &generation : config.has("eos_token_id") ? &config : &text_config;
+  const auto* listed = generation.has("eos_token_id") ? &generation
+                       : config.has("eos_token_id")   ? &config
+                                                      : &text_config;
   for (const int64_t id : listed->integers("eos_token_id", std::vector<int64_t>{})) add(id);
   for (const auto* file : {&of_tokenizer, &generation, &config}) SLIM_TRY(file->status());
   if (!stops.empty()) return stops;
-  return Status(Code::kCorrupt, folder + " names no token that ends an answer: eos_token_id is missing in generation_config.json");
+  return Status(
+      Code::kCorrupt,
+      folder + " names no token that ends an answer: eos_token_id is missing in generation_config.json");
 }
 
-Result<std::unique_ptr<Processor>> make_multimodal_processor(const std::string& folder, const MultimodalPrompt& prompt) {
+Result<std::unique_ptr<Processor>> make_multimodal_processor(const std::string& folder,
+                                                             const MultimodalPrompt& prompt) {
   SLIM_ASSIGN(auto tokenizer, Tokenizer::from_file(folder + "/tokenizer.json"));
   SLIM_ASSIGN(auto chat, ChatTemplate::from_folder(folder));
   SLIM_ASSIGN(const auto options, read_image_options(folder));
   SLIM_ASSIGN(auto stops, read_stop_tokens(folder, tokenizer, prompt.end_of_turn));
   const int64_t image_token = tokenizer.id_of(prompt.image_token);
   if (image_token < 0) {
-    return Status(Code::kCorrupt, folder + "/tokenizer.json has no token " + prompt.image_token + ", which stands for images");
+    return Status(Code::kCorrupt, folder + "/tokenizer.json has no token " + prompt.image_token +
+                                      ", which stands for images");
   }
   return std::unique_ptr<Processor>(
       new MultimodalProcessor(std::move(tokenizer), std::move(chat), options, image_token, std::move(stops)));

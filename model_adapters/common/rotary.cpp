@@ -21,8 +21,10 @@ at::Tensor llama3_frequencies(const RopeConfig& config, const at::Tensor& plain)
   const auto smooth = (length / waves - config.low_frequency_factor) /
                       (config.high_frequency_factor - config.low_frequency_factor);
   const auto blended = (1 - smooth) * plain / config.factor + smooth * plain;
-  const auto stretched = at::where(waves > length / config.low_frequency_factor, plain / config.factor, plain);
-  const auto between = (waves >= length / config.high_frequency_factor) & (waves <= length / config.low_frequency_factor);
+  const auto stretched =
+      at::where(waves > length / config.low_frequency_factor, plain / config.factor, plain);
+  const auto between =
+      (waves >= length / config.high_frequency_factor) & (waves <= length / config.low_frequency_factor);
   return at::where(between, blended, stretched);
 }
 
@@ -47,7 +49,8 @@ double yarn_magnitude(const RopeConfig& config) {
   const auto scale = [&](double weight) {
     return config.factor <= 1 ? 1.0 : 0.1 * weight * std::log(config.factor) + 1.0;
   };
-  if (config.mscale != 0 && config.mscale_all_dim != 0) return scale(config.mscale) / scale(config.mscale_all_dim);
+  if (config.mscale != 0 && config.mscale_all_dim != 0)
+    return scale(config.mscale) / scale(config.mscale_all_dim);
   return scale(1);
 }
 
@@ -113,7 +116,8 @@ RopeConfig read_rope(const JsonConfig& config, double default_theta) {
 
 Rotary::Rotary(const RopeConfig& config, int64_t head_dim) : config_(config) {
   const auto dim = static_cast<double>(head_dim);
-  const double theta = config.alpha > 0 ? config.theta * std::pow(config.alpha, dim / (dim - 2)) : config.theta;
+  const double theta =
+      config.alpha > 0 ? config.theta * std::pow(config.alpha, dim / (dim - 2)) : config.theta;
   inverse_frequencies_ = default_frequencies(theta, head_dim);
   if (config.type == "linear") inverse_frequencies_ = inverse_frequencies_ / config.factor;
   if (config.type == "llama3") inverse_frequencies_ = llama3_frequencies(config, inverse_frequencies_);
@@ -127,9 +131,10 @@ std::pair<at::Tensor, at::Tensor> Rotary::tables(const at::Tensor& positions, at
                                                  at::Device device) const {
   if (config_.type == "dynamic" && config_.alpha <= 0 && positions.numel() > 0 &&
       positions.max().item<int64_t>() >= config_.max_positions) {
-    throw ExecError(Status(Code::kUnsupported, "a sequence is longer than max_position_embeddings (" +
-                                                   std::to_string(config_.max_positions) +
-                                                   "), where dynamic rotary scaling would change; use shorter samples"));
+    throw ExecError(
+        Status(Code::kUnsupported, "a sequence is longer than max_position_embeddings (" +
+                                       std::to_string(config_.max_positions) +
+                                       "), where dynamic rotary scaling would change; use shorter samples"));
   }
   auto angles = positions.to(at::kCPU, at::kFloat).unsqueeze(-1) * inverse_frequencies_;
   if (!config_.sections.empty()) angles = pick_axes(angles, config_);
@@ -149,7 +154,8 @@ at::Tensor patch_positions(const at::Tensor& grid_thw, int64_t merge) {
   std::vector<at::Tensor> images{at::empty({2, 0}, at::kLong)};
   const auto grid = grid_thw.to(at::kCPU).contiguous();
   for (int64_t i = 0; i < grid.size(0); ++i) {
-    const int64_t *size = grid.data_ptr<int64_t>() + 3 * i, frames = size[0], height = size[1], width = size[2];
+    const int64_t *size = grid.data_ptr<int64_t>() + 3 * i, frames = size[0], height = size[1],
+                  width = size[2];
     const auto in_blocks = [&](const at::Tensor& plane) {
       return plane.reshape({height / merge, merge, width / merge, merge}).transpose(1, 2).flatten();
     };
@@ -160,7 +166,8 @@ at::Tensor patch_positions(const at::Tensor& grid_thw, int64_t merge) {
   return at::cat(images, 1);
 }
 
-std::pair<at::Tensor, at::Tensor> axial_tables(const at::Tensor& patch_positions, int64_t head_dim, double theta) {
+std::pair<at::Tensor, at::Tensor> axial_tables(const at::Tensor& patch_positions, int64_t head_dim,
+                                               double theta) {
   const auto angles = patch_positions.to(at::kFloat).unsqueeze(-1) * default_frequencies(theta, head_dim / 2);
   const auto both = at::cat({angles[0], angles[1]}, -1);
   const auto table = at::cat({both, both}, -1);

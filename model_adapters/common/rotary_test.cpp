@@ -28,8 +28,10 @@ at::Tensor cos_of(const RopeConfig& rope, const at::Tensor& positions) {
 }  // namespace
 
 TEST_CASE("rotary/ old and new keys of config.json mean the same") {
-  const auto old_keys = rope_of(R"({"rope_theta": 100, "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}})");
-  const auto new_keys = rope_of(R"({"rope_parameters": {"rope_theta": 100, "rope_type": "default", "mrope_section": [2, 1, 1]}})");
+  const auto old_keys =
+      rope_of(R"({"rope_theta": 100, "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}})");
+  const auto new_keys = rope_of(
+      R"({"rope_parameters": {"rope_theta": 100, "rope_type": "default", "mrope_section": [2, 1, 1]}})");
   CHECK(old_keys.theta == new_keys.theta);
   CHECK(old_keys.type == new_keys.type);
   CHECK(old_keys.sections == new_keys.sections);
@@ -54,7 +56,8 @@ TEST_CASE("rotary/ equal positions on all axes are plain rotary, in both orders 
   const auto three = positions.unsqueeze(0).expand({3, 6});
   const auto plain = cos_of(rope_of("{}"), positions);
   for (const char* order : {"true", "false"}) {
-    const auto rope = rope_of(R"({"rope_scaling": {"mrope_section": [2, 1, 1], "mrope_interleaved": )" + std::string(order) + "}}");
+    const auto rope = rope_of(R"({"rope_scaling": {"mrope_section": [2, 1, 1], "mrope_interleaved": )" +
+                              std::string(order) + "}}");
     CHECK(distance(plain, cos_of(rope, three)) == 0);
   }
 }
@@ -72,21 +75,26 @@ TEST_CASE("rotary/ sections decide which axis turns which frequency") {
     }
     return int64_t{-1};
   };
-  for (const auto& [interleaved, expected] : {std::pair{true, std::vector<int64_t>{0, 1, 2, 0}}, {false, {0, 0, 1, 2}}}) {
+  for (const auto& [interleaved, expected] :
+       {std::pair{true, std::vector<int64_t>{0, 1, 2, 0}}, {false, {0, 0, 1, 2}}}) {
     for (int64_t i = 0; i < 4; ++i) CHECK(axis_of(interleaved, i) == expected[i]);
   }
 }
 
 TEST_CASE("rotary/ linear scaling is division of positions") {
   const auto rope = rope_of(R"({"rope_scaling": {"rope_type": "linear", "factor": 4}})");
-  CHECK(distance(cos_of(rope, at::full({1}, 12, at::kLong)), cos_of(rope_of("{}"), at::full({1}, 3, at::kLong))) < 1e-6);
+  CHECK(distance(cos_of(rope, at::full({1}, 12, at::kLong)),
+                 cos_of(rope_of("{}"), at::full({1}, 3, at::kLong))) < 1e-6);
 }
 
 TEST_CASE("rotary/ dynamic scaling ends at the trained length unless its base is fixed") {
-  const auto rope = rope_of(R"({"max_position_embeddings": 4, "rope_scaling": {"type": "dynamic", "factor": 2}})");
-  CHECK(distance(cos_of(rope, at::arange(4, at::kLong)), cos_of(rope_of("{}"), at::arange(4, at::kLong))) == 0);
+  const auto rope =
+      rope_of(R"({"max_position_embeddings": 4, "rope_scaling": {"type": "dynamic", "factor": 2}})");
+  CHECK(distance(cos_of(rope, at::arange(4, at::kLong)), cos_of(rope_of("{}"), at::arange(4, at::kLong))) ==
+        0);
   CHECK_THROWS_AS(cos_of(rope, at::arange(5, at::kLong)), slim::ExecError);
-  const auto fixed = rope_of(R"({"max_position_embeddings": 4, "rope_scaling": {"type": "dynamic", "alpha": 1000}})");
+  const auto fixed =
+      rope_of(R"({"max_position_embeddings": 4, "rope_scaling": {"type": "dynamic", "alpha": 1000}})");
   CHECK_NOTHROW(cos_of(fixed, at::arange(9, at::kLong)));
 }
 
@@ -97,7 +105,8 @@ TEST_CASE("rotary/ an unknown scaling is an error that names the key") {
 }
 
 TEST_CASE("rotary/ patches are numbered merge block by merge block, every frame again") {
-  const auto positions = patch_positions(at::tensor(std::vector<int64_t>{2, 2, 4}, at::kLong).view({1, 3}), 2);
+  const auto positions =
+      patch_positions(at::tensor(std::vector<int64_t>{2, 2, 4}, at::kLong).view({1, 3}), 2);
   CHECK(values(positions[0]) == std::vector<int64_t>{0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1});
   CHECK(values(positions[1]) == std::vector<int64_t>{0, 1, 0, 1, 2, 3, 2, 3, 0, 1, 0, 1, 2, 3, 2, 3});
   CHECK(patch_positions(at::empty({0, 3}, at::kLong), 2).sizes() == at::IntArrayRef{2, 0});

@@ -23,7 +23,8 @@ Result<Activation> activation(std::string_view name) {
     if (key == name) return function;
     known += (known.empty() ? "" : ", ") + std::string(key);
   }
-  return Status(Code::kUnsupported, "config.json: hidden_act is \"" + std::string(name) + "\", expected one of " + known);
+  return Status(Code::kUnsupported,
+                "config.json: hidden_act is \"" + std::string(name) + "\", expected one of " + known);
 }
 
 }  // namespace slim::model

@@ -59,15 +59,18 @@ namespace {
 /// "q_proj" of "model.layers.3.self_attn.q_proj".
 std::string last_part(const std::string& name) { return name.substr(name.rfind('.') + 1); }
 
-std::string edge_name(const std::string& producer, const BlockPlan& block, const std::vector<LayerId>& consumers) {
+std::string edge_name(const std::string& producer, const BlockPlan& block,
+                      const std::vector<LayerId>& consumers) {
   std::string name = last_part(producer) + " -> ";
-  for (size_t i = 0; i < consumers.size(); ++i) name += (i ? ", " : "") + last_part(block.layers[consumers[i]].name);
+  for (size_t i = 0; i < consumers.size(); ++i)
+    name += (i ? ", " : "") + last_part(block.layers[consumers[i]].name);
   return name;
 }
 
 }  // namespace
 
-void BlockBuilder::norm_edge(const std::string& norm, bool bias, PortId port, std::vector<LayerId> consumers, RegionId region) {
+void BlockBuilder::norm_edge(const std::string& norm, bool bias, PortId port, std::vector<LayerId> consumers,
+                             RegionId region) {
   ScaleEdge edge;
   edge.port = port;
   edge.fold = Fold::kNorm;
@@ -79,7 +82,8 @@ void BlockBuilder::norm_edge(const std::string& norm, bool bias, PortId port, st
   plan().edges.push_back(std::move(edge));
 }
 
-void BlockBuilder::linear_edge(LayerId producer, PortId port, std::vector<LayerId> consumers, int64_t repeat, int64_t head_dim) {
+void BlockBuilder::linear_edge(LayerId producer, PortId port, std::vector<LayerId> consumers, int64_t repeat,
+                               int64_t head_dim) {
   ScaleEdge edge;
   edge.port = port;
   edge.fold = Fold::kLinearRows;
@@ -93,7 +97,8 @@ void BlockBuilder::linear_edge(LayerId producer, PortId port, std::vector<LayerI
 
 BlockPlan& BlockBuilder::plan() { return owner_->plan_.blocks[index_]; }
 
-PlanBuilder::PlanBuilder(std::string family, const std::map<std::string, TensorSpec>& tensors) : tensors_(tensors) {
+PlanBuilder::PlanBuilder(std::string family, const std::map<std::string, TensorSpec>& tensors)
+    : tensors_(tensors) {
   plan_.family = std::move(family);
 }
 
@@ -121,16 +126,22 @@ const TensorSpec* PlanBuilder::find(const std::string& tensor) const {
 void PlanBuilder::claim(const std::string& tensor, const std::vector<int64_t>& shape) {
   if (!ok()) return;
   const TensorSpec* spec = find(tensor);
-  const auto broken = [&](const std::string& what) { fail(Status(Code::kCorrupt, "tensor " + tensor + what)); };
+  const auto broken = [&](const std::string& what) {
+    fail(Status(Code::kCorrupt, "tensor " + tensor + what));
+  };
   if (!spec) return broken(" is missing, config.json says it has shape " + shape_string(shape));
   if (spec->shape != shape) {
-    return broken(" has shape " + shape_string(spec->shape) + ", expected " + shape_string(shape) + " from config.json");
+    return broken(" has shape " + shape_string(spec->shape) + ", expected " + shape_string(shape) +
+                  " from config.json");
   }
-  const bool plain_float = spec->dtype == Dtype::kF32 || spec->dtype == Dtype::kBF16 || spec->dtype == Dtype::kF16;
+  const bool plain_float =
+      spec->dtype == Dtype::kF32 || spec->dtype == Dtype::kBF16 || spec->dtype == Dtype::kF16;
   if (!plain_float) {
-    return broken(" is " + std::string(dtype_name(spec->dtype)) + ", expected BF16, F16 or F32: start from the float checkpoint");
+    return broken(" is " + std::string(dtype_name(spec->dtype)) +
+                  ", expected BF16, F16 or F32: start from the float checkpoint");
   }
-  if (!claimed_.insert(tensor).second) fail(Status(Code::kInternal, "the plan names tensor " + tensor + " twice"));
+  if (!claimed_.insert(tensor).second)
+    fail(Status(Code::kInternal, "the plan names tensor " + tensor + " twice"));
 }
 
 void PlanBuilder::fail(Status status) {
@@ -143,7 +154,8 @@ Result<ModelPlan> PlanBuilder::finish() {
   size_t unknown = 0;
   for (const auto& [name, spec] : tensors_) {
     if (claimed_.count(name)) continue;
-    if (unknown++ == 0) first = name + " " + std::string(dtype_name(spec.dtype)) + " " + shape_string(spec.shape);
+    if (unknown++ == 0)
+      first = name + " " + std::string(dtype_name(spec.dtype)) + " " + shape_string(spec.shape);
   }
   if (unknown == 0) return std::move(plan_);
   const std::string more = unknown > 1 ? " (and " + std::to_string(unknown - 1) + " more)" : "";

@@ -30,15 +30,18 @@ class BlockBuilder {
   PortId port(const std::string& name, int64_t features);
   /// A layer with a weight tensor of its own.
   LayerId linear(const LinearSpec&);
-  /// A layer whose weight is part of a tensor (a fused or packed one) claimed with PlanBuilder::claim. The bias is the caller's too.
+  /// A layer whose weight is part of a tensor (a fused or packed one) claimed with PlanBuilder::claim. The
+  /// bias is the caller's too.
   LayerId linear(const LinearSpec&, WeightRef weight);
   void param(const std::string& tensor, const std::vector<int64_t>& shape);
   RegionId region(const std::string& name);
   void fuse(const std::string& name, std::vector<LayerId> layers);
   /// A norm that feeds a port: `norm + ".weight"`, with `norm + ".bias"` if `bias`.
-  void norm_edge(const std::string& norm, bool bias, PortId port, std::vector<LayerId> consumers, RegionId region);
+  void norm_edge(const std::string& norm, bool bias, PortId port, std::vector<LayerId> consumers,
+                 RegionId region);
   /// A linear layer whose output rows feed a port, channel by channel; repeat and head_dim as in ScaleEdge.
-  void linear_edge(LayerId producer, PortId port, std::vector<LayerId> consumers, int64_t repeat = 1, int64_t head_dim = 0);
+  void linear_edge(LayerId producer, PortId port, std::vector<LayerId> consumers, int64_t repeat = 1,
+                   int64_t head_dim = 0);
   /// The block so far, for what has no function here (experts, ports with parents).
   BlockPlan& plan();
   PlanBuilder& owner() { return *owner_; }
@@ -50,8 +53,8 @@ class BlockBuilder {
   size_t index_;
 };
 
-/// Collects the blocks of a plan. The first error (a tensor that is missing, of a wrong shape or dtype) is kept and returned
-/// by finish(), so that the description of an architecture reads without error handling.
+/// Collects the blocks of a plan. The first error (a tensor that is missing, of a wrong shape or dtype) is
+/// kept and returned by finish(), so that the description of an architecture reads without error handling.
 class PlanBuilder {
  public:
   PlanBuilder(std::string family, const std::map<std::string, TensorSpec>& tensors);
@@ -77,7 +80,8 @@ class PlanBuilder {
   Status error_;
 };
 
-/// The layer of a block by its full name; the plan is the adapter's own, so it must be there (kInternal ExecError otherwise).
+/// The layer of a block by its full name; the plan is the adapter's own, so it must be there (kInternal
+/// ExecError otherwise).
 LayerId layer_id(const BlockPlan&, const std::string& name);
 /// The region of a block by its name, as above.
 RegionId region_id(const BlockPlan&, const std::string& name);

@@ -8,16 +8,18 @@
 
 namespace slim::qwen3vl {
 
-/// Qwen3-VL: a vision tower whose merged patches take the place of image tokens, DeepStack features added after the first
-/// language layers (arXiv:2406.04334), and a Qwen3 decoder with interleaved M-RoPE.
+/// Qwen3-VL: a vision tower whose merged patches take the place of image tokens, DeepStack features added
+/// after the first language layers (arXiv:2406.04334), and a Qwen3 decoder with interleaved M-RoPE.
 class Qwen3Vl final : public ModelAdapter {
  public:
-  Result<ModelPlan> plan(std::string_view config_json, const std::map<std::string, TensorSpec>& tensors) override;
+  Result<ModelPlan> plan(std::string_view config_json,
+                         const std::map<std::string, TensorSpec>& tensors) override;
   Result<std::unique_ptr<Processor>> processor(const std::string& folder) const override;
   Result<Carry> begin(std::span<const Sample> samples, Exec&) override;
   Status enter(std::string_view stage, Exec&, Carry&) override;
   Status forward(const BlockPlan&, Exec&, Carry&) override;
-  Result<at::Tensor> forward_region(const BlockPlan&, RegionId, Exec&, const Carry&, const at::Tensor& x) override;
+  Result<at::Tensor> forward_region(const BlockPlan&, RegionId, Exec&, const Carry&,
+                                    const at::Tensor& x) override;
   Result<Carry> next(const Carry& previous, const at::Tensor& token_ids, Exec&) override;
 
  private:
@@ -46,12 +48,14 @@ model::DecoderConfig read_text(const model::JsonConfig& config) {
 
 }  // namespace
 
-Result<ModelPlan> Qwen3Vl::plan(std::string_view config_json, const std::map<std::string, TensorSpec>& tensors) {
+Result<ModelPlan> Qwen3Vl::plan(std::string_view config_json,
+                                const std::map<std::string, TensorSpec>& tensors) {
   SLIM_ASSIGN(const auto config, model::JsonConfig::parse(config_json, "config.json"));
   const auto vision = read_vision(config.child("vision_config"));
   const auto text = read_text(config);
   if (config.status().ok() && vision.out_hidden != text.hidden) {
-    config.fail("vision_config.out_hidden_size", "is " + std::to_string(vision.out_hidden) + ", expected text_config.hidden_size " +
+    config.fail("vision_config.out_hidden_size", "is " + std::to_string(vision.out_hidden) +
+                                                     ", expected text_config.hidden_size " +
                                                      std::to_string(text.hidden));
   }
   tokens_.image_token = config.integer("image_token_id", 151655, 0);
@@ -107,14 +111,15 @@ Status Qwen3Vl::forward(const BlockPlan& block, Exec& exec, Carry& carry) {
   const auto features = carry.find(deepstack_key(block.index - first_language_block_));
   if (block.stage == "language" && features != carry.end()) {
     auto& hidden = carry.at("hidden");
-    hidden = hidden.index_add(0, carry.at("visual_rows").to(hidden.device()), features->second.to(hidden.scalar_type()));
+    hidden = hidden.index_add(0, carry.at("visual_rows").to(hidden.device()),
+                              features->second.to(hidden.scalar_type()));
     carry.erase(features);
   }
   return {};
 }
 
-Result<at::Tensor> Qwen3Vl::forward_region(const BlockPlan& block, RegionId region, Exec& exec, const Carry& carry,
-                                           const at::Tensor& x) {
+Result<at::Tensor> Qwen3Vl::forward_region(const BlockPlan& block, RegionId region, Exec& exec,
+                                           const Carry& carry, const at::Tensor& x) {
   if (block.stage == "vision") return vision_.region(block, region, exec, carry, x);
   return decoder_->region(block, region, exec, carry, x);
 }

@@ -12,13 +12,16 @@ namespace {
 constexpr int64_t kImage = 60, kVideo = 61;
 
 /// A tiny model: `text` and `vision` are further keys of those parts, `top` of the whole.
-std::string config_of(const std::string& text = "", const std::string& vision = "", const std::string& top = "") {
+std::string config_of(const std::string& text = "", const std::string& vision = "",
+                      const std::string& top = "") {
   return R"({"model_type": "qwen3_vl", "image_token_id": 60, "video_token_id": 61)" + top + R"(,
     "text_config": {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
       "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 64, "rope_theta": 10000,
-      "rope_scaling": {"mrope_section": [4, 2, 2], "rope_type": "default"})" + text + R"(},
+      "rope_scaling": {"mrope_section": [4, 2, 2], "rope_type": "default"})" +
+         text + R"(},
     "vision_config": {"depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32,
-      "patch_size": 4, "num_position_embeddings": 25, "deepstack_visual_indexes": [2, 0])" + vision + "}}";
+      "patch_size": 4, "num_position_embeddings": 25, "deepstack_visual_indexes": [2, 0])" +
+         vision + "}}";
 }
 
 /// grids: height and width of images in tokens.
@@ -42,9 +45,12 @@ Sample sample_of(const std::vector<std::pair<int64_t, int64_t>>& grids, int64_t 
   return sample;
 }
 
-std::vector<Sample> some_samples() { return {sample_of({{2, 3}, {1, 1}}, 1), sample_of({}, 2), sample_of({{1, 4}}, 3)}; }
+std::vector<Sample> some_samples() {
+  return {sample_of({{2, 3}, {1, 1}}, 1), sample_of({}, 2), sample_of({{1, 4}}, 3)};
+}
 
-std::string plan_error(ModelAdapter* adapter, const std::string& config, const std::map<std::string, TensorSpec>& specs) {
+std::string plan_error(ModelAdapter* adapter, const std::string& config,
+                       const std::map<std::string, TensorSpec>& specs) {
   const auto plan = adapter->plan(config, specs);
   return plan.ok() ? "" : plan.status().message();
 }
@@ -82,7 +88,8 @@ TEST_CASE("qwen3vl/ language blocks have the ports, groups and edges that engine
   for (const auto& port : block.ports) ports.push_back(port.name);
   for (const auto& edge : block.edges) edges.push_back(edge.name);
   for (const auto& group : block.fused) groups.push_back(group.name);
-  CHECK(ports == std::vector<std::string>{"attention_input", "attention_output_input", "mlp_input", "down_input"});
+  CHECK(ports ==
+        std::vector<std::string>{"attention_input", "attention_output_input", "mlp_input", "down_input"});
   CHECK(groups == std::vector<std::string>{"qkv", "gate_up"});
   CHECK(edges.size() == 4);
   CHECK(block.edges[1].repeat == 2);
@@ -95,7 +102,8 @@ TEST_CASE("qwen3vl/ missing, misshapen, quantized and unknown tensors are told b
   const std::string name = "model.language_model.layers.1.mlp.up_proj.weight";
   auto specs = model.specs;
   specs.erase(name);
-  CHECK(plan_error(plugin.adapter, config_of(), specs) == "tensor " + name + " is missing, config.json says it has shape [40, 32]");
+  CHECK(plan_error(plugin.adapter, config_of(), specs) ==
+        "tensor " + name + " is missing, config.json says it has shape [40, 32]");
   specs = model.specs;
   specs.at(name).shape = {40, 31};
   CHECK(plan_error(plugin.adapter, config_of(), specs) ==
@@ -120,7 +128,8 @@ TEST_CASE("qwen3vl/ contradictions in config.json are told by key") {
       {config_of("", R"(, "num_heads": 5)"), "vision_config.hidden_size"},
       {config_of("", "", R"(, "image_token_id": "x")"), "image_token_id"},
       {"[]", "no JSON object"}};
-  for (const auto& [config, key] : cases) CHECK_MESSAGE(plan_error(plugin.adapter, config, {}).find(key) != std::string::npos, key);
+  for (const auto& [config, key] : cases)
+    CHECK_MESSAGE(plan_error(plugin.adapter, config, {}).find(key) != std::string::npos, key);
 }
 
 TEST_CASE("qwen3vl/ scale edges, batches, regions and generation keep the function") {
@@ -145,22 +154,28 @@ TEST_CASE("qwen3vl/ images change the logits of tokens after them, through merge
   CHECK(distance(before.slice(0, -1), after.slice(0, -1)) > 1e-3);
 }
 
-TEST_CASE("qwen3vl/ deepstack features go to the language layers in the order of the vision blocks, at image tokens only") {
+TEST_CASE(
+    "qwen3vl/ deepstack features go to the language layers in the order of the vision blocks, at image "
+    "tokens only") {
   PluginAdapter plugin(slim_plugin_v1);
   auto model = random_model(plugin.adapter, config_of());  // "deepstack_visual_indexes": [2, 0]
   const std::vector<Sample> samples{sample_of({{2, 2}}, 1)};
   TensorExec exec(model.tensors);
   const auto before = logits(model, exec, samples);
   const auto shift = [&](const char* merger) {
-    auto& bias = model.tensors.at(std::string("model.visual.deepstack_merger_list.") + merger + ".linear_fc2.bias");
+    auto& bias =
+        model.tensors.at(std::string("model.visual.deepstack_merger_list.") + merger + ".linear_fc2.bias");
+    const auto saved = bias;
     bias = bias + 1;
     const auto after = logits(model, exec, samples);
-    bias = bias - 1;
+    bias = saved;
     return after;
   };
   const auto first = shift("1"), second = shift("0");
-  CHECK(distance(before.slice(0, -1), first.slice(0, -1)) > 1e-3);  // block 0 feeds layer 0: the next layer carries it on
-  CHECK(distance(before.slice(0, -1), second.slice(0, -1)) == 0);   // block 2 feeds the last layer: nobody reads it any more
+  CHECK(distance(before.slice(0, -1), first.slice(0, -1)) >
+        1e-3);  // block 0 feeds layer 0: the next layer carries it on
+  CHECK(distance(before.slice(0, -1), second.slice(0, -1)) ==
+        0);  // block 2 feeds the last layer: nobody reads it any more
   CHECK(distance(before.slice(0, 3, 7), second.slice(0, 3, 7)) > 1e-3);
   CHECK(distance(before.slice(0, 0, 3), first.slice(0, 0, 3)) == 0);
 }

@@ -23,7 +23,9 @@ constexpr char kMlp[] = "mlp";
 constexpr double kEpsilon = 1e-6;
 
 std::string block_name(int64_t layer) { return "model.visual.blocks." + std::to_string(layer); }
-std::string deepstack_name(int64_t merger) { return "model.visual.deepstack_merger_list." + std::to_string(merger); }
+std::string deepstack_name(int64_t merger) {
+  return "model.visual.deepstack_merger_list." + std::to_string(merger);
+}
 
 at::Tensor layer_norm(Exec& exec, const std::string& name, const at::Tensor& x) {
   return at::layer_norm(x, {x.size(-1)}, exec.param(name + ".weight"), exec.param(name + ".bias"), kEpsilon);
@@ -32,7 +34,8 @@ at::Tensor layer_norm(Exec& exec, const std::string& name, const at::Tensor& x) 
 /// A side of a patch: one number, or the same number for every axis.
 int64_t read_side(const model::JsonConfig& config, const char* key, int64_t fallback) {
   const auto sides = config.integers(key, std::vector<int64_t>{fallback});
-  const bool same = !sides.empty() && std::all_of(sides.begin(), sides.end(), [&](int64_t s) { return s == sides[0]; });
+  const bool same =
+      !sides.empty() && std::all_of(sides.begin(), sides.end(), [&](int64_t s) { return s == sides[0]; });
   if (same && sides[0] >= 1 && sides[0] <= 4096) return sides[0];
   config.fail(key, "has to be one number from 1 to 4096, or that number for every axis");
   return fallback;
@@ -57,14 +60,15 @@ VisionConfig read_vision(const model::JsonConfig& config) {
   result.activation = config.text("hidden_act", "gelu_pytorch_tanh");
   if (!config.status().ok()) return result;
   if (result.hidden % result.heads != 0 || result.hidden / result.heads % 4 != 0) {
-    config.fail("hidden_size", "is " + std::to_string(result.hidden) + ", expected num_heads (" + std::to_string(result.heads) +
-                                   ") times a multiple of 4");
+    config.fail("hidden_size", "is " + std::to_string(result.hidden) + ", expected num_heads (" +
+                                   std::to_string(result.heads) + ") times a multiple of 4");
   }
   auto sorted = result.deepstack;
   std::sort(sorted.begin(), sorted.end());
   const bool distinct = std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end();
   if (!distinct || (!sorted.empty() && (sorted.front() < 0 || sorted.back() >= result.depth))) {
-    config.fail("deepstack_visual_indexes", "has to name different blocks from 0 to " + std::to_string(result.depth - 1));
+    config.fail("deepstack_visual_indexes",
+                "has to name different blocks from 0 to " + std::to_string(result.depth - 1));
   }
   if (!model::activation(result.activation).ok()) {
     config.fail("hidden_act", "is \"" + result.activation + "\", which slim does not know");
@@ -76,7 +80,7 @@ VisionTower::VisionTower(VisionConfig config) : config_(std::move(config)) {
   if (const auto function = model::activation(config_.activation); function.ok()) activation_ = *function;
 }
 
-// ---- plan -------------------------------------------------------------------------------------------------------------
+// ---- plan -------------------------------------------------------------------------------------------------
 
 void VisionTower::plan(PlanBuilder& plan) const {
   const auto& c = config_;
@@ -102,7 +106,8 @@ void VisionTower::plan_block(BlockBuilder& block) const {
   const auto mixed = block.port("attention_output_input", c.hidden);
   block.linear({name + ".attn.proj", c.hidden, c.hidden, mixed, Role::kAttentionOutput, true});
   const auto mlp_input = block.port("mlp_input", c.hidden);
-  const auto up = block.linear({name + ".mlp.linear_fc1", c.intermediate, c.hidden, mlp_input, Role::kUp, true});
+  const auto up =
+      block.linear({name + ".mlp.linear_fc1", c.intermediate, c.hidden, mlp_input, Role::kUp, true});
   const auto down = block.port("down_input", c.intermediate);
   block.linear({name + ".mlp.linear_fc2", c.hidden, c.intermediate, down, Role::kDown, true});
   for (const char* norm : {".norm1", ".norm2"}) {
@@ -127,15 +132,17 @@ void VisionTower::plan_merger(BlockBuilder& block, const std::string& name, bool
   if (norm_merged) block.norm_edge(name + ".norm", true, input, {up}, -1);
 }
 
-// ---- forward ----------------------------------------------------------------------------------------------------------
+// ---- forward ----------------------------------------------------------------------------------------------
 
 void VisionTower::begin(const model::MultimodalBatch& batch, Exec& exec, Carry& carry) const {
   const auto& c = config_;
   const auto positions = model::patch_positions(batch.grid_thw, c.merge);
   // As a convolution, though a matrix product would do: transformers' rounding in bf16 is the convolution's.
-  const auto pixels = batch.pixels.to(exec.device(), exec.dtype()).reshape({-1, c.channels, c.temporal, c.patch, c.patch});
+  const auto pixels =
+      batch.pixels.to(exec.device(), exec.dtype()).reshape({-1, c.channels, c.temporal, c.patch, c.patch});
   const std::vector<int64_t> kernel{c.temporal, c.patch, c.patch};
-  const auto patches = at::conv3d(pixels, exec.param(kPatchWeight), exec.param(kPatchBias), kernel).flatten(1);
+  const auto patches =
+      at::conv3d(pixels, exec.param(kPatchWeight), exec.param(kPatchBias), kernel).flatten(1);
   carry["hidden"] = patches + position_embedding(batch.grid_thw, positions, exec).to(patches.scalar_type());
   const auto frames = batch.grid_thw.select(1, 0);
   carry["lengths"] = (batch.grid_thw.select(1, 1) * batch.grid_thw.select(1, 2)).repeat_interleave(frames);
@@ -144,7 +151,8 @@ void VisionTower::begin(const model::MultimodalBatch& batch, Exec& exec, Carry& 
   carry["sin"] = sin.to(exec.device());
 }
 
-at::Tensor VisionTower::position_embedding(const at::Tensor& grid_thw, const at::Tensor& patch_positions, Exec& exec) const {
+at::Tensor VisionTower::position_embedding(const at::Tensor& grid_thw, const at::Tensor& patch_positions,
+                                           Exec& exec) const {
   const auto table = exec.param(kPositions).to(at::kFloat);
   const auto patches = grid_thw.prod(1);
   at::Tensor tap[2][2], weight[2][2];  // [axis][floor, floor + 1]
@@ -183,26 +191,32 @@ void VisionTower::forward(const BlockPlan& block, Exec& exec, Carry& carry) cons
   carry["hidden"] = hidden;
   for (size_t i = 0; i < config_.deepstack.size(); ++i) {
     if (block.name != block_name(config_.deepstack[i])) continue;
-    // Features go to the language layers in the order in which the blocks make them, whatever the order of the list.
+    // Features go to the language layers in the order in which the blocks make them, whatever the order of
+    // the list.
     const auto layer = std::count_if(config_.deepstack.begin(), config_.deepstack.end(),
                                      [&](int64_t other) { return other < config_.deepstack[i]; });
     carry[deepstack_key(layer)] = merger(block, deepstack_name(static_cast<int64_t>(i)), true, exec, hidden);
   }
 }
 
-at::Tensor VisionTower::region(const BlockPlan& block, RegionId id, Exec& exec, const Carry& carry, const at::Tensor& x) const {
+at::Tensor VisionTower::region(const BlockPlan& block, RegionId id, Exec& exec, const Carry& carry,
+                               const at::Tensor& x) const {
   if (id == model::region_id(block, kAttention)) {
     return attention(block, exec, carry, layer_norm(exec, block.name + ".norm1", x));
   }
-  const auto up = exec.linear(layer_id(block, block.name + ".mlp.linear_fc1"), layer_norm(exec, block.name + ".norm2", x));
+  const auto up = exec.linear(layer_id(block, block.name + ".mlp.linear_fc1"),
+                              layer_norm(exec, block.name + ".norm2", x));
   return exec.linear(layer_id(block, block.name + ".mlp.linear_fc2"), activation_(up));
 }
 
-at::Tensor VisionTower::attention(const BlockPlan& block, Exec& exec, const Carry& carry, const at::Tensor& x) const {
+at::Tensor VisionTower::attention(const BlockPlan& block, Exec& exec, const Carry& carry,
+                                  const at::Tensor& x) const {
   const int64_t head_dim = config_.hidden / config_.heads;
-  const auto qkv = exec.linear(layer_id(block, block.name + ".attn.qkv"), x).unflatten(-1, {3, config_.heads, head_dim});
+  const auto qkv =
+      exec.linear(layer_id(block, block.name + ".attn.qkv"), x).unflatten(-1, {3, config_.heads, head_dim});
   const auto &cos = carry.at("cos"), &sin = carry.at("sin");
-  const auto query = model::apply_rotary(qkv.select(1, 0), cos, sin), key = model::apply_rotary(qkv.select(1, 1), cos, sin);
+  const auto query = model::apply_rotary(qkv.select(1, 0), cos, sin),
+             key = model::apply_rotary(qkv.select(1, 1), cos, sin);
   const auto mixed = model::attend(query, key, qkv.select(1, 2), model::sequence_lengths(carry),
                                    1.0 / std::sqrt(static_cast<double>(head_dim)), /*causal=*/false);
   return exec.linear(layer_id(block, block.name + ".attn.proj"), mixed);
@@ -212,7 +226,8 @@ at::Tensor VisionTower::merger(const BlockPlan& block, const std::string& name, 
                                const at::Tensor& x) const {
   const int64_t width = config_.merged();
   const auto merge = [&](const at::Tensor& y) { return y.reshape({y.numel() / width, width}); };
-  const auto merged = norm_merged ? layer_norm(exec, name + ".norm", merge(x)) : merge(layer_norm(exec, name + ".norm", x));
+  const auto merged =
+      norm_merged ? layer_norm(exec, name + ".norm", merge(x)) : merge(layer_norm(exec, name + ".norm", x));
   const auto up = exec.linear(layer_id(block, name + ".linear_fc1"), merged);
   return exec.linear(layer_id(block, name + ".linear_fc2"), at::gelu(up));
 }

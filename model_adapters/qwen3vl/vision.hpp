@@ -16,7 +16,7 @@ struct VisionConfig {
   int64_t channels = 3, patch = 16, merge = 2, temporal = 2;
   int64_t positions = 0, side = 0;  ///< learned position table: side x side
   double theta = 10000;
-  std::vector<int64_t> deepstack;   ///< blocks whose output also goes, merged, into the first language layers
+  std::vector<int64_t> deepstack;  ///< blocks whose output also goes, merged, into the first language layers
   std::string activation;
   int64_t patch_features() const { return channels * temporal * patch * patch; }
   int64_t merged() const { return hidden * merge * merge; }
@@ -25,8 +25,8 @@ struct VisionConfig {
 VisionConfig read_vision(const model::JsonConfig&);
 
 /// The vision tower: stage "vision", blocks model.visual.blocks.N and at last model.visual.merger.
-/// Carry: "hidden" [patches, hidden], at the end [tokens, out_hidden]; "lengths" patches of each frame; "cos" and "sin"
-/// [patches, head_dim] fp32; "deepstack_K" [tokens, out_hidden], what language layer K adds.
+/// Carry: "hidden" [patches, hidden], at the end [tokens, out_hidden]; "lengths" patches of each frame; "cos"
+/// and "sin" [patches, head_dim] fp32; "deepstack_K" [tokens, out_hidden], what language layer K adds.
 class VisionTower {
  public:
   VisionTower() = default;
@@ -41,7 +41,8 @@ class VisionTower {
   void plan_block(model::BlockBuilder&) const;
   void plan_merger(model::BlockBuilder&, const std::string& name, bool norm_merged) const;
   at::Tensor attention(const BlockPlan&, Exec&, const Carry&, const at::Tensor& x) const;
-  at::Tensor merger(const BlockPlan&, const std::string& name, bool norm_merged, Exec&, const at::Tensor& x) const;
+  at::Tensor merger(const BlockPlan&, const std::string& name, bool norm_merged, Exec&,
+                    const at::Tensor& x) const;
   at::Tensor position_embedding(const at::Tensor& grid_thw, const at::Tensor& patch_positions, Exec&) const;
 
   VisionConfig config_;

@@ -1,6 +1,6 @@
 // encode MODEL DATA OUTPUT [MAX_TOKENS]: what the adapter's Processor makes of the documents of a data set.
-// OUTPUT: a folder whose model.safetensors holds "I.NAME" for document I, as `logits` takes them. Prints a line per document:
-// text tokens, image tokens, downscaled.
+// OUTPUT: a folder whose model.safetensors holds "I.NAME" for document I, as `logits` takes them. Prints a
+// line per document: text tokens, image tokens, downscaled.
 #include <ATen/ATen.h>
 
 #include <cstdio>
@@ -12,7 +12,8 @@
 namespace {
 using namespace slim;
 
-Status run(const std::string& folder, const std::string& data, const std::string& output, int64_t max_tokens) {
+Status run(const std::string& folder, const std::string& data, const std::string& output,
+           int64_t max_tokens) {
   PluginRegistry registry;
   SLIM_ASSIGN(const Model model, Model::open(folder, "", registry));
   SLIM_ASSIGN(const auto processor, model.adapter->processor(folder));
@@ -23,9 +24,11 @@ Status run(const std::string& folder, const std::string& data, const std::string
     EncodeOptions options;
     options.max_tokens = max_tokens;
     SLIM_ASSIGN(const Sample sample, processor->encode(dataset.documents[i], options));
-    std::printf("%ld %ld %d\n", static_cast<long>(sample.text_tokens), static_cast<long>(sample.image_tokens), sample.downscaled);
+    std::printf("%ld %ld %d\n", static_cast<long>(sample.text_tokens), static_cast<long>(sample.image_tokens),
+                sample.downscaled);
     for (const auto& [name, value] : sample.tensors) {
-      specs.push_back({std::to_string(i) + "." + name, *from_scalar_type(value.scalar_type()), value.sizes().vec()});
+      specs.push_back(
+          {std::to_string(i) + "." + name, *from_scalar_type(value.scalar_type()), value.sizes().vec()});
       values.push_back(value.contiguous());
     }
   }
