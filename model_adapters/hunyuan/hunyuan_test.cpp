@@ -1,0 +1,142 @@
+#include <doctest/doctest.h>
+
+#include "common/adapter_checks.hpp"
+
+using namespace slim;
+using namespace slim::model;
+
+extern "C" const slim_plugin slim_plugin_v1;
+
+namespace {
+
+std::string config_of(const std::string& type, const std::string& more = "") {
+  return R"({"model_type": ")" + type +
+         R"(", "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "vocab_size": 64, "max_position_embeddings": 64,
+    "rope_theta": 10000, "rope_scaling": {"type": "dynamic", "alpha": 50.0, "factor": 1.0})" +
+         more + "}";
+}
+std::string mixture_of(const std::string& more = "") {
+  return config_of("hunyuan_v1_moe",
+                   R"(, "num_experts": 5, "moe_topk": [2, 3], "moe_intermediate_size": [20, 16],
+    "num_shared_expert": 2, "tie_word_embeddings": true)" +
+                       more);
+}
+
+Sample sample_of(std::vector<int64_t> ids) {
+  Sample sample;
+  sample.origin = "calib.jsonl:1";
+  sample.tensors["input_ids"] = at::tensor(ids, at::kLong);
+  return sample;
+}
+std::vector<Sample> some_samples() {
+  return {sample_of({5, 6, 7, 8, 9}), sample_of({1}), sample_of({60, 3, 3, 12})};
+}
+
+std::string plan_error(ModelAdapter* adapter, const std::string& config) {
+  const auto plan = adapter->plan(config, {});
+  return plan.ok() ? "" : plan.status().message();
+}
+
+}  // namespace
+
+TEST_CASE("hunyuan/ dense models and mixtures name every tensor exactly once") {
+  for (const auto& config :
+       {config_of("hunyuan_v1_dense"), mixture_of(), mixture_of(R"(, "use_mixed_mlp_moe": false)"),
+        config_of("hunyuan", R"(, "num_experts": 1)"), config_of("hunyuan", R"(, "num_experts": 3)")}) {
+    PluginAdapter plugin(slim_plugin_v1);
+    check_plan_is_consistent(random_model(plugin.adapter, config));
+  }
+}
+
+TEST_CASE("hunyuan/ scale edges, batches, regions and generation keep the function") {
+  for (const auto& config : {config_of("hunyuan_v1_dense", R"(, "attention_bias": true)"), mixture_of()}) {
+    PluginAdapter plugin(slim_plugin_v1);
+    const auto model = random_model(plugin.adapter, config);
+    const auto samples = some_samples();
+    check_edges_keep_the_function(model, samples, 1e-4);
+    check_batch_equals_samples(model, samples, 1e-4);
+    check_regions_recompose(model, samples, 1e-5);
+    check_generation_equals_forward(model, samples, 3, 1e-4);
+  }
+}
+
+TEST_CASE("hunyuan/ experts have ports of their own below the ports of the layer") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const auto model = random_model(plugin.adapter, mixture_of());
+  const auto& block = model.plan.blocks[1];
+  REQUIRE(block.moe.has_value());
+  CHECK(block.moe->top_k == 3);
+  REQUIRE(block.moe->experts.size() == 5);
+  const auto& router = block.layers[block.moe->router];
+  CHECK(router.name == "model.layers.1.mlp.gate.wg");
+  CHECK(router.role == Role::kRouter);
+  const auto port_of = [&](LayerId id) -> const Port& { return block.ports[block.layers[id].input]; };
+  for (const auto& expert : block.moe->experts) {
+    REQUIRE(expert.size() == 3);
+    CHECK(port_of(expert[0]).id == port_of(expert[1]).id);
+    CHECK(port_of(expert[0]).parent == router.input);
+    const Port& pool = block.ports[port_of(expert[2]).parent];
+    CHECK(pool.pooled);
+    CHECK(pool.features == 16);
+  }
+  CHECK(block.fused.size() == 2 + 5);  // qkv, the shared expert, each expert
+  const auto& edge = block.edges.back();
+  CHECK(edge.consumers.size() == 1 + 2 * (1 + 5));
+  CHECK(edge.region == 1);
+  CHECK(block.edges.size() == 2 + 1 + 5 + 1);
+}
+
+TEST_CASE("hunyuan/ a token depends on exactly top_k experts, also when all of them compute it") {
+  PluginAdapter plugin(slim_plugin_v1);
+  auto model = random_model(plugin.adapter, mixture_of());
+  const std::vector<Sample> samples{sample_of({7})};
+  TensorExec exec(model.tensors);
+  const auto expected = logits(model, exec, samples);
+  exec.every_expert = true;
+  CHECK(distance(expected, logits(model, exec, samples)) < 1e-5);
+  for (const bool every_expert : {false, true}) {
+    exec.every_expert = every_expert;
+    int used = 0;
+    for (int expert = 0; expert < 5; ++expert) {
+      auto& down =
+          model.tensors.at("model.layers.1.mlp.experts." + std::to_string(expert) + ".down_proj.weight");
+      const auto saved = down;
+      down = down + 1;
+      used += distance(expected, logits(model, exec, samples)) > 1e-3;
+      down = saved;
+    }
+    CHECK(used == 3);
+  }
+}
+
+TEST_CASE(
+    "hunyuan/ norms of queries and keys come after the rotation, so a rotation of a whole head changes "
+    "nothing") {
+  // One token attends to itself only; two tokens at a distance feel the rotation: alpha changes their logits.
+  PluginAdapter plugin(slim_plugin_v1);
+  auto model = random_model(plugin.adapter, config_of("hunyuan_v1_dense"));
+  TensorExec exec(model.tensors);
+  const std::vector<Sample> one{sample_of({7})}, many{sample_of({7, 8, 9, 10, 11})};
+  const auto first = logits(model, exec, one), later = logits(model, exec, many);
+  const auto other =
+      config_of("hunyuan_v1_dense", R"(, "rope_parameters": {"rope_type": "default"}, "rope_scaling": null)");
+  REQUIRE(plugin.adapter->plan(other, model.specs).ok());
+  CHECK(distance(first, logits(model, exec, one)) < 1e-6);
+  CHECK(distance(later, logits(model, exec, many)) > 1e-4);
+}
+
+TEST_CASE("hunyuan/ contradictions and options that slim does not have are told by key") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const std::pair<std::string, std::string> cases[] = {
+      {mixture_of(R"(, "moe_topk": 6)"), "moe_topk"},
+      {mixture_of(R"(, "num_experts": [4, 4, 4])"), "num_experts"},
+      {mixture_of(R"(, "moe_intermediate_size": 0)"), "moe_intermediate_size"},
+      {mixture_of(R"(, "use_cla": true)"), "use_cla"},
+      {mixture_of(R"(, "norm_topk_prob": false)"), "norm_topk_prob"},
+      {mixture_of(R"(, "moe_layer_num_skipped": 1)"), "moe_layer_num_skipped"},
+      {mixture_of(R"(, "routed_scaling_factor": 2.5)"), "routed_scaling_factor"}};
+  for (const auto& [config, key] : cases) {
+    CHECK_MESSAGE(plan_error(plugin.adapter, config).find(key) != std::string::npos, key);
+  }
+}

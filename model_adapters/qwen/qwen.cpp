@@ -1,0 +1,91 @@
+#include <algorithm>
+
+#include "common/moe.hpp"
+#include "common/text_adapter.hpp"
+#include "slim/plugin.hpp"
+
+namespace slim::qwen {
+using model::DecoderConfig;
+using model::JsonConfig;
+
+/// Llama and its relatives: Qwen2 (biases of queries, keys and values), Qwen3 (norms of queries and keys) and
+/// Qwen3-MoE.
+class Qwen final : public model::TextAdapter {
+ public:
+  Result<ModelPlan> plan(std::string_view config_json,
+                         const std::map<std::string, TensorSpec>& tensors) override;
+};
+
+namespace {
+
+DecoderConfig read_text(const JsonConfig& config, const std::string& family) {
+  model::DecoderDefaults defaults;
+  if (family == "llama") defaults.intermediate = 11008, defaults.vocabulary = 32000;
+  if (family == "qwen3") defaults.head_dim = 128;
+  auto result = model::read_decoder(config, defaults);
+  if (family == "qwen2") {
+    result.qkv_bias = true;
+    result.output_bias = false;
+  }
+  if (family.starts_with("qwen3")) result.head_norm = DecoderConfig::HeadNorm::kBeforeRotary;
+  if (family == "llama") result.mlp_bias = config.boolean("mlp_bias", false);
+  result.tied = config.boolean("tie_word_embeddings", false);
+  return result;
+}
+
+/// The layers with experts: every decoder_sparse_step-th, but for mlp_only_layers.
+model::MoeConfig read_experts(const JsonConfig& config, int64_t layers) {
+  model::MoeConfig result;
+  result.normalize = config.boolean("norm_topk_prob", false);
+  model::MoeLayer sparse;
+  sparse.experts = config.integer("num_experts");
+  sparse.top_k = config.integer("num_experts_per_tok");
+  sparse.intermediate = config.integer("moe_intermediate_size");
+  if (config.status().ok() && sparse.top_k > sparse.experts) {
+    config.fail("num_experts_per_tok", "is more than num_experts");
+  }
+  const int64_t step = std::max<int64_t>(1, config.integer("decoder_sparse_step", 1));
+  const auto dense = config.integers("mlp_only_layers", std::vector<int64_t>{});
+  for (int64_t i = 0; i < layers; ++i) {
+    const bool listed = std::find(dense.begin(), dense.end(), i) != dense.end();
+    result.layers.push_back(!listed && (i + 1) % step == 0 ? sparse : model::MoeLayer{});
+  }
+  return result;
+}
+
+/// 0 if every layer sees all earlier tokens. Dense models have windows from layer max_window_layers on.
+int64_t read_window(const JsonConfig& config, const std::string& family, int64_t layers) {
+  if (!config.boolean("use_sliding_window", false) || !config.has("sliding_window")) return 0;
+  const bool used = family == "qwen3_moe" || config.integer("max_window_layers", 28, 0) < layers;
+  return used ? config.integer("sliding_window") : 0;
+}
+
+}  // namespace
+
+Result<ModelPlan> Qwen::plan(std::string_view config_json, const std::map<std::string, TensorSpec>& tensors) {
+  SLIM_ASSIGN(const auto config, JsonConfig::parse(config_json, "config.json"));
+  const auto family = config.text("model_type", "qwen3");
+  const auto text = read_text(config, family);
+  const bool mixture = family.ends_with("_moe");
+  const auto experts = mixture ? read_experts(config, text.layers) : model::MoeConfig{};
+  sliding_window_ = read_window(config, family, text.layers);
+  SLIM_TRY(config.status());
+
+  std::vector<std::string> ignore{"re:.*lm_head"};
+  if (mixture) {
+    decoder_ = std::make_unique<model::MoeDecoder>(text, experts);
+    ignore.push_back("re:.*mlp\\.gate$");
+  } else {
+    decoder_ = std::make_unique<model::Decoder>(text);
+  }
+  end_of_turn_ = family == "llama" ? "</s>" : "<|im_end|>";
+  model::PlanBuilder builder(family, tensors);
+  builder.ignore(ignore);
+  decoder_->plan(builder);
+  return builder.finish();
+}
+
+}  // namespace slim::qwen
+
+SLIM_ADAPTER_PLUGIN("qwen", slim::qwen::Qwen, "Qwen2, Qwen3, Qwen3-MoE and Llama",
+                    "qwen2,qwen3,qwen3_moe,llama")

@@ -1,0 +1,96 @@
+#include <doctest/doctest.h>
+
+#include "common/adapter_checks.hpp"
+
+using namespace slim;
+using namespace slim::model;
+
+extern "C" const slim_plugin slim_plugin_v1;
+
+namespace {
+
+std::string config_of(const std::string& type, const std::string& more = "") {
+  return R"({"model_type": ")" + type +
+         R"(", "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64)" +
+         more + "}";
+}
+constexpr char kExperts[] =
+    R"(, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [0])";
+
+Sample sample_of(std::vector<int64_t> ids) {
+  Sample sample;
+  sample.origin = "calib.jsonl:1";
+  sample.tensors["input_ids"] = at::tensor(ids, at::kLong);
+  return sample;
+}
+std::vector<Sample> some_samples() {
+  return {sample_of({5, 6, 7, 8, 9}), sample_of({1}), sample_of({60, 3, 3, 12})};
+}
+
+}  // namespace
+
+TEST_CASE(
+    "qwen/ every family names every tensor exactly once and keeps its function under scales and batches") {
+  const std::string configs[] = {
+      config_of("qwen2", R"(, "tie_word_embeddings": true)"),
+      config_of("qwen3", R"(, "head_dim": 12, "attention_bias": true)"),
+      config_of("llama", R"(, "mlp_bias": true, "rope_scaling": {"rope_type": "linear", "factor": 2.0})"),
+      config_of("qwen3_moe", kExperts)};
+  for (const auto& config : configs) {
+    PluginAdapter plugin(slim_plugin_v1);
+    const auto model = random_model(plugin.adapter, config);
+    check_plan_is_consistent(model);
+    const auto samples = some_samples();
+    check_edges_keep_the_function(model, samples, 1e-4);
+    check_batch_equals_samples(model, samples, 1e-4);
+    check_regions_recompose(model, samples, 1e-5);
+    check_generation_equals_forward(model, samples, 3, 1e-4);
+  }
+}
+
+TEST_CASE("qwen/ the families differ in biases, norms of heads and experts") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const auto has = [&](const std::string& config, const std::string& name) {
+    return random_model(plugin.adapter, config).specs.count("model.layers.1." + name) == 1;
+  };
+  CHECK(has(config_of("qwen2"), "self_attn.q_proj.bias"));
+  CHECK(!has(config_of("qwen2"), "self_attn.o_proj.bias"));
+  CHECK(!has(config_of("qwen2"), "self_attn.q_norm.weight"));
+  CHECK(has(config_of("qwen3"), "self_attn.q_norm.weight"));
+  CHECK(!has(config_of("llama"), "self_attn.q_proj.bias"));
+  CHECK(has(config_of("qwen3_moe", kExperts), "mlp.experts.3.down_proj.weight"));
+}
+
+TEST_CASE("qwen/ sequences longer than a sliding window are refused, shorter ones are not") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const auto model =
+      random_model(plugin.adapter, config_of("qwen2", R"(, "use_sliding_window": true, "sliding_window": 4,
+    "max_window_layers": 1)"));
+  TensorExec exec(model.tensors);
+  const Sample fits = sample_of({1, 2, 3, 4}), longer = sample_of({1, 2, 3, 4, 5});
+  exec.block = &model.plan.blocks[0];
+  const auto carry = plugin.adapter->begin(std::span(&fits, 1), exec);
+  REQUIRE(carry.ok());
+  CHECK(plugin.adapter->next(*carry, at::tensor({5}, at::kLong), exec).status().code() == Code::kUnsupported);
+  const auto refused = plugin.adapter->begin(std::span(&longer, 1), exec);
+  REQUIRE(!refused.ok());
+  CHECK(refused.status().code() == Code::kUnsupported);
+  CHECK(refused.status().message().find("calib.jsonl:1: has 5 tokens") == 0);
+  for (const char* unused :
+       {R"(, "use_sliding_window": true, "sliding_window": 4, "max_window_layers": 2)",
+        R"(, "use_sliding_window": false, "sliding_window": 4, "max_window_layers": 0)"}) {
+    REQUIRE(plugin.adapter->plan(config_of("qwen2", unused), model.specs).ok());
+    CHECK(plugin.adapter->begin(std::span(&longer, 1), exec).ok());
+  }
+}
+
+TEST_CASE("qwen/ a sample without tokens is refused by name") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const auto model = random_model(plugin.adapter, config_of("qwen2"));
+  TensorExec exec(model.tensors);
+  const Sample empty = sample_of({});
+  const auto carry = plugin.adapter->begin(std::span(&empty, 1), exec);
+  REQUIRE(!carry.ok());
+  CHECK(carry.status().message() == "calib.jsonl:1: has no tokens");
+}
