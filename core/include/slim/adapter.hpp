@@ -86,7 +86,7 @@ class SLIM_API KeyValueCache {
 class SLIM_API Exec {
  public:
   virtual ~Exec();
-  /// y = x Wᵀ + b of a layer of the current block; x [..., in].
+  /// y = x Wᵀ + b of a layer of the current block; x [..., in]. Computed in x's dtype: fp32 for routers that want it.
   virtual at::Tensor linear(LayerId, const at::Tensor& x) = 0;
   /// Shows a tensor that no linear reads to the statistics of a port; returns x.
   virtual at::Tensor tap(PortId, const at::Tensor& x) = 0;

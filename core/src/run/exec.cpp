@@ -11,8 +11,9 @@ at::Tensor BlockExec::linear(LayerId id, const at::Tensor& x) {
   if (statistics_) statistics_->update(layer.input, x);
   const auto replaced = overrides_ ? overrides_->find(id) : Overrides::const_iterator{};
   const bool override_weight = overrides_ && replaced != overrides_->end();
-  const at::Tensor weight = computing(override_weight ? replaced->second : weights_->weight[id]);
-  const at::Tensor bias = weights_->bias[id].defined() ? computing(weights_->bias[id]) : at::Tensor();
+  const auto of_input = [&](const at::Tensor& stored) { return stored.to(device_, x.scalar_type()); };
+  const at::Tensor weight = of_input(override_weight ? replaced->second : weights_->weight[id]);
+  const at::Tensor bias = weights_->bias[id].defined() ? of_input(weights_->bias[id]) : at::Tensor();
   const auto& activation = weights_->activation[id];
   if (!activation) return at::linear(x, weight, bias);
   return at::linear(quant::fake_quantize_activation(x, activation->args, activation->scale, activation->zero), weight, bias);
