@@ -90,7 +90,8 @@ class SLIM_API Exec {
   virtual at::Tensor linear(LayerId, const at::Tensor& x) = 0;
   /// Shows a tensor that no linear reads to the statistics of a port; returns x.
   virtual at::Tensor tap(PortId, const at::Tensor& x) = 0;
-  /// Marks x as the input of a region: forward() calls it once per region, so that the core can run the region again.
+  /// Marks x as the input of a region: forward() calls it once per region, so that the core can run the region again. x is the
+  /// residual stream before the region's norm, so that it stays the same when a scale is folded into that norm.
   virtual void region_input(RegionId, const at::Tensor& x) = 0;
   /// A tensor by its full name in the checkpoint, in the compute dtype: a param of the current block, or a global.
   virtual at::Tensor param(std::string_view name) = 0;

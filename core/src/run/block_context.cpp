@@ -83,9 +83,6 @@ Result<at::Tensor> BlockTransform::fold(const ScaleEdge& edge, const at::Tensor&
     state_.rounded = state_.rounded || !scheme(id);
   }
   SLIM_TRY(statistics_.rescale(edge.port, columns));
-  if (edge.fold != Fold::kLinearRows && edge.region >= 0) {
-    for (at::Tensor& x : exec_.region_inputs()[edge.region]) x = (x.to(at::kFloat) / columns).to(x.scalar_type());
-  }
   folds_.emplace_back(&edge, applied);
   return applied;
 }
