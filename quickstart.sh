@@ -13,8 +13,7 @@ slim=build/bin/slim
 
 quantize=("$slim" --plugin awq --adapter qwen3vl --model "$model" --calib "$samples/calib.jsonl" --scheme w4a16
   --output "$result" --overwrite --json)
-evaluate_original=("$slim" eval "$model" --data "$samples" --json)
-evaluate_result=("$slim" eval "$result" --reference "$model" --data "$samples" --json)
+evaluate=("$slim" eval "$result" --reference "$model" --data "$samples" --json)
 
 # The programs, the model, the data and this script: when one of them changes, the job is done again.
 inputs_hash() {
@@ -36,7 +35,8 @@ print_table() {
 import json
 import sys
 
-quantize, original, result = (json.load(open(f"{sys.argv[1]}/{name}.json")) for name in ("quantize", "original", "result"))
+quantize, result = (json.load(open(f"{sys.argv[1]}/{name}.json")) for name in ("quantize", "evaluate"))
+original = result["reference"]
 ROWS = (("bytes on disk", "bytes_on_disk", ",d"), ("bits per weight", "bits_per_weight", ".2f"), ("perplexity", "text_perplexity", ".3f"),
         ("answer accuracy", "answers_exact", ".1%"), ("KL divergence, text", "text_kl", ".4f"),
         ("KL divergence, answers", "answers_kl", ".4f"))
@@ -66,8 +66,7 @@ if [[ -d $result && $(cat "$out/done" 2>/dev/null) == "$hash" ]]; then
 else
   rm -f "$out/done"
   step quantize "${quantize[@]}"
-  step original "${evaluate_original[@]}"
-  step result "${evaluate_result[@]}"
+  step evaluate "${evaluate[@]}"
   echo "$hash" >"$out/done"
 fi
 

@@ -69,6 +69,7 @@ Result<Calibration> calibrate_input(const RunConfig& config, const Model& model,
   for (const Document& document : dataset.documents) {
     auto sample = guarded(document.origin, [&] { return processor->encode(document, options); });
     if (sample.ok()) builder.add(*std::move(sample));
+    else if (sample.status().code() == Code::kUnsupported) calibration.left_out++;
     else if (config.skip_bad_samples) calibration.skipped.push_back(sample.status().message());
     else return sample.status();
     if (static_cast<int64_t>(builder.size()) >= config.batch_size) SLIM_TRY(builder.begin());
@@ -78,8 +79,9 @@ Result<Calibration> calibrate_input(const RunConfig& config, const Model& model,
   SLIM_TRY(builder.begin());
   exec.release_globals();
   if (calibration.batches.empty()) {
-    return Status(Code::kInvalidArgument, config.calib + ": no usable sample; " + std::to_string(calibration.skipped.size()) +
-                                              " were skipped" +
+    return Status(Code::kInvalidArgument, config.calib + ": no usable sample; the model cannot take " +
+                                              std::to_string(calibration.left_out) + ", and " +
+                                              std::to_string(calibration.skipped.size()) + " were skipped" +
                                               (calibration.skipped.empty() ? "" : ", the first: " + calibration.skipped.front()));
   }
   return calibration;

@@ -80,7 +80,7 @@ Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const Ru
       {"float_linear_weights", plan.float_weights}, {"bits_per_weight", bits}, {"seconds", seconds},
       {"peak_rss_bytes", peak_resident_bytes()},
       {"calibration", {{"samples", calibration.samples}, {"text_tokens", calibration.text_tokens},
-                       {"image_tokens", calibration.image_tokens}, {"downscaled", calibration.downscaled},
+                       {"image_tokens", calibration.image_tokens}, {"downscaled", calibration.downscaled}, {"left_out", calibration.left_out},
                        {"skipped", calibration.skipped}}},
       {"folds", folds_}, {"largest_proof_error", largest_proof_error_}, {"indivisible", plan.indivisible}};
   for (const auto& [name, kind] : notes.kinds()) json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
@@ -98,6 +98,7 @@ Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const Ru
                           static_cast<long long>(calibration.samples), static_cast<long long>(calibration.text_tokens),
                           static_cast<long long>(calibration.image_tokens));
     if (calibration.downscaled) report.text += format("downscaled         %lld samples\n", static_cast<long long>(calibration.downscaled));
+    if (calibration.left_out) report.text += format("left out           %lld samples with images, which the model does not take\n", static_cast<long long>(calibration.left_out));
     if (!calibration.skipped.empty()) report.text += format("skipped            %zu samples, the first: %s\n", calibration.skipped.size(), calibration.skipped.front().c_str());
   }
   if (folds_) report.text += format("scales folded      %zu, float output unchanged to %.1e\n", folds_, largest_proof_error_);
