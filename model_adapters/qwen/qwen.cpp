@@ -38,7 +38,8 @@ model::MoeConfig read_experts(const JsonConfig& config, int64_t layers) {
   model::MoeConfig result;
   result.normalize = config.boolean("norm_topk_prob", false);
   model::MoeLayer sparse;
-  sparse.experts = config.integer("num_experts");
+  // transformers 5 saves the number under another name than the published models have.
+  sparse.experts = config.integer(config.has("num_local_experts") ? "num_local_experts" : "num_experts");
   sparse.top_k = config.integer("num_experts_per_tok");
   sparse.intermediate = config.integer("moe_intermediate_size");
   if (config.status().ok() && sparse.top_k > sparse.experts) {
