@@ -48,8 +48,8 @@ at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tens
   return at::cat(outputs);
 }
 
-std::vector<int64_t> sequence_lengths(const Carry& carry) {
-  const auto lengths = carry.at("lengths").to(at::kCPU).contiguous();
+std::vector<int64_t> sequence_lengths(const Carry& carry, const char* key) {
+  const auto lengths = carry.at(key).to(at::kCPU).contiguous();
   return {lengths.data_ptr<int64_t>(), lengths.data_ptr<int64_t>() + lengths.numel()};
 }
 

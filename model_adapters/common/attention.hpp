@@ -23,8 +23,8 @@ struct CacheSlot {
 at::Tensor attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                   std::span<const int64_t> lengths, double scale, bool causal, CacheSlot slot = {});
 
-/// The carry's "lengths" as numbers.
-std::vector<int64_t> sequence_lengths(const Carry&);
+/// The carry's "lengths" (or what lies at another key) as numbers.
+std::vector<int64_t> sequence_lengths(const Carry&, const char* key = "lengths");
 /// int64 [n] on the CPU.
 at::Tensor index_tensor(std::span<const int64_t>);
 

@@ -108,15 +108,20 @@ void Decoder::plan_mlp(BlockBuilder& block, int64_t layer, const std::string& no
 }
 
 std::vector<LayerId> Decoder::plan_gated(BlockBuilder& block, const std::string& prefix, int64_t intermediate,
-                                         PortId input, const std::string& down_port, int32_t expert) const {
+                                         PortId input, const std::string& down_port, int32_t expert,
+                                         const GatedWeights* weights) const {
   const auto& c = config_;
+  const auto add = [&](const LinearSpec& spec, WeightRef GatedWeights::*slice) {
+    return weights ? block.linear(spec, weights->*slice) : block.linear(spec);
+  };
   const auto gate =
-      block.linear({prefix + "gate_proj", intermediate, c.hidden, input, Role::kGate, c.mlp_bias, expert});
-  const auto up =
-      block.linear({prefix + "up_proj", intermediate, c.hidden, input, Role::kUp, c.mlp_bias, expert});
+      add({prefix + "gate_proj", intermediate, c.hidden, input, Role::kGate, c.mlp_bias, expert},
+          &GatedWeights::gate);
+  const auto up = add({prefix + "up_proj", intermediate, c.hidden, input, Role::kUp, c.mlp_bias, expert},
+                      &GatedWeights::up);
   const auto port = block.port(down_port, intermediate);
-  const auto down =
-      block.linear({prefix + "down_proj", c.hidden, intermediate, port, Role::kDown, c.mlp_bias, expert});
+  const auto down = add({prefix + "down_proj", c.hidden, intermediate, port, Role::kDown, c.mlp_bias, expert},
+                        &GatedWeights::down);
   block.fuse(expert < 0 ? "gate_up" : "gate_up of expert " + std::to_string(expert), {gate, up});
   block.linear_edge(up, port, {down});
   return {gate, up, down};

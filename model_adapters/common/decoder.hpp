@@ -40,6 +40,11 @@ struct DecoderDefaults {
 /// the JsonConfig.
 DecoderConfig read_decoder(const JsonConfig&, const DecoderDefaults&);
 
+/// Where the three matrices of a gated feed-forward part lie, if they are slices of other tensors.
+struct GatedWeights {
+  WeightRef gate, up, down;
+};
+
 /// The blocks of a language model: stages "language" (one block per layer) and "head". An architecture
 /// derives from it to change the feed-forward part. Const and thread-compatible.
 ///
@@ -80,9 +85,11 @@ class Decoder {
   /// down(act(gate(x)) * up(x)) of the layers `prefix + "gate_proj"`, ... : also a shared or a single expert.
   at::Tensor gated(const BlockPlan&, const std::string& prefix, Exec&, const at::Tensor& x) const;
   /// Adds those three layers with ports for the input (given) and down_input, the group gate_up and the edge
-  /// up -> down. Returns gate, up, down.
+  /// up -> down. Without `weights` each layer has a tensor of its own; otherwise the caller claims them.
+  /// Returns gate, up, down.
   std::vector<LayerId> plan_gated(BlockBuilder&, const std::string& prefix, int64_t intermediate,
-                                  PortId input, const std::string& down_port, int32_t expert = -1) const;
+                                  PortId input, const std::string& down_port, int32_t expert = -1,
+                                  const GatedWeights* weights = nullptr) const;
 
  private:
   void plan_attention(BlockBuilder&) const;

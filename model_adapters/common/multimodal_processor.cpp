@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -17,18 +18,21 @@
 namespace slim::model {
 namespace {
 
-/// An image of a document: its pixels, and the patches they give.
-struct Picture {
-  at::Tensor pixels;
+constexpr double kFramesPerSecond = 24;  // of frames without any other word, as in transformers
+
+/// An image or a video of a document: its frames, and the patches they give.
+struct Visual {
+  bool video = false;
+  std::vector<at::Tensor> frames;
   PatchedImage patched;
   int64_t tokens = 0;
 };
 
-/// The largest n so that every picture fits into `budget` tokens together when none has more than n; 0 if
-/// there is none.
-int64_t level_tokens(const std::vector<Picture>& pictures, int64_t budget) {
+/// The largest n so that everything fits into `budget` tokens together when nothing has more than n; 0 if there
+/// is none.
+int64_t level_tokens(const std::vector<Visual>& visuals, int64_t budget) {
   std::vector<int64_t> sizes;
-  for (const auto& picture : pictures) sizes.push_back(picture.tokens);
+  for (const auto& visual : visuals) sizes.push_back(visual.tokens);
   std::sort(sizes.begin(), sizes.end());
   for (size_t i = 0; i < sizes.size(); ++i) {
     const int64_t share = budget / static_cast<int64_t>(sizes.size() - i);
@@ -38,15 +42,22 @@ int64_t level_tokens(const std::vector<Picture>& pictures, int64_t budget) {
   return sizes.empty() ? 0 : sizes.back();
 }
 
+/// What a checkpoint folder says.
+struct ProcessorParts {
+  Tokenizer tokenizer;
+  ChatTemplate chat;
+  PatchOptions image_options;
+  Result<PatchOptions> video_options;  ///< told only when there is a video
+  std::vector<int64_t> stops;
+};
+
 class MultimodalProcessor final : public Processor {
  public:
-  MultimodalProcessor(Tokenizer tokenizer, ChatTemplate chat, PatchOptions options, int64_t image_token,
-                      std::vector<int64_t> stops)
-      : tokenizer_(std::move(tokenizer)),
-        chat_(std::move(chat)),
-        options_(options),
-        image_token_(image_token),
-        stops_(std::move(stops)) {}
+  MultimodalProcessor(ProcessorParts parts, MultimodalPrompt prompt)
+      : parts_(std::move(parts)),
+        prompt_(std::move(prompt)),
+        image_token_(parts_.tokenizer.id_of(prompt_.image_token)),
+        video_token_(parts_.tokenizer.id_of(prompt_.video_token)) {}
 
   Result<Sample> encode(const Document& document, const EncodeOptions& options) const override {
     auto sample = encode_unnamed(document, options);
@@ -55,112 +66,192 @@ class MultimodalProcessor final : public Processor {
     return sample;
   }
   Result<std::vector<int64_t>> tokenize(std::string_view text) const override {
-    return tokenizer_.encode(text, /*add_special=*/false);
+    return parts_.tokenizer.encode(text, /*add_special=*/false);
   }
-  Result<std::string> decode(std::span<const int64_t> ids) const override { return tokenizer_.decode(ids); }
-  std::vector<int64_t> stop_tokens() const override { return stops_; }
+  Result<std::string> decode(std::span<const int64_t> ids) const override {
+    return parts_.tokenizer.decode(ids);
+  }
+  std::vector<int64_t> stop_tokens() const override { return parts_.stops; }
 
  private:
   Result<Sample> encode_unnamed(const Document& document, const EncodeOptions& options) const {
+    SLIM_ASSIGN(auto visuals, load(document));
     std::string text = document.text;
     if (!document.messages.empty()) {
-      SLIM_ASSIGN(text, chat_.render(document.messages, options.generation_prompt));
+      SLIM_ASSIGN(text, parts_.chat.render(document.messages, options.generation_prompt));
     }
-    SLIM_ASSIGN(const auto ids, tokenizer_.encode(text));
-    SLIM_ASSIGN(auto pictures, load(document));
-    const int64_t placeholders = std::count(ids.begin(), ids.end(), image_token_);
-    if (placeholders != static_cast<int64_t>(pictures.size())) {
-      return Status(Code::kInvalidArgument, "its prompt has " + std::to_string(placeholders) +
-                                                " places for images, but it has " +
-                                                std::to_string(pictures.size()) + " images");
-    }
+    if (prompt_.split_frames) SLIM_TRY(write_times(visuals, text));
+    SLIM_ASSIGN(const auto ids, parts_.tokenizer.encode(text));
+    for (const bool video : {false, true}) SLIM_TRY(check_places(ids, visuals, video));
     Sample sample;
-    SLIM_TRY(fit(ids, options.max_tokens, pictures));
-    for (const auto& picture : pictures) sample.downscaled |= picture.patched.downscaled;
-    expand(ids, pictures, options.max_tokens, sample);
+    SLIM_TRY(fit(ids, options.max_tokens, visuals));
+    for (const auto& visual : visuals) sample.downscaled |= visual.patched.downscaled;
+    expand(ids, visuals, options.max_tokens, sample);
     return sample;
   }
 
-  Result<std::vector<Picture>> load(const Document& document) const {
-    std::vector<Picture> pictures;
+  Result<std::vector<Visual>> load(const Document& document) const {
+    std::vector<Visual> visuals;
     for (const auto& message : document.messages) {
       for (const auto& part : message.content) {
         if (part.kind == ContentPart::Kind::kText) continue;
-        if (part.kind == ContentPart::Kind::kVideo) {
-          return Status(Code::kUnsupported,
-                        "it has a video, which slim does not calibrate with; give its frames as images");
+        Visual visual;
+        visual.video = part.kind == ContentPart::Kind::kVideo;
+        if (visual.video) SLIM_TRY(parts_.video_options.status());
+        if (part.bytes.empty() && (visual.video ? part.files.empty() : part.files.size() != 1)) {
+          return Status(Code::kInvalidArgument, visual.video ? "a video of it has no frames"
+                                                             : "an image of it has neither a file nor bytes");
         }
-        if (part.bytes.empty() && part.files.size() != 1) {
-          return Status(Code::kInvalidArgument, "an image of it has neither a file nor bytes");
-        }
-        Picture picture;
-        SLIM_ASSIGN(picture.pixels,
-                    part.bytes.empty() ? read_image(part.files[0]) : decode_image(part.bytes, "image"));
-        SLIM_TRY(patch(picture, 0));
-        pictures.push_back(std::move(picture));
+        SLIM_ASSIGN(visual.frames, read_frames(part));
+        SLIM_TRY(patch(visual, 0));
+        visuals.push_back(std::move(visual));
       }
     }
-    return pictures;
+    return visuals;
+  }
+
+  static Result<std::vector<at::Tensor>> read_frames(const ContentPart& part) {
+    std::vector<at::Tensor> frames;
+    if (!part.bytes.empty()) {
+      SLIM_ASSIGN(auto image, decode_image(part.bytes, "image"));
+      frames.push_back(std::move(image));
+      return frames;
+    }
+    for (const auto& file : part.files) {
+      SLIM_ASSIGN(auto image, read_image(file));
+      frames.push_back(std::move(image));
+    }
+    return frames;
+  }
+
+  const PatchOptions& options_of(const Visual& visual) const {
+    return visual.video ? *parts_.video_options : parts_.image_options;
   }
 
   /// max_tokens 0: no limit.
-  Status patch(Picture& picture, int64_t max_tokens) const {
-    const int64_t area = options_.merge_size * options_.merge_size;
-    PatchOptions options = options_;
+  Status patch(Visual& visual, int64_t max_tokens) const {
+    PatchOptions options = options_of(visual);
+    const int64_t area = options.merge_size * options.merge_size;
     options.max_patches = max_tokens * area;
-    SLIM_ASSIGN(picture.patched, patch_image(picture.pixels, options));
-    picture.tokens = picture.patched.patches() / area;
+    SLIM_ASSIGN(visual.patched,
+                visual.video ? patch_video(visual.frames, options) : patch_image(visual.frames[0], options));
+    visual.tokens = visual.patched.patches() / area;
     return {};
   }
 
-  /// Makes pictures smaller until everything up to the last one fits.
-  Status fit(const std::vector<int64_t>& ids, int64_t max_tokens, std::vector<Picture>& pictures) const {
-    if (max_tokens <= 0 || pictures.empty()) return {};
-    const auto last = std::find(ids.rbegin(), ids.rend(), image_token_).base();
-    // The token that closes the last image has to stay too.
+  /// Puts into the place of every video those of its grids, each after its time: the mean of the times of the
+  /// first and the last of its frames, of which the last ones may be repeated.
+  Status write_times(const std::vector<Visual>& visuals, std::string& text) const {
+    size_t from = 0;
+    for (const auto& visual : visuals) {
+      if (!visual.video) continue;
+      const int64_t step = options_of(visual).temporal_patch_size;
+      const auto last = static_cast<int64_t>(visual.frames.size()) - 1;
+      const auto seconds = [&](int64_t frame) {
+        return static_cast<double>(std::min(frame, last)) / kFramesPerSecond;
+      };
+      std::string places;
+      for (int64_t grid = 0; grid < visual.patched.grid[0]; ++grid) {
+        char time[64];
+        std::snprintf(time, sizeof time, "<%.1f seconds>",
+                      (seconds(grid * step) + seconds(grid * step + step - 1)) / 2);
+        places += time + prompt_.frame_start + prompt_.video_token + prompt_.frame_end;
+      }
+      from = text.find(prompt_.video_token, from);
+      if (from == std::string::npos) {
+        return {Code::kInvalidArgument, "its prompt has fewer places for videos than it has videos"};
+      }
+      text.replace(from, prompt_.video_token.size(), places);
+      from += places.size();
+    }
+    return {};
+  }
+
+  /// Tokens that stand for a visual before expansion.
+  int64_t places_of(const Visual& visual) const {
+    return visual.video && prompt_.split_frames ? visual.patched.grid[0] : 1;
+  }
+
+  Status check_places(const std::vector<int64_t>& ids, const std::vector<Visual>& visuals, bool video) const {
+    const int64_t token = video ? video_token_ : image_token_;
+    const int64_t found = token < 0 ? 0 : std::count(ids.begin(), ids.end(), token);
+    int64_t count = 0, places = 0;
+    for (const auto& visual : visuals) {
+      if (visual.video != video) continue;
+      ++count;
+      places += places_of(visual);
+    }
+    if (found == places) return {};
+    const std::string what = video ? "videos" : "images";
+    return {Code::kInvalidArgument,
+            "its prompt has " + std::to_string(found) + " places for " + what + ", but it has " +
+                std::to_string(count) + " " + what +
+                (places == count ? "" : " with " + std::to_string(places) + " grids")};
+  }
+
+  /// Makes images and videos smaller until everything up to the last one fits.
+  Status fit(const std::vector<int64_t>& ids, int64_t max_tokens, std::vector<Visual>& visuals) const {
+    if (max_tokens <= 0 || visuals.empty()) return {};
+    const auto is_place = [&](int64_t id) { return id == image_token_ || id == video_token_; };
+    const auto last = std::find_if(ids.rbegin(), ids.rend(), is_place).base();
+    // The token that closes the last one has to stay too.
     const int64_t prefix = std::min<int64_t>(last - ids.begin() + 1, static_cast<int64_t>(ids.size()));
-    const int64_t text = prefix - static_cast<int64_t>(pictures.size());
-    const int64_t level = level_tokens(pictures, max_tokens - text);
+    const int64_t text = prefix - std::count_if(ids.begin(), ids.end(), is_place);
+    const int64_t level = level_tokens(visuals, max_tokens - text);
     if (level < 1) {
-      return Status(Code::kInvalidArgument, "its " + std::to_string(pictures.size()) +
+      return Status(Code::kInvalidArgument, "its " + std::to_string(visuals.size()) +
                                                 " images do not fit into " + std::to_string(max_tokens) +
                                                 " tokens beside " + std::to_string(text) +
                                                 " tokens of text; allow more tokens or leave it out");
     }
-    for (auto& picture : pictures) {
-      if (picture.tokens > level) SLIM_TRY(patch(picture, level));
+    for (auto& visual : visuals) {
+      if (visual.tokens > level) SLIM_TRY(patch(visual, level));
     }
     return {};
   }
 
-  void expand(const std::vector<int64_t>& ids, const std::vector<Picture>& pictures, int64_t max_tokens,
+  void expand(const std::vector<int64_t>& ids, const std::vector<Visual>& visuals, int64_t max_tokens,
               Sample& sample) const {
-    std::vector<int64_t> expanded, grids;
-    std::vector<at::Tensor> pixels;
+    std::vector<int64_t> expanded, image_places, video_places;  // tokens that each place becomes
+    for (const auto& visual : visuals) {
+      auto& places = visual.video ? video_places : image_places;
+      places.insert(places.end(), places_of(visual), visual.tokens / places_of(visual));
+    }
+    auto image = image_places.begin(), video = video_places.begin();
     for (const int64_t id : ids) {
-      if (id != image_token_) {
-        expanded.push_back(id);
-        continue;
-      }
-      const auto& picture = pictures[pixels.size()];
-      expanded.insert(expanded.end(), picture.tokens, image_token_);
-      sample.image_tokens += picture.tokens;
-      pixels.push_back(picture.patched.pixel_values);
-      grids.insert(grids.end(), picture.patched.grid.begin(), picture.patched.grid.end());
+      const bool visual = id == image_token_ || id == video_token_;
+      const int64_t tokens = !visual ? 1 : id == image_token_ ? *image++ : *video++;
+      expanded.insert(expanded.end(), tokens, id);
+      if (visual) sample.image_tokens += tokens;
     }
     if (max_tokens > 0 && static_cast<int64_t>(expanded.size()) > max_tokens) expanded.resize(max_tokens);
     sample.text_tokens = static_cast<int64_t>(expanded.size()) - sample.image_tokens;
     sample.tensors["input_ids"] = index_tensor(expanded);
-    if (pixels.empty()) return;
-    sample.tensors["pixel_values"] = at::cat(pixels);
-    sample.tensors["image_grid_thw"] = index_tensor(grids).view({-1, 3});
+    add_pixels(visuals, false, "pixel_values", "image_grid_thw", sample);
+    add_pixels(visuals, true, "pixel_values_videos", "video_grid_thw", sample);
   }
 
-  const Tokenizer tokenizer_;
-  const ChatTemplate chat_;
-  const PatchOptions options_;
-  const int64_t image_token_;
-  const std::vector<int64_t> stops_;
+  void add_pixels(const std::vector<Visual>& visuals, bool video, const char* pixel_key, const char* grid_key,
+                  Sample& sample) const {
+    std::vector<at::Tensor> pixels;
+    std::vector<int64_t> grids;
+    for (const auto& visual : visuals) {
+      if (visual.video != video) continue;
+      pixels.push_back(visual.patched.pixel_values);
+      grids.insert(grids.end(), visual.patched.grid.begin(), visual.patched.grid.end());
+    }
+    if (pixels.empty()) return;
+    sample.tensors[pixel_key] = at::cat(pixels);
+    sample.tensors[grid_key] = index_tensor(grids).view({-1, 3});
+    if (!video || !prompt_.seconds_per_grid) return;
+    const double seconds = static_cast<double>(parts_.video_options->temporal_patch_size) / kFramesPerSecond;
+    sample.tensors["second_per_grid_ts"] =
+        at::full({static_cast<int64_t>(pixels.size())}, seconds, at::kFloat);
+  }
+
+  const ProcessorParts parts_;
+  const MultimodalPrompt prompt_;
+  const int64_t image_token_, video_token_;
 };
 
 /// The JSON object of a file; an empty one if there is no such file.
@@ -202,15 +293,15 @@ Result<std::unique_ptr<Processor>> make_multimodal_processor(const std::string& 
                                                              const MultimodalPrompt& prompt) {
   SLIM_ASSIGN(auto tokenizer, Tokenizer::from_file(folder + "/tokenizer.json"));
   SLIM_ASSIGN(auto chat, ChatTemplate::from_folder(folder));
-  SLIM_ASSIGN(const auto options, read_image_options(folder));
+  SLIM_ASSIGN(const auto images, read_image_options(folder));
+  auto videos = read_video_options(folder, prompt.split_frames ? PixelBudget::kVideo : PixelBudget::kFrame);
   SLIM_ASSIGN(auto stops, read_stop_tokens(folder, tokenizer, prompt.end_of_turn));
-  const int64_t image_token = tokenizer.id_of(prompt.image_token);
-  if (image_token < 0) {
+  if (tokenizer.id_of(prompt.image_token) < 0) {
     return Status(Code::kCorrupt, folder + "/tokenizer.json has no token " + prompt.image_token +
                                       ", which stands for images");
   }
-  return std::unique_ptr<Processor>(
-      new MultimodalProcessor(std::move(tokenizer), std::move(chat), options, image_token, std::move(stops)));
+  return std::unique_ptr<Processor>(new MultimodalProcessor(
+      {std::move(tokenizer), std::move(chat), images, std::move(videos), std::move(stops)}, prompt));
 }
 
 }  // namespace slim::model

@@ -1,42 +1,43 @@
 #include <ATen/ATen.h>
 
-#include "common/decoder.hpp"
-#include "common/multimodal.hpp"
+#include "common/multimodal_adapter.hpp"
 #include "common/multimodal_processor.hpp"
+#include "experts.hpp"
 #include "slim/plugin.hpp"
 #include "vision.hpp"
 
 namespace slim::qwen3vl {
 
 /// Qwen3-VL: a vision tower whose merged patches take the place of image tokens, DeepStack features added
-/// after the first language layers (arXiv:2406.04334), and a Qwen3 decoder with interleaved M-RoPE.
-class Qwen3Vl final : public ModelAdapter {
+/// after the first language layers (arXiv:2406.04334), and a Qwen3 decoder with interleaved M-RoPE, dense or
+/// with mixtures of experts.
+class Qwen3Vl final : public model::MultimodalAdapter {
  public:
   Result<ModelPlan> plan(std::string_view config_json,
                          const std::map<std::string, TensorSpec>& tensors) override;
   Result<std::unique_ptr<Processor>> processor(const std::string& folder) const override;
-  Result<Carry> begin(std::span<const Sample> samples, Exec&) override;
-  Status enter(std::string_view stage, Exec&, Carry&) override;
   Status forward(const BlockPlan&, Exec&, Carry&) override;
-  Result<at::Tensor> forward_region(const BlockPlan&, RegionId, Exec&, const Carry&,
-                                    const at::Tensor& x) override;
-  Result<Carry> next(const Carry& previous, const at::Tensor& token_ids, Exec&) override;
 
  private:
-  VisionTower vision_;
-  std::unique_ptr<model::Decoder> decoder_;
-  model::MultimodalTokens tokens_;
   int32_t first_language_block_ = 0;
 };
 
 namespace {
 
-model::DecoderConfig read_text(const model::JsonConfig& config) {
-  const auto text = config.child("text_config");
+model::DecoderDefaults defaults_of(bool mixture) {
   model::DecoderDefaults defaults;
-  defaults.head_dim = 128;
   defaults.theta = 500000;
-  auto result = model::read_decoder(text, defaults);
+  if (mixture) {
+    defaults.hidden = 2048, defaults.intermediate = 5632, defaults.layers = 24, defaults.heads = 16;
+  } else {
+    defaults.head_dim = 128;
+  }
+  return defaults;
+}
+
+model::DecoderConfig read_text(const model::JsonConfig& config, bool mixture) {
+  const auto text = config.child("text_config");
+  auto result = model::read_decoder(text, defaults_of(mixture));
   result.prefix = "model.language_model.";
   result.head_norm = model::DecoderConfig::HeadNorm::kBeforeRotary;
   result.tied = config.boolean("tie_word_embeddings", text.boolean("tie_word_embeddings", false));
@@ -46,68 +47,59 @@ model::DecoderConfig read_text(const model::JsonConfig& config) {
   return result;
 }
 
+model::MultimodalTokens read_tokens(const model::JsonConfig& config, const VisionConfig& vision) {
+  model::MultimodalTokens result;
+  result.image_token = config.integer("image_token_id", 151655, 0);
+  result.video_token = config.integer("video_token_id", 151656, 0);
+  result.merge = vision.merge;
+  result.patch_features = vision.patch.features();
+  result.split_frames = true;
+  return result;
+}
+
 }  // namespace
 
 Result<ModelPlan> Qwen3Vl::plan(std::string_view config_json,
                                 const std::map<std::string, TensorSpec>& tensors) {
   SLIM_ASSIGN(const auto config, model::JsonConfig::parse(config_json, "config.json"));
+  const auto family = config.text("model_type", "qwen3_vl");
+  const bool mixture = family == "qwen3_vl_moe";
   const auto vision = read_vision(config.child("vision_config"));
-  const auto text = read_text(config);
+  const auto text = read_text(config, mixture);
+  const auto experts = mixture ? read_experts(config.child("text_config"), text.layers) : model::MoeConfig{};
   if (config.status().ok() && vision.out_hidden != text.hidden) {
     config.fail("vision_config.out_hidden_size", "is " + std::to_string(vision.out_hidden) +
                                                      ", expected text_config.hidden_size " +
                                                      std::to_string(text.hidden));
   }
-  tokens_.image_token = config.integer("image_token_id", 151655, 0);
-  tokens_.video_token = config.integer("video_token_id", 151656, 0);
-  tokens_.merge = vision.merge;
-  tokens_.patch_features = vision.patch_features();
-  tokens_.split_frames = true;
-  const auto family = config.text("model_type", "qwen3_vl");
+  tokens_ = read_tokens(config, vision);
   SLIM_TRY(config.status());
 
-  vision_ = VisionTower(vision);
-  decoder_ = std::make_unique<model::Decoder>(text);
+  auto tower = std::make_unique<VisionTower>(vision);
   model::PlanBuilder builder(family, tensors);
-  builder.ignore({"re:.*visual\\..*", "re:.*lm_head"});
-  vision_.plan(builder);
+  std::vector<std::string> ignore{"re:.*visual\\..*", "re:.*lm_head"};
+  if (mixture) {
+    decoder_ = std::make_unique<PackedMoeDecoder>(text, experts);
+    ignore.push_back("re:.*mlp\\.gate$");
+  } else {
+    decoder_ = std::make_unique<model::Decoder>(text);
+  }
+  builder.ignore(ignore);
+  tower->plan(builder);
   first_language_block_ = static_cast<int32_t>(vision.depth + 1);
   decoder_->plan(builder);
+  vision_ = std::move(tower);
   return builder.finish();
 }
 
 Result<std::unique_ptr<Processor>> Qwen3Vl::processor(const std::string& folder) const {
-  return model::make_multimodal_processor(folder, {});
-}
-
-Result<Carry> Qwen3Vl::begin(std::span<const Sample> samples, Exec& exec) {
-  SLIM_ASSIGN(auto batch, model::collate(samples, tokens_));
-  Carry carry{{"input_ids", batch.input_ids},
-              {"sequence_lengths", batch.lengths},
-              {"positions", batch.positions},
-              {"next_position", batch.next_position},
-              {"visual_rows", batch.visual_rows}};
-  vision_.begin(batch, exec, carry);
-  return carry;
-}
-
-Status Qwen3Vl::enter(std::string_view stage, Exec& exec, Carry& carry) {
-  if (stage != "language") return {};
-  auto embedded = decoder_->embed(exec, carry.at("input_ids"));
-  const auto rows = carry.at("visual_rows").to(embedded.device());
-  carry["hidden"] = embedded.index_copy(0, rows, carry.at("hidden").to(embedded.scalar_type()));
-  carry["lengths"] = carry.at("sequence_lengths");
-  decoder_->set_positions(carry, carry.at("positions"), exec);
-  for (const char* key : {"input_ids", "sequence_lengths", "positions"}) carry.erase(key);
-  return {};
+  model::MultimodalPrompt prompt;
+  prompt.split_frames = true;
+  return model::make_multimodal_processor(folder, prompt);
 }
 
 Status Qwen3Vl::forward(const BlockPlan& block, Exec& exec, Carry& carry) {
-  if (block.stage == "vision") {
-    vision_.forward(block, exec, carry);
-    return {};
-  }
-  decoder_->forward(block, exec, carry);
+  SLIM_TRY(MultimodalAdapter::forward(block, exec, carry));
   const auto features = carry.find(deepstack_key(block.index - first_language_block_));
   if (block.stage == "language" && features != carry.end()) {
     auto& hidden = carry.at("hidden");
@@ -118,16 +110,7 @@ Status Qwen3Vl::forward(const BlockPlan& block, Exec& exec, Carry& carry) {
   return {};
 }
 
-Result<at::Tensor> Qwen3Vl::forward_region(const BlockPlan& block, RegionId region, Exec& exec,
-                                           const Carry& carry, const at::Tensor& x) {
-  if (block.stage == "vision") return vision_.region(block, region, exec, carry, x);
-  return decoder_->region(block, region, exec, carry, x);
-}
-
-Result<Carry> Qwen3Vl::next(const Carry& previous, const at::Tensor& token_ids, Exec& exec) {
-  return decoder_->next(previous, token_ids, exec);
-}
-
 }  // namespace slim::qwen3vl
 
-SLIM_ADAPTER_PLUGIN("qwen3vl", slim::qwen3vl::Qwen3Vl, "Qwen3-VL", "qwen3_vl")
+SLIM_ADAPTER_PLUGIN("qwen3vl", slim::qwen3vl::Qwen3Vl, "Qwen3-VL, dense and mixture of experts",
+                    "qwen3_vl,qwen3_vl_moe")

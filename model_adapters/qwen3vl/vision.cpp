@@ -30,16 +30,6 @@ std::string deepstack_name(int64_t merger) {
 at::Tensor layer_norm(Exec& exec, const std::string& name, const at::Tensor& x) {
   return at::layer_norm(x, {x.size(-1)}, exec.param(name + ".weight"), exec.param(name + ".bias"), kEpsilon);
 }
-
-/// A side of a patch: one number, or the same number for every axis.
-int64_t read_side(const model::JsonConfig& config, const char* key, int64_t fallback) {
-  const auto sides = config.integers(key, std::vector<int64_t>{fallback});
-  const bool same =
-      !sides.empty() && std::all_of(sides.begin(), sides.end(), [&](int64_t s) { return s == sides[0]; });
-  if (same && sides[0] >= 1 && sides[0] <= 4096) return sides[0];
-  config.fail(key, "has to be one number from 1 to 4096, or that number for every axis");
-  return fallback;
-}
 }  // namespace
 
 VisionConfig read_vision(const model::JsonConfig& config) {
@@ -49,10 +39,8 @@ VisionConfig read_vision(const model::JsonConfig& config) {
   result.intermediate = config.integer("intermediate_size", 4304);
   result.heads = std::max<int64_t>(1, config.integer("num_heads", 16));
   result.out_hidden = config.integer("out_hidden_size", 3584);
-  result.channels = config.integer("in_channels", 3);
-  result.patch = read_side(config, "patch_size", 16);
+  result.patch = model::read_patch_shape(config, 16);
   result.merge = config.integer("spatial_merge_size", 2, 1, 64);
-  result.temporal = read_side(config, "temporal_patch_size", 2);
   result.positions = config.integer("num_position_embeddings", 2304);
   result.side = static_cast<int64_t>(std::sqrt(static_cast<double>(result.positions)));
   result.theta = config.child("rope_parameters").number("rope_theta", 10000.0);
@@ -84,7 +72,7 @@ VisionTower::VisionTower(VisionConfig config) : config_(std::move(config)) {
 
 void VisionTower::plan(PlanBuilder& plan) const {
   const auto& c = config_;
-  plan.global(kPatchWeight, {c.hidden, c.channels, c.temporal, c.patch, c.patch});
+  plan.global(kPatchWeight, {c.hidden, c.patch.channels, c.patch.temporal, c.patch.side, c.patch.side});
   plan.global(kPatchBias, {c.hidden});
   plan.global(kPositions, {c.positions, c.hidden});
   for (int64_t i = 0; i < c.depth && plan.ok(); ++i) {
@@ -137,12 +125,7 @@ void VisionTower::plan_merger(BlockBuilder& block, const std::string& name, bool
 void VisionTower::begin(const model::MultimodalBatch& batch, Exec& exec, Carry& carry) const {
   const auto& c = config_;
   const auto positions = model::patch_positions(batch.grid_thw, c.merge);
-  // As a convolution, though a matrix product would do: transformers' rounding in bf16 is the convolution's.
-  const auto pixels =
-      batch.pixels.to(exec.device(), exec.dtype()).reshape({-1, c.channels, c.temporal, c.patch, c.patch});
-  const std::vector<int64_t> kernel{c.temporal, c.patch, c.patch};
-  const auto patches =
-      at::conv3d(pixels, exec.param(kPatchWeight), exec.param(kPatchBias), kernel).flatten(1);
+  const auto patches = model::embed_patches(exec, batch.pixels, c.patch, kPatchWeight, kPatchBias);
   carry["hidden"] = patches + position_embedding(batch.grid_thw, positions, exec).to(patches.scalar_type());
   const auto frames = batch.grid_thw.select(1, 0);
   carry["lengths"] = (batch.grid_thw.select(1, 1) * batch.grid_thw.select(1, 2)).repeat_interleave(frames);
@@ -202,24 +185,13 @@ void VisionTower::forward(const BlockPlan& block, Exec& exec, Carry& carry) cons
 at::Tensor VisionTower::region(const BlockPlan& block, RegionId id, Exec& exec, const Carry& carry,
                                const at::Tensor& x) const {
   if (id == model::region_id(block, kAttention)) {
-    return attention(block, exec, carry, layer_norm(exec, block.name + ".norm1", x));
+    const auto normed = layer_norm(exec, block.name + ".norm1", x);
+    return model::vision_attention(block, block.name + ".attn.", exec, carry, normed, config_.heads,
+                                   model::sequence_lengths(carry));
   }
   const auto up = exec.linear(layer_id(block, block.name + ".mlp.linear_fc1"),
                               layer_norm(exec, block.name + ".norm2", x));
   return exec.linear(layer_id(block, block.name + ".mlp.linear_fc2"), activation_(up));
-}
-
-at::Tensor VisionTower::attention(const BlockPlan& block, Exec& exec, const Carry& carry,
-                                  const at::Tensor& x) const {
-  const int64_t head_dim = config_.hidden / config_.heads;
-  const auto qkv =
-      exec.linear(layer_id(block, block.name + ".attn.qkv"), x).unflatten(-1, {3, config_.heads, head_dim});
-  const auto &cos = carry.at("cos"), &sin = carry.at("sin");
-  const auto query = model::apply_rotary(qkv.select(1, 0), cos, sin),
-             key = model::apply_rotary(qkv.select(1, 1), cos, sin);
-  const auto mixed = model::attend(query, key, qkv.select(1, 2), model::sequence_lengths(carry),
-                                   1.0 / std::sqrt(static_cast<double>(head_dim)), /*causal=*/false);
-  return exec.linear(layer_id(block, block.name + ".attn.proj"), mixed);
 }
 
 at::Tensor VisionTower::merger(const BlockPlan& block, const std::string& name, bool norm_merged, Exec& exec,

@@ -7,18 +7,19 @@
 #include "common/multimodal.hpp"
 #include "common/transformer.hpp"
 #include "common/transformer_plan.hpp"
+#include "common/vision_tower.hpp"
 #include "slim/adapter.hpp"
 
 namespace slim::qwen3vl {
 
 struct VisionConfig {
   int64_t depth = 0, hidden = 0, intermediate = 0, heads = 0, out_hidden = 0;
-  int64_t channels = 3, patch = 16, merge = 2, temporal = 2;
+  model::PatchShape patch;
+  int64_t merge = 2;                ///< patches per token, along height and along width
   int64_t positions = 0, side = 0;  ///< learned position table: side x side
   double theta = 10000;
   std::vector<int64_t> deepstack;  ///< blocks whose output also goes, merged, into the first language layers
   std::string activation;
-  int64_t patch_features() const { return channels * temporal * patch * patch; }
   int64_t merged() const { return hidden * merge * merge; }
 };
 /// Errors are kept in the JsonConfig.
@@ -27,20 +28,17 @@ VisionConfig read_vision(const model::JsonConfig&);
 /// The vision tower: stage "vision", blocks model.visual.blocks.N and at last model.visual.merger.
 /// Carry: "hidden" [patches, hidden], at the end [tokens, out_hidden]; "lengths" patches of each frame; "cos"
 /// and "sin" [patches, head_dim] fp32; "deepstack_K" [tokens, out_hidden], what language layer K adds.
-class VisionTower {
+class VisionTower final : public model::VisionStage {
  public:
-  VisionTower() = default;
   explicit VisionTower(VisionConfig);
-  const VisionConfig& config() const { return config_; }
   void plan(model::PlanBuilder&) const;
-  void begin(const model::MultimodalBatch&, Exec&, Carry&) const;
-  void forward(const BlockPlan&, Exec&, Carry&) const;
-  at::Tensor region(const BlockPlan&, RegionId, Exec&, const Carry&, const at::Tensor& x) const;
+  void begin(const model::MultimodalBatch&, Exec&, Carry&) const override;
+  void forward(const BlockPlan&, Exec&, Carry&) const override;
+  at::Tensor region(const BlockPlan&, RegionId, Exec&, const Carry&, const at::Tensor& x) const override;
 
  private:
   void plan_block(model::BlockBuilder&) const;
   void plan_merger(model::BlockBuilder&, const std::string& name, bool norm_merged) const;
-  at::Tensor attention(const BlockPlan&, Exec&, const Carry&, const at::Tensor& x) const;
   at::Tensor merger(const BlockPlan&, const std::string& name, bool norm_merged, Exec&,
                     const at::Tensor& x) const;
   at::Tensor position_embedding(const at::Tensor& grid_thw, const at::Tensor& patch_positions, Exec&) const;
