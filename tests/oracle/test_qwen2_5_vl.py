@@ -53,10 +53,10 @@ def make_model(m, seed):
 def nested_names(name, value):
     """The layout of names that transformers has in memory: save_pretrained writes the published one."""
     if name.startswith("visual."):
-        return "model." + name, value
-    if name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
-        return "model.language_model." + name.removeprefix("model."), value
-    return name, value
+        name = "model." + name
+    elif name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
+        name = "model.language_model." + name.removeprefix("model.")
+    yield name, value
 
 
 def check_random_models(build):

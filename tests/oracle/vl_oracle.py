@@ -121,10 +121,11 @@ def check_random_model(build, name, model, samples, change_folder=lambda folder:
 
 
 def rename_tensors(folder, rename):
-    """Rewrites a checkpoint as one file, every tensor through rename(name, value) -> (name, value)."""
+    """Rewrites a checkpoint as one file, every tensor through rename(name, value), which yields names and values."""
     tensors = {}
     for shard in sorted(folder.glob("*.safetensors")):
-        tensors.update(rename(name, value) for name, value in load_file(shard).items())
+        for name, value in load_file(shard).items():
+            tensors.update(rename(name, value))
         shard.unlink()
     for index in folder.glob("*.index.json"):
         index.unlink()
