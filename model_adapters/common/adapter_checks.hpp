@@ -14,6 +14,13 @@
 
 namespace slim::model {
 
+/// The layer's [out, in] matrix inside the tensor that holds it: a view.
+inline at::Tensor matrix_of(const Layer& layer, at::Tensor weight) {
+  if (layer.weight.index) weight = weight.select(0, *layer.weight.index);
+  if (layer.weight.transposed) weight = weight.t();
+  return weight.narrow(0, layer.weight.row_begin, layer.out);
+}
+
 /// Exec over tensors in memory.
 class TensorExec final : public Exec {
  public:
@@ -46,12 +53,7 @@ class TensorExec final : public Exec {
     REQUIRE_MESSAGE(found != tensors_.end(), "no tensor " << name);
     return found->second.to(dtype_);
   }
-  at::Tensor matrix(const Layer& layer) const {
-    auto weight = get(layer.weight.tensor);
-    if (layer.weight.index) weight = weight.select(0, *layer.weight.index);
-    if (layer.weight.transposed) weight = weight.t();
-    return weight.narrow(0, layer.weight.row_begin, layer.out);
-  }
+  at::Tensor matrix(const Layer& layer) const { return matrix_of(layer, get(layer.weight.tensor)); }
   const TensorMap& tensors_;
   at::ScalarType dtype_;
 };
@@ -171,24 +173,26 @@ inline void check_edges_keep_the_function(RandomModel model, std::span<const Sam
       const auto saved = model.tensors;
       const int64_t features = block.ports[edge.port].features;
       const auto s = at::rand({features / edge.repeat}) * 3.5 + 0.5;
-      const auto scale_rows = [&](const std::string& name) {
+      const auto divide = [&](const std::string& name) {
         auto& tensor = model.tensors.at(name);
-        tensor = tensor / (tensor.dim() == 1 ? s : s.unsqueeze(1));
+        tensor = tensor / s;
+      };
+      const auto multiply = [&](LayerId id, const at::Tensor& factor) {
+        auto& tensor = model.tensors.at(block.layers[id].weight.tensor);
+        tensor = tensor.clone();  // keeps `saved` as it is
+        matrix_of(block.layers[id], tensor).mul_(factor);
       };
       if (edge.fold == Fold::kNorm) {
-        scale_rows(edge.norm_weight);
-        if (!edge.norm_bias.empty()) scale_rows(edge.norm_bias);
+        divide(edge.norm_weight);
+        if (!edge.norm_bias.empty()) divide(edge.norm_bias);
       }
       for (const LayerId id : edge.producers) {
-        scale_rows(block.layers[id].weight.tensor);
-        if (!block.layers[id].bias.empty()) scale_rows(block.layers[id].bias);
+        multiply(id, 1 / s.unsqueeze(1));
+        if (!block.layers[id].bias.empty()) divide(block.layers[id].bias);
       }
       const auto wide =
           edge.repeat == 1 ? s : s.view({-1, edge.head_dim}).repeat_interleave(edge.repeat, 0).flatten();
-      for (const LayerId id : edge.consumers) {
-        auto& tensor = model.tensors.at(block.layers[id].weight.tensor);
-        tensor = tensor * wide;
-      }
+      for (const LayerId id : edge.consumers) multiply(id, wide);
       CHECK_MESSAGE(distance(before, logits(model, exec, samples)) < tolerance,
                     block.name << ": " << edge.name);
       model.tensors = saved;

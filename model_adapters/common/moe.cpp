@@ -2,7 +2,33 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 namespace slim::model {
+
+MoeConfig read_moe(const JsonConfig& config, int64_t layers, bool default_normalize,
+                   const std::optional<MoeLayer>& defaults) {
+  const auto read = [&](const char* key, int64_t MoeLayer::*field) {
+    return config.integer(key, defaults ? std::optional<int64_t>((*defaults).*field) : std::nullopt);
+  };
+  MoeConfig result;
+  result.normalize = config.boolean("norm_topk_prob", default_normalize);
+  MoeLayer sparse;
+  sparse.experts =
+      read(config.has("num_local_experts") ? "num_local_experts" : "num_experts", &MoeLayer::experts);
+  sparse.top_k = read("num_experts_per_tok", &MoeLayer::top_k);
+  sparse.intermediate = read("moe_intermediate_size", &MoeLayer::intermediate);
+  if (config.status().ok() && sparse.top_k > sparse.experts) {
+    config.fail("num_experts_per_tok", "is more than num_experts");
+  }
+  const int64_t step = std::max<int64_t>(1, config.integer("decoder_sparse_step", 1));
+  const auto dense = config.integers("mlp_only_layers", std::vector<int64_t>{});
+  for (int64_t i = 0; i < layers; ++i) {
+    const bool listed = std::find(dense.begin(), dense.end(), i) != dense.end();
+    result.layers.push_back(!listed && (i + 1) % step == 0 ? sparse : MoeLayer{});
+  }
+  return result;
+}
 
 Routing route(const at::Tensor& router_logits, int64_t top_k, bool normalize) {
   const auto shares = at::softmax(router_logits, -1, at::kFloat);

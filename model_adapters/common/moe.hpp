@@ -2,6 +2,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,13 @@ struct MoeConfig {
   bool router_in_float = false;  ///< fp32 whatever the compute dtype
   bool normalize = true;         ///< the weights of a token's experts add up to 1
 };
+
+/// The keys of Qwen's mixtures: num_experts (num_local_experts in files of transformers 5), num_experts_per_tok,
+/// moe_intermediate_size, norm_topk_prob; every decoder_sparse_step-th layer is one, but for mlp_only_layers.
+/// `defaults` stand in for keys left out; without them the first three have to be there. Errors are kept in the
+/// JsonConfig.
+MoeConfig read_moe(const JsonConfig&, int64_t layers, bool default_normalize,
+                   const std::optional<MoeLayer>& defaults = {});
 
 /// Which experts compute each token, and how much each adds.
 struct Routing {

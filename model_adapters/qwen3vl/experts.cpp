@@ -1,7 +1,5 @@
 #include "experts.hpp"
 
-#include <algorithm>
-
 namespace slim::qwen3vl {
 using model::BlockBuilder;
 using model::MoeLayer;
@@ -46,25 +44,6 @@ Packed find_packed(const model::PlanBuilder& plan, const std::string& experts, c
 }
 
 }  // namespace
-
-model::MoeConfig read_experts(const model::JsonConfig& text, int64_t layers) {
-  model::MoeConfig result;
-  result.normalize = text.boolean("norm_topk_prob", true);
-  MoeLayer sparse;
-  sparse.experts = text.integer(text.has("num_local_experts") ? "num_local_experts" : "num_experts", 60);
-  sparse.top_k = text.integer("num_experts_per_tok", 4);
-  sparse.intermediate = text.integer("moe_intermediate_size", 1408);
-  if (text.status().ok() && sparse.top_k > sparse.experts) {
-    text.fail("num_experts_per_tok", "is more than num_experts");
-  }
-  const int64_t step = std::max<int64_t>(1, text.integer("decoder_sparse_step", 1));
-  const auto dense = text.integers("mlp_only_layers", std::vector<int64_t>{});
-  for (int64_t i = 0; i < layers; ++i) {
-    const bool listed = std::find(dense.begin(), dense.end(), i) != dense.end();
-    result.layers.push_back(!listed && (i + 1) % step == 0 ? sparse : MoeLayer{});
-  }
-  return result;
-}
 
 std::vector<LayerId> PackedMoeDecoder::plan_expert(BlockBuilder& block, const std::string& prefix,
                                                    int32_t expert, const MoeLayer& moe, PortId input,

@@ -6,10 +6,6 @@
 
 namespace slim::qwen3vl {
 
-/// The mixtures of Qwen3-VL-MoE: every decoder_sparse_step-th layer, but for mlp_only_layers. Errors are kept
-/// in the JsonConfig.
-model::MoeConfig read_experts(const model::JsonConfig& text, int64_t layers);
-
 /// A decoder whose experts lie packed in two tensors a layer, "mlp.experts.gate_up_proj" and
 /// "mlp.experts.down_proj", in either of two orientations: [experts, in, out], as published, or
 /// [experts, out, in], as transformers has them in memory. Their shapes tell which: hidden size H and expert

@@ -47,6 +47,12 @@ model::DecoderConfig read_text(const model::JsonConfig& config, bool mixture) {
   return result;
 }
 
+model::MoeConfig read_experts(const model::JsonConfig& text, int64_t layers) {
+  model::MoeLayer defaults;
+  defaults.experts = 60, defaults.top_k = 4, defaults.intermediate = 1408;
+  return model::read_moe(text, layers, /*default_normalize=*/true, defaults);
+}
+
 model::MultimodalTokens read_tokens(const model::JsonConfig& config, const VisionConfig& vision) {
   model::MultimodalTokens result;
   result.image_token = config.integer("image_token_id", 151655, 0);

@@ -216,3 +216,106 @@ TEST_CASE("qwen3vl/ image tokens that do not match the patches name the sample a
   sample.tensors["input_ids"] = at::empty({0}, at::kLong);
   CHECK(error(sample) == "calib.jsonl:10: has no tokens");
 }
+
+namespace {
+
+enum class Layout : uint8_t { kInOut, kOutIn };
+
+std::string mixture_of(const std::string& text = "") {
+  auto config =
+      config_of(R"(, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24)" + text);
+  return config.replace(config.find("qwen3_vl"), 8, "qwen3_vl_moe");
+}
+
+/// Specs of the packed tensors of `layers`; hidden size 32, 5 experts.
+std::map<std::string, TensorSpec> packed_specs(Layout layout, int64_t width, std::vector<int64_t> layers) {
+  std::map<std::string, TensorSpec> specs;
+  const auto add = [&](const std::string& name, int64_t out, int64_t in) {
+    const bool in_out = layout == Layout::kInOut;
+    specs[name] = {name, Dtype::kF32, {5, in_out ? in : out, in_out ? out : in}};
+  };
+  for (const int64_t layer : layers) {
+    const std::string name = "model.language_model.layers." + std::to_string(layer) + ".mlp.experts.";
+    add(name + "gate_up_proj", 2 * width, 32);
+    add(name + "down_proj", 32, width);
+  }
+  return specs;
+}
+
+}  // namespace
+
+TEST_CASE("qwen3vl/ packed and separate experts have the ports, groups and edges of a mixture") {
+  for (const auto& specs : {packed_specs(Layout::kInOut, 24, {0, 1}),
+                            packed_specs(Layout::kOutIn, 24, {0, 1}), std::map<std::string, TensorSpec>{}}) {
+    PluginAdapter plugin(slim_plugin_v1);
+    const auto model = random_model(plugin.adapter, mixture_of(), specs);
+    check_plan_is_consistent(model);
+    const auto& block = model.plan.blocks[4];
+    REQUIRE(block.moe.has_value());
+    CHECK(block.moe->top_k == 2);
+    CHECK(block.layers[block.moe->router].name == "model.language_model.layers.0.mlp.gate");
+    CHECK(block.layers[block.moe->router].role == Role::kRouter);
+    REQUIRE(block.moe->experts.size() == 5);
+    CHECK(block.layers[block.moe->experts[3][0]].name ==
+          "model.language_model.layers.0.mlp.experts.3.gate_proj");
+    CHECK(block.edges.back().consumers.size() == 1 + 2 * 5);
+    CHECK(block.fused.size() == 1 + 5);
+    CHECK(model.plan.default_ignore.back() == "re:.*mlp\\.gate$");
+  }
+}
+
+TEST_CASE("qwen3vl/ scale edges of packed experts keep the function in both orientations") {
+  for (const auto layout : {Layout::kInOut, Layout::kOutIn}) {
+    PluginAdapter plugin(slim_plugin_v1);
+    const auto model = random_model(plugin.adapter, mixture_of(), packed_specs(layout, 24, {0, 1}));
+    const std::vector<Sample> samples{sample_of({{2, 3}}, 1), sample_of({}, 2)};
+    check_edges_keep_the_function(model, samples, 1e-4);
+    check_batch_equals_samples(model, samples, 1e-4);
+    check_regions_recompose(model, samples, 1e-5);
+  }
+}
+
+TEST_CASE("qwen3vl/ one square tensor leaves the orientation of packed experts to the other") {
+  for (const int64_t width : {16, 32}) {  // gate_up is [5, 32, 32], then down
+    for (const auto layout : {Layout::kInOut, Layout::kOutIn}) {
+      PluginAdapter plugin(slim_plugin_v1);
+      const auto config = mixture_of(R"(, "moe_intermediate_size": )" + std::to_string(width));
+      const auto model = random_model(plugin.adapter, config, packed_specs(layout, width, {0, 1}));
+      const auto& block = model.plan.blocks[4];
+      const auto& expert = block.moe->experts[4];
+      for (const LayerId id : expert) {
+        CHECK(block.layers[id].weight.transposed == (layout == Layout::kInOut));
+        CHECK(block.layers[id].weight.index == 4);
+      }
+      CHECK(block.layers[expert[1]].weight.row_begin == width);
+    }
+  }
+}
+
+TEST_CASE("qwen3vl/ layers without experts are dense") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const auto listed = random_model(plugin.adapter, mixture_of(R"(, "mlp_only_layers": [0])"),
+                                   packed_specs(Layout::kInOut, 24, {1}));
+  CHECK_FALSE(listed.plan.blocks[4].moe.has_value());
+  CHECK(listed.plan.blocks[5].moe.has_value());
+  const auto stepped = random_model(plugin.adapter, mixture_of(R"(, "decoder_sparse_step": 2)"),
+                                    packed_specs(Layout::kInOut, 24, {1}));
+  CHECK_FALSE(stepped.plan.blocks[4].moe.has_value());
+  CHECK(stepped.plan.blocks[5].moe.has_value());
+}
+
+TEST_CASE("qwen3vl/ packed experts of another shape, or half of them, are told by name") {
+  PluginAdapter plugin(slim_plugin_v1);
+  const auto good = random_model(plugin.adapter, mixture_of(), packed_specs(Layout::kInOut, 24, {0, 1}));
+  const std::string name = "model.language_model.layers.1.mlp.experts.";
+  auto specs = good.specs;
+  specs.at(name + "gate_up_proj").shape = {5, 32, 40};
+  CHECK(plan_error(plugin.adapter, mixture_of(), specs) ==
+        "tensor " + name + "gate_up_proj has shape [5, 32, 40], expected [5, 32, 48] from config.json");
+  specs = good.specs;
+  specs.erase(name + "down_proj");
+  CHECK(plan_error(plugin.adapter, mixture_of(), specs) ==
+        "tensor " + name + "down_proj is missing, config.json says it has shape [5, 24, 32]");
+  CHECK(plan_error(plugin.adapter, mixture_of(R"(, "num_experts_per_tok": 6)"), {})
+            .find("num_experts_per_tok") != std::string::npos);
+}
