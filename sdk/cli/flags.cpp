@@ -52,6 +52,13 @@ Result<std::vector<po::option>> split_words(const std::vector<Flag>& flags, cons
   }
 }
 
+/// `--model --output DIR`: the value was forgotten. `--prompt=--output` means it.
+bool takes_flag_as_value(const std::vector<Flag>& flags, const po::option& option) {
+  if (option.original_tokens.size() < 2) return false;
+  const std::string& value = option.original_tokens[1];
+  return value.starts_with("--") && find_flag(flags, value.substr(2, value.find('=') - 2)) != nullptr;
+}
+
 }  // namespace
 
 Result<Arguments> Arguments::parse(const std::vector<Flag>& flags, const std::vector<std::string>& words) {
@@ -69,6 +76,7 @@ Result<Arguments> Arguments::parse(const std::vector<Flag>& flags, const std::ve
     std::vector<std::string>& values = arguments.values_[flag->name];
     if (!values.empty() && !flag->repeatable) return usage("option '--" + flag->name + "' is given twice");
     const std::string value = option.value.empty() ? "true" : option.value[0];
+    if (takes_flag_as_value(flags, option)) return usage("option '--" + flag->name + "' has no value; found '" + value + "'");
     if (value.empty()) return usage("option '--" + flag->name + "' has an empty value");
     values.push_back(value);
   }

@@ -57,8 +57,10 @@ int run_eval(const Arguments& arguments) {
   if (!dirs.ok()) return fail(dirs.status());
   PluginRegistry registry(*dirs);
   catch_interrupts();
-  const auto progress = make_progress(arguments.has("quiet"));
-  return print(evaluate(*config, registry, *progress), arguments.has("json"));
+  auto progress = make_progress(arguments.has("quiet"));
+  const auto report = evaluate(*config, registry, *progress);
+  progress.reset();  // ends its line before anything else is printed
+  return print(report, arguments.has("json"));
 }
 
 int run_verify(const Arguments& arguments) {
@@ -68,8 +70,10 @@ int run_verify(const Arguments& arguments) {
   if (!dirs.ok()) return fail(dirs.status());
   PluginRegistry registry(*dirs);
   catch_interrupts();
-  const auto progress = make_progress(arguments.has("quiet"));
-  return print(verify({*folder, arguments.text("reference")}, registry, *progress), arguments.has("json"));
+  auto progress = make_progress(arguments.has("quiet"));
+  const auto report = verify({*folder, arguments.text("reference")}, registry, *progress);
+  progress.reset();  // ends its line before anything else is printed
+  return print(report, arguments.has("json"));
 }
 
 }  // namespace

@@ -102,8 +102,10 @@ int run_quantize(const Arguments& arguments) {
   if (!config.ok()) return fail(config.status());
   PluginRegistry registry(config->plugin_dirs);
   catch_interrupts();
-  const auto progress = make_progress(arguments.has("quiet"));
-  return print(quantize(*config, registry, *progress), arguments.has("json"));
+  auto progress = make_progress(arguments.has("quiet"));
+  const auto report = quantize(*config, registry, *progress);
+  progress.reset();  // ends its line before anything else is printed
+  return print(report, arguments.has("json"));
 }
 
 int run_plan(const Arguments& arguments) {
