@@ -131,8 +131,11 @@ TEST_CASE("multimodal_processor/ videos and prompts that do not fit together nam
   CHECK(error(chat_of({video_of({picture(1)})})).find("a video of 1 frames is too short") !=
         std::string::npos);
   CHECK(error(chat_of({video_of({picture(1), kData + "no.png"})})).find("no.png") != std::string::npos);
-  CHECK(error(chat_of({text_of("<|image_pad|>")})) ==
-        "calib.jsonl:7: its prompt has 1 places for images, but it has 0 images");
-  CHECK(error(chat_of({video_of({picture(1), picture(1)}), text_of("<|video_pad|>")})) ==
-        "calib.jsonl:7: its prompt has 2 places for videos, but it has 1 videos");
+  const auto starts = [&](const Document& document, const std::string& start) {
+    CHECK_MESSAGE(error(document).starts_with(start), error(document));
+  };
+  starts(chat_of({text_of("<|image_pad|>")}),
+         "calib.jsonl:7: its prompt has 1 places for images, but it has 0 images");
+  starts(chat_of({video_of({picture(1), picture(1)}), text_of("<|video_pad|>")}),
+         "calib.jsonl:7: its prompt has 2 places for videos, but it has 1 videos");
 }
