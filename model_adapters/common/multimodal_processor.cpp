@@ -61,7 +61,7 @@ class MultimodalProcessor final : public Processor {
 
   Result<Sample> encode(const Document& document, const EncodeOptions& options) const override {
     auto sample = encode_unnamed(document, options);
-    if (!sample.ok()) return sample.status().in(document.origin);
+    if (!sample.ok()) return fault(sample.status()).in(document.origin);
     sample->origin = document.origin;
     return sample;
   }
@@ -74,6 +74,13 @@ class MultimodalProcessor final : public Processor {
   std::vector<int64_t> stop_tokens() const override { return parts_.stops; }
 
  private:
+  /// A sample that cannot be encoded is at fault, not the command line; and kUnsupported would mean that the model takes no
+  /// samples of its kind, which callers leave out without an error.
+  static Status fault(const Status& status) {
+    const bool of_sample = status.code() == Code::kUnsupported || status.code() == Code::kInvalidArgument;
+    return {of_sample ? Code::kCorrupt : status.code(), status.message()};
+  }
+
   Result<Sample> encode_unnamed(const Document& document, const EncodeOptions& options) const {
     SLIM_ASSIGN(auto visuals, load(document));
     std::string text = document.text;
@@ -186,7 +193,9 @@ class MultimodalProcessor final : public Processor {
     return {Code::kInvalidArgument,
             "its prompt has " + std::to_string(found) + " places for " + what + ", but it has " +
                 std::to_string(count) + " " + what +
-                (places == count ? "" : " with " + std::to_string(places) + " grids")};
+                (places == count ? "" : " with " + std::to_string(places) + " grids") + "; each needs one " +
+                (video ? prompt_.video_token : prompt_.image_token) +
+                ", which the chat template writes: leave it out of the texts"};
   }
 
   /// Makes images and videos smaller until everything up to the last one fits.

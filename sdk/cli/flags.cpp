@@ -11,9 +11,7 @@ namespace {
 
 namespace po = boost::program_options;
 
-Status usage(const std::string& message) {
-  return Status(Code::kInvalidArgument, message);
-}
+Status usage(const std::string& message) { return Status(Code::kInvalidArgument, message); }
 
 po::options_description describe(const std::vector<Flag>& flags) {
   po::options_description description;
@@ -41,12 +39,18 @@ Status unknown_flag(const std::vector<Flag>& flags, const std::string& word) {
   return usage("unknown option '" + name + "'" + did_you_mean(name, names));
 }
 
-Result<std::vector<po::option>> split_words(const std::vector<Flag>& flags, const std::vector<std::string>& words) {
+Result<std::vector<po::option>> split_words(const std::vector<Flag>& flags,
+                                            const std::vector<std::string>& words) {
   namespace style = po::command_line_style;
   constexpr int kStyle = style::allow_long | style::long_allow_adjacent | style::long_allow_next;
   try {
     const po::options_description description = describe(flags);
-    return po::command_line_parser(words).options(description).style(kStyle).allow_unregistered().run().options;
+    return po::command_line_parser(words)
+        .options(description)
+        .style(kStyle)
+        .allow_unregistered()
+        .run()
+        .options;
   } catch (const po::error& error) {
     return usage(error.what());
   }
@@ -76,7 +80,8 @@ Result<Arguments> Arguments::parse(const std::vector<Flag>& flags, const std::ve
     std::vector<std::string>& values = arguments.values_[flag->name];
     if (!values.empty() && !flag->repeatable) return usage("option '--" + flag->name + "' is given twice");
     const std::string value = option.value.empty() ? "true" : option.value[0];
-    if (takes_flag_as_value(flags, option)) return usage("option '--" + flag->name + "' has no value; found '" + value + "'");
+    if (takes_flag_as_value(flags, option))
+      return usage("option '--" + flag->name + "' has no value; found '" + value + "'");
     if (value.empty()) return usage("option '--" + flag->name + "' has an empty value");
     values.push_back(value);
   }

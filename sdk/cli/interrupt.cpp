@@ -28,7 +28,8 @@ void catch_interrupts() {
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
-  signal(SIGXFSZ, SIG_IGN);  // a file over the limit is an error of write(), after which the output folder is removed
+  signal(SIGXFSZ,
+         SIG_IGN);  // a file over the limit is an error of write(), after which the output folder is removed
 }
 
 bool interrupted() { return signals_seen != 0; }

@@ -89,6 +89,7 @@ TEST_CASE("cli/ missing, empty, double and malformed values are wrong usage") {
   check_usage("--model m --output /nowhere/x", "--plugin is missing");
   check_usage("--model m --plugin awq", "--output is missing");
   check_usage("--model", "--model");
+  check_usage("--model --output x", "'--model' has no value");
   check_usage("--model ''", "--model");
   check_usage("--model a --model b", "'--model' is given twice");
   check_usage("--shuffle=yes", "--shuffle");
@@ -111,7 +112,8 @@ TEST_CASE("cli/ missing, empty, double and malformed values are wrong usage") {
 
 TEST_CASE("cli/ a wrong command line makes no output folder") {
   const fs::path folder = fs::temp_directory_path() / ("slim_cli_output_" + std::to_string(getpid()));
-  const Outcome outcome = slim("--plugin rtn --model /no/such/model --scheme w4a16 --output " + folder.string());
+  const Outcome outcome =
+      slim("--plugin rtn --model /no/such/model --scheme w4a16 --output " + folder.string());
   CHECK(outcome.code != 0);
   CHECK(outcome.err.find("slim: error: ") != std::string::npos);
   CHECK_FALSE(fs::exists(folder));
@@ -130,7 +132,8 @@ TEST_CASE("cli/ plugins list shows what is there, for people and as JSON") {
   CHECK(text.out.find("rtn") != std::string::npos);
   const auto json = nlohmann::json::parse(slim("plugins list --json").out);
   bool found = false;
-  for (const auto& entry : json.at("plugins")) found |= entry.at("id") == "rtn" && entry.at("loadable") == true;
+  for (const auto& entry : json.at("plugins"))
+    found |= entry.at("id") == "rtn" && entry.at("loadable") == true;
   CHECK(found);
 }
 
@@ -140,7 +143,8 @@ TEST_CASE("cli/ plugins info shows the options of a plugin") {
   CHECK(text.out.find("range = <string: minmax | mse>  (default minmax)") != std::string::npos);
   const auto json = nlohmann::json::parse(slim("plugins info rtn --json").out);
   bool range = false;
-  for (const auto& option : json.at(0).at("options")) range |= option.at("name") == "range" && option.at("default") == "minmax";
+  for (const auto& option : json.at(0).at("options"))
+    range |= option.at("name") == "range" && option.at("default") == "minmax";
   CHECK(range);
   const Outcome unknown = slim("plugins info rnt");
   CHECK(unknown.code == 1);

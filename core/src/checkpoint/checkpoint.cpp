@@ -220,6 +220,9 @@ struct Checkpoint::State {
 
   Status open_shard(const std::string& name) {
     auto shard = Shard::open(fs::path(folder) / name);
+    if (!shard.ok() && shard.status().code() == Code::kNotFound) {
+      return Status(Code::kNotFound, folder + ": " + name + " is missing, which the index names; download the checkpoint again");
+    }
     if (!shard.ok()) return shard.status();
     for (const auto& stored : (*shard)->tensors) {
       const auto [place, fresh] = places.try_emplace(stored.spec.name, Place{shard->get(), &stored});

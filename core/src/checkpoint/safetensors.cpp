@@ -110,11 +110,11 @@ Status check_coverage(const std::vector<StoredTensor>& tensors, int64_t data_byt
     if (tensor_begin < end) {
       return corrupt("tensor " + quoted(spec.name) + " begins at data byte " + std::to_string(tensor_begin) +
                      " inside tensor " + quoted(tensors[i - 1].spec.name) + ", which ends at " +
-                     std::to_string(end));
+                     std::to_string(end) + std::string(kAgain));
     }
     if (tensor_begin > end) {
       return corrupt("data bytes " + std::to_string(end) + " to " + std::to_string(tensor_begin) +
-                     ", before tensor " + quoted(spec.name) + ", belong to no tensor");
+                     ", before tensor " + quoted(spec.name) + ", belong to no tensor" + std::string(kAgain));
     }
     end = tensor_end;
   }
@@ -133,7 +133,7 @@ Result<std::vector<StoredTensor>> parse_header(const File& file) {
   SLIM_ASSIGN(const int64_t size, file.size());
   SLIM_ASSIGN(const std::string text, header_text(file, size));
   auto parsed = parse_strict_json(text);
-  if (!parsed.ok()) return parsed.status().in("header");
+  if (!parsed.ok()) return Status(Code::kCorrupt, "header: " + parsed.status().message() + std::string(kAgain));
   std::vector<StoredTensor> tensors;
   for (const auto& [name, entry] : parsed->items()) {
     if (name == "__metadata__") {
@@ -144,7 +144,7 @@ Result<std::vector<StoredTensor>> parse_header(const File& file) {
     }
     auto tensor = parse_tensor(name, entry);
     Status status = tensor.ok() ? check_name(name) : tensor.status();
-    if (!status.ok()) return std::move(status).in("tensor " + quoted(name));
+    if (!status.ok()) return Status(status.code(), status.message() + std::string(kAgain)).in("tensor " + quoted(name));
     tensors.push_back(*std::move(tensor));
   }
   std::ranges::stable_sort(tensors, {},

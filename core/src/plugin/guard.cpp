@@ -37,4 +37,11 @@ Status current_exception_status() {
   }
 }
 
+Status led_by(const std::string& where, const Status& status) {
+  const size_t separator = where.rfind(": ");
+  const std::string last = (separator == std::string::npos ? where : where.substr(separator + 2)) + ": ";
+  const std::string& message = status.message();
+  return Status(status.code(), message.starts_with(last) ? message.substr(last.size()) : message).in(where);
+}
+
 }  // namespace slim

@@ -11,6 +11,9 @@ namespace slim {
 /// The Status of the exception being handled: out of memory, an ExecError's own, or the text of anything else.
 SLIM_API Status current_exception_status();
 
+/// The error led by `where`. What `where` ends with ("awq: model.layers.7") is not said twice if the error begins with it.
+SLIM_API Status led_by(const std::string& where, const Status&);
+
 /// Calls into a plugin: whatever it throws becomes a Status led by `where` ("awq: model.layers.7"). fn returns Status or
 /// Result<T>. Every virtual call of a plugin's object passes here and nowhere else.
 template <class Fn>
@@ -19,12 +22,12 @@ auto guarded(const std::string& where, Fn&& fn) -> decltype(fn()) {
     auto result = fn();
     if (result.ok()) return result;
     if constexpr (std::is_same_v<decltype(result), Status>) {
-      return std::move(result).in(where);
+      return led_by(where, result);
     } else {
-      return result.status().in(where);
+      return led_by(where, result.status());
     }
   } catch (...) {
-    return current_exception_status().in(where);
+    return led_by(where, current_exception_status());
   }
 }
 

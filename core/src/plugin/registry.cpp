@@ -154,12 +154,13 @@ Result<PluginInfo> PluginRegistry::adapter_for(const std::string& model_type) co
     if (info.kind != SLIM_ADAPTER || !info.shadowed_by.empty()) continue;
     if (serves(info, model_type) && info.compatible.ok()) return info;
     if (serves(info, model_type)) unusable = &info;
-    known.push_back(info.id + " (" + info.serves + ")");
+    known.push_back(info.id + " (" + (info.compatible.ok() ? info.serves : "cannot be loaded: " + info.compatible.message()) + ")");
   }
   if (unusable) return unusable->compatible;
   return Status(Code::kNotFound, "no adapter serves model_type '" + model_type + "'; there are: " +
                                      (known.empty() ? "none" : join(known)) + "; searched: " +
-                                     join(state_->search_path, ":"));
+                                     join(state_->search_path, ":") +
+                                     "; if one of them fits all the same, name it with --adapter");
 }
 
 namespace {

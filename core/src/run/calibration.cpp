@@ -54,6 +54,19 @@ class BatchBuilder {
   int64_t tokens_ = 0, fewest_ = std::numeric_limits<int64_t>::max();
 };
 
+void leave_out(const Status& why, Calibration& calibration) {
+  if (calibration.left_out++ == 0) calibration.first_left_out = why.message();
+}
+
+Status no_samples(const RunConfig& config, const Calibration& calibration) {
+  const auto count = [](size_t n, const std::string& what, const std::string& first) {
+    return n ? "; " + std::to_string(n) + " " + what + ", the first: " + first : "";
+  };
+  return {Code::kInvalidArgument,
+          config.calib + ": no usable sample" + count(calibration.left_out, "are not for this model", calibration.first_left_out) +
+              count(calibration.skipped.size(), "were skipped", calibration.skipped.empty() ? "" : calibration.skipped.front())};
+}
+
 }  // namespace
 
 Result<Calibration> calibrate_input(const RunConfig& config, const Model& model, BlockExec& exec, Progress& progress) {
@@ -69,7 +82,7 @@ Result<Calibration> calibrate_input(const RunConfig& config, const Model& model,
   for (const Document& document : dataset.documents) {
     auto sample = guarded(document.origin, [&] { return processor->encode(document, options); });
     if (sample.ok()) builder.add(*std::move(sample));
-    else if (sample.status().code() == Code::kUnsupported) calibration.left_out++;
+    else if (sample.status().code() == Code::kUnsupported) leave_out(sample.status(), calibration);
     else if (config.skip_bad_samples) calibration.skipped.push_back(sample.status().message());
     else return sample.status();
     if (static_cast<int64_t>(builder.size()) >= config.batch_size) SLIM_TRY(builder.begin());
@@ -78,12 +91,7 @@ Result<Calibration> calibrate_input(const RunConfig& config, const Model& model,
   }
   SLIM_TRY(builder.begin());
   exec.release_globals();
-  if (calibration.batches.empty()) {
-    return Status(Code::kInvalidArgument, config.calib + ": no usable sample; the model cannot take " +
-                                              std::to_string(calibration.left_out) + ", and " +
-                                              std::to_string(calibration.skipped.size()) + " were skipped" +
-                                              (calibration.skipped.empty() ? "" : ", the first: " + calibration.skipped.front()));
-  }
+  if (calibration.batches.empty()) return no_samples(config, calibration);
   return calibration;
 }
 

@@ -12,6 +12,21 @@ namespace {
 
 constexpr std::string_view kHeadStage = "head";
 
+/// `what` became NaN here and not before: everything that flows is looked at where it arises.
+Status check_finite(const Carry& carry, const std::string& what) {
+  const auto hidden = carry.find("hidden");
+  if (hidden == carry.end() || at::isfinite(hidden->second).all().item<bool>()) return {};
+  return {Code::kNumeric, what + " NaN or Inf"};
+}
+
+/// An adapter that was named, but is not the one that serves the checkpoint, is the likely reason of an error.
+Status suspect_adapter(Status status, const Model& model, PluginRegistry& registry) {
+  const auto served = adapter_name(model.weights->checkpoint(), "", registry);
+  if (!served.ok() || *served == model.adapter_id) return status;
+  return Status(status.code(), status.message() + "; adapter '" + *served + "' serves this checkpoint's model_type: leave out --adapter " +
+                                   model.adapter_id);
+}
+
 int64_t bytes_of(const BlockWeights& weights) {
   int64_t bytes = 0;
   for (const auto& tensor : weights.weight) bytes += tensor.nbytes();
@@ -26,9 +41,11 @@ Result<Model> Model::open(const std::string& folder, const std::string& adapter,
   SLIM_ASSIGN(model.weights, WeightSource::open(folder, registry));
   SLIM_ASSIGN(model.adapter_id, adapter_name(model.weights->checkpoint(), adapter, registry));
   SLIM_ASSIGN(model.adapter, registry.adapter(model.adapter_id));
-  SLIM_ASSIGN(model.plan, guarded(model.adapter_id, [&] {
-                return model.adapter->plan(model.weights->checkpoint().config_json(), model.weights->logical());
-              }));
+  auto plan = guarded(model.adapter_id, [&] {
+    return model.adapter->plan(model.weights->checkpoint().config_json(), model.weights->logical());
+  });
+  if (!plan.ok()) return suspect_adapter(plan.status(), model, registry);
+  model.plan = *std::move(plan);
   SLIM_TRY(check_complete(model.plan, model.weights->logical()).in(model.adapter_id));
   return model;
 }
@@ -43,22 +60,25 @@ Result<at::ScalarType> Model::compute_dtype(const std::string& name) const {
 
 Result<Carry> Model::begin(std::span<const Sample> samples, BlockExec& exec) const {
   exec.set_block(nullptr, nullptr);
-  return guarded(adapter_id, [&] { return adapter->begin(samples, exec); });
+  return guarded(adapter_id, [&]() -> Result<Carry> {
+    SLIM_ASSIGN(Carry carry, adapter->begin(samples, exec));
+    SLIM_TRY(check_finite(carry, "the input of the first block holds"));
+    return carry;
+  });
 }
 
 Status Model::enter(const BlockPlan& block, BlockExec& exec, Carry& carry) const {
   exec.set_block(nullptr, nullptr);
-  return guarded(adapter_id + ": entering " + block.stage, [&] { return adapter->enter(block.stage, exec, carry); });
+  return guarded(adapter_id + ": entering " + block.stage, [&]() -> Status {
+    SLIM_TRY(adapter->enter(block.stage, exec, carry));
+    return check_finite(carry, "the input of " + block.name + " holds");
+  });
 }
 
 Status Model::forward(const BlockPlan& block, BlockExec& exec, Carry& carry) const {
   return guarded(adapter_id + ": " + block.name, [&]() -> Status {
     SLIM_TRY(adapter->forward(block, exec, carry));
-    const auto hidden = carry.find("hidden");
-    if (hidden != carry.end() && !at::isfinite(hidden->second).all().item<bool>()) {
-      return {Code::kNumeric, "the output holds NaN or Inf; look for it in the block's weights, or compute with --dtype float32"};
-    }
-    return {};
+    return check_finite(carry, "the output holds");
   });
 }
 

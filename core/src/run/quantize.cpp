@@ -31,8 +31,8 @@ class QuantizeRun {
   Result<Report> run() {
     const c10::NoGradGuard no_grad;
     SLIM_TRY(open());
+    SLIM_TRY(create_output());  // first: reading samples may take long
     if (needs_forward()) SLIM_TRY(read_samples());
-    SLIM_TRY(create_output());
     const auto& blocks = model_.plan.blocks;
     progress_.begin("quantizing", static_cast<int64_t>(blocks.size()));
     std::future<Result<BlockWeights>> next = load_ahead(0);
@@ -263,9 +263,25 @@ class QuantizeRun {
     return {};
   }
 
+  /// Names the tensor that an error about NaN comes from.
+  static Status blame_weights(const BlockState& state, const Status& status) {
+    if (status.code() != Code::kNumeric) return status;
+    const auto damaged = [](const at::Tensor& tensor) { return tensor.defined() && !at::isfinite(tensor).all().item<bool>(); };
+    std::string name;
+    for (const auto& [param, tensor] : state.weights.params) {
+      if (damaged(tensor)) name = param;
+    }
+    for (const Layer& layer : state.plan->layers) {
+      if (damaged(state.weights.bias[layer.id])) name = layer.bias;
+      if (damaged(state.weights.weight[layer.id])) name = layer.weight.tensor;
+    }
+    if (name.empty()) return {status.code(), status.message() + "; its weights are finite: compute with --dtype float32"};
+    return {status.code(), status.message() + ", as tensor " + name + " does; download the checkpoint again"};
+  }
+
   Status forward(const BlockState& state, Carry& carry) {
     exec_->set_block(state.plan, &state.weights);
-    SLIM_TRY(model_.forward(*state.plan, *exec_, carry));
+    SLIM_TRY(blame_weights(state, model_.forward(*state.plan, *exec_, carry)));
     return progress_.cancelled() ? Status(Code::kCancelled, "interrupted in " + state.plan->name + "; nothing was written") : Status{};
   }
 

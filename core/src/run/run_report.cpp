@@ -98,7 +98,7 @@ Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const Ru
                           static_cast<long long>(calibration.samples), static_cast<long long>(calibration.text_tokens),
                           static_cast<long long>(calibration.image_tokens));
     if (calibration.downscaled) report.text += format("downscaled         %lld samples\n", static_cast<long long>(calibration.downscaled));
-    if (calibration.left_out) report.text += format("left out           %lld samples with images, which the model does not take\n", static_cast<long long>(calibration.left_out));
+    if (calibration.left_out) report.text += format("left out           %lld samples, the first: %s\n", static_cast<long long>(calibration.left_out), calibration.first_left_out.c_str());
     if (!calibration.skipped.empty()) report.text += format("skipped            %zu samples, the first: %s\n", calibration.skipped.size(), calibration.skipped.front().c_str());
   }
   if (folds_) report.text += format("scales folded      %zu, float output unchanged to %.1e\n", folds_, largest_proof_error_);

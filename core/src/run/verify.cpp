@@ -142,7 +142,7 @@ class Verification {
 
   Result<Report> report() const {
     if (!problems_.empty()) {
-      std::string text = config_.model + ": " + std::to_string(problems_.size()) + " problems";
+      std::string text = config_.model + ": " + std::to_string(problems_.size()) + (problems_.size() == 1 ? " problem" : " problems");
       for (size_t i = 0; i < std::min(kProblemsShown, problems_.size()); ++i) text += "; " + problems_[i];
       return Status(Code::kVerification, text);
     }
