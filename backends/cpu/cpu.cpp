@@ -13,7 +13,8 @@ Result<int64_t> memory(std::string_view field) {
     std::istringstream words(line);
     std::string name, unit;
     int64_t kilobytes = 0;
-    if (words >> name >> kilobytes >> unit && name == std::string(field) + ":" && unit == "kB") return kilobytes * 1024;
+    if (words >> name >> kilobytes >> unit && name == std::string(field) + ":" && unit == "kB")
+      return kilobytes * 1024;
   }
   return Status(Code::kIo, "/proc/meminfo has no line " + std::string(field) + "; is /proc mounted?");
 }

@@ -9,7 +9,8 @@ namespace {
 
 constexpr int64_t kGroupSize = 128;
 
-QuantArgs args(NumberType type, int bits, Granularity granularity, bool symmetric = true, bool dynamic = false) {
+QuantArgs args(NumberType type, int bits, Granularity granularity, bool symmetric = true,
+               bool dynamic = false) {
   QuantArgs result;
   result.type = type;
   result.bits = bits;
@@ -22,7 +23,8 @@ QuantArgs args(NumberType type, int bits, Granularity granularity, bool symmetri
 
 /// wBa16 and wBa16_asym: integer weights in groups, activations in float.
 Scheme weight_only(std::string name, int bits, bool symmetric) {
-  return {std::move(name), args(NumberType::kInt, bits, Granularity::kGroup, symmetric), std::nullopt, std::nullopt};
+  return {std::move(name), args(NumberType::kInt, bits, Granularity::kGroup, symmetric), std::nullopt,
+          std::nullopt};
 }
 
 std::vector<Scheme> named_schemes() {
@@ -42,9 +44,10 @@ std::vector<Scheme> named_schemes() {
   schemes.push_back({"w8a8", int8_channel, int8_token, std::nullopt});
   schemes.push_back({"w8a8_static", int8_channel, int8_static, std::nullopt});
   schemes.push_back({"fp8_static", fp8_tensor, fp8_tensor, std::nullopt});
-  schemes.push_back({"fp8_dynamic", fp8_channel, args(kFloat, 8, Granularity::kToken, true, true), std::nullopt});
-  schemes.push_back({"fp8_block", args(kFloat, 8, Granularity::kBlock), args(kFloat, 8, Granularity::kGroup, true, true),
-                     std::nullopt});
+  schemes.push_back(
+      {"fp8_dynamic", fp8_channel, args(kFloat, 8, Granularity::kToken, true, true), std::nullopt});
+  schemes.push_back({"fp8_block", args(kFloat, 8, Granularity::kBlock),
+                     args(kFloat, 8, Granularity::kGroup, true, true), std::nullopt});
   schemes.push_back({"fp8_a16", fp8_channel, std::nullopt, std::nullopt});
   schemes.push_back({"w8a8s", args(kInt, 8, Granularity::kTensor), int8_static, std::nullopt});
   schemes.push_back({"2:4", std::nullopt, std::nullopt, Sparsity{2, 4}});

@@ -12,7 +12,7 @@ struct Flag {
   std::string name;         ///< without "--"
   std::string placeholder;  ///< of its value; empty: a switch
   std::string help;
-  std::string key;          ///< the configuration key that it sets, or empty
+  std::string key;  ///< the configuration key that it sets, or empty
   bool repeatable = false;
 };
 

@@ -39,8 +39,8 @@ Result<std::vector<std::string>> plugin_dirs(const Arguments& arguments) {
 namespace {
 
 std::string version() {
-  return "slim " SLIM_VERSION " (plugin API " + std::to_string(SLIM_API_MAJOR) + "." + std::to_string(SLIM_API_MINOR) +
-         ", LibTorch " TORCH_VERSION ", " SLIM_BUILD_TAG ")\n";
+  return "slim " SLIM_VERSION " (plugin API " + std::to_string(SLIM_API_MAJOR) + "." +
+         std::to_string(SLIM_API_MINOR) + ", LibTorch " TORCH_VERSION ", " SLIM_BUILD_TAG ")\n";
 }
 
 std::string overview() {
@@ -55,7 +55,8 @@ std::string overview() {
 
 std::string help(const Command& command) {
   if (command.name.empty()) return overview();
-  return "usage: slim " + command.usage + "\n" + command.summary + "\n\noptions:\n" + flags_help(command.flags);
+  return "usage: slim " + command.usage + "\n" + command.summary + "\n\noptions:\n" +
+         flags_help(command.flags);
 }
 
 Result<const Command*> find_command(const std::string& name) {
@@ -64,8 +65,9 @@ Result<const Command*> find_command(const std::string& name) {
     if (command.name == name) return &command;
     if (!command.name.empty()) names.push_back(command.name);
   }
-  return Status(Code::kInvalidArgument, "unknown command '" + name + "'" + did_you_mean(name, names) + " (there are: " +
-                                            join(names) + "; without one, slim --plugin ... compresses)");
+  return Status(Code::kInvalidArgument, "unknown command '" + name + "'" + did_you_mean(name, names) +
+                                            " (there are: " + join(names) +
+                                            "; without one, slim --plugin ... compresses)");
 }
 
 int run_help(const std::vector<std::string>& words) {

@@ -37,7 +37,8 @@ Result<EvalConfig> read_eval(const Arguments& arguments) {
   SLIM_ASSIGN(config.model, only_positional(arguments, "the checkpoint's folder"));
   config.reference = arguments.text("reference");
   config.data = arguments.text("data");
-  if (config.data.empty()) return Status(Code::kInvalidArgument, "--data is missing: questions or texts to evaluate on");
+  if (config.data.empty())
+    return Status(Code::kInvalidArgument, "--data is missing: questions or texts to evaluate on");
   config.adapter = arguments.text("adapter");
   config.backend = arguments.text("backend", config.backend);
   config.dtype = arguments.text("dtype", config.dtype);
@@ -89,9 +90,12 @@ Command eval_command() {
 }
 
 Command verify_command() {
-  return {"verify", "verify DIR [--reference DIR]", "re-read what was written: completeness, decoding, error per layer",
-          std::vector<Flag>{{"reference", "DIR", "the original checkpoint: adds the error of every layer", ""}} + common_flags(),
-          &run_verify};
+  return {
+      "verify", "verify DIR [--reference DIR]",
+      "re-read what was written: completeness, decoding, error per layer",
+      std::vector<Flag>{{"reference", "DIR", "the original checkpoint: adds the error of every layer", ""}} +
+          common_flags(),
+      &run_verify};
 }
 
 }  // namespace slim::cli

@@ -15,12 +15,22 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Json to_json(const PluginInfo& info) {
-  return Json{{"kind", kind_name(info.kind)}, {"id", info.id},           {"summary", info.summary},
-              {"serves", info.serves},        {"name", info.name},       {"version", info.version},
-              {"vendor", info.vendor},        {"license", info.license}, {"api", info.api},
-              {"torch", info.torch},          {"compiler", info.compiler}, {"build_tag", info.build_tag},
-              {"path", info.path},            {"loadable", info.compatible.ok()},
-              {"problem", info.compatible.message()}, {"shadowed_by", info.shadowed_by}};
+  return Json{{"kind", kind_name(info.kind)},
+              {"id", info.id},
+              {"summary", info.summary},
+              {"serves", info.serves},
+              {"name", info.name},
+              {"version", info.version},
+              {"vendor", info.vendor},
+              {"license", info.license},
+              {"api", info.api},
+              {"torch", info.torch},
+              {"compiler", info.compiler},
+              {"build_tag", info.build_tag},
+              {"path", info.path},
+              {"loadable", info.compatible.ok()},
+              {"problem", info.compatible.message()},
+              {"shadowed_by", info.shadowed_by}};
 }
 
 std::string dump(const Json& json) {
@@ -39,7 +49,8 @@ std::string list_line(const PluginInfo& info) {
   } else if (!info.shadowed_by.empty()) {
     note = "  (hidden by " + info.shadowed_by + ")";
   }
-  return padded(kind_name(info.kind), 11) + padded(info.id, 20) + padded(info.version, 9) + info.summary + note + "\n";
+  return padded(kind_name(info.kind), 11) + padded(info.id, 20) + padded(info.version, 9) + info.summary +
+         note + "\n";
 }
 
 int list(const PluginRegistry& registry, bool json) {
@@ -60,9 +71,9 @@ int list(const PluginRegistry& registry, bool json) {
 
 std::string describe(const PluginInfo& info) {
   const std::pair<const char*, std::string> facts[] = {
-      {"summary", info.summary}, {"serves", info.serves},     {"version", info.version},
-      {"vendor", info.vendor},   {"license", info.license},   {"API", info.api},
-      {"LibTorch", info.torch},  {"compiler", info.compiler}, {"build tag", info.build_tag},
+      {"summary", info.summary}, {"serves", info.serves},         {"version", info.version},
+      {"vendor", info.vendor},   {"license", info.license},       {"API", info.api},
+      {"LibTorch", info.torch},  {"compiler", info.compiler},     {"build tag", info.build_tag},
       {"file", info.path},       {"hidden by", info.shadowed_by}, {"problem", info.compatible.message()}};
   std::string text = kind_name(info.kind) + " " + info.id + "\n";
   for (const auto& [name, value] : facts) {
@@ -74,7 +85,8 @@ std::string describe(const PluginInfo& info) {
 std::string describe(const std::vector<OptionInfo>& options) {
   std::string text = options.empty() ? "  no options\n" : "  options (--set <plugin>.<option>=value):\n";
   for (const OptionInfo& option : options) {
-    text += "    " + option.name + " = <" + (option.range.empty() ? option.type : option.type + ": " + option.range) + ">";
+    text += "    " + option.name + " = <" +
+            (option.range.empty() ? option.type : option.type + ": " + option.range) + ">";
     if (!option.fallback.empty()) text += "  (default " + option.fallback + ")";
     text += "\n        " + option.description + "\n";
   }
@@ -84,8 +96,11 @@ std::string describe(const std::vector<OptionInfo>& options) {
 Json to_json(const std::vector<OptionInfo>& options) {
   Json entries = Json::array();
   for (const OptionInfo& option : options) {
-    entries.push_back(Json{{"name", option.name}, {"type", option.type}, {"range", option.range},
-                           {"default", option.fallback}, {"description", option.description}});
+    entries.push_back(Json{{"name", option.name},
+                           {"type", option.type},
+                           {"range", option.range},
+                           {"default", option.fallback},
+                           {"description", option.description}});
   }
   return entries;
 }
@@ -105,8 +120,8 @@ Result<std::vector<PluginInfo>> find(const PluginRegistry& registry, const std::
     ids.push_back(info.id);
   }
   if (!found.empty()) return found;
-  return Status(Code::kNotFound, "no plugin '" + name + "'" + did_you_mean(name, ids) + " (searched: " +
-                                     join(registry.search_path(), ":") + ")");
+  return Status(Code::kNotFound, "no plugin '" + name + "'" + did_you_mean(name, ids) +
+                                     " (searched: " + join(registry.search_path(), ":") + ")");
 }
 
 Result<std::vector<OptionInfo>> options_of(PluginRegistry& registry, const PluginInfo& info) {
@@ -142,7 +157,8 @@ int run_plugins(const Arguments& arguments) {
   if (words.size() == 1 && words[0] == "list") return list(registry, json);
   if (words.size() == 2 && words[0] == "info") return info(registry, words[1], json);
   const std::string hint = words.empty() ? "" : did_you_mean(words[0], {"list", "info"});
-  return fail(Status(Code::kInvalidArgument, "expected `slim plugins list` or `slim plugins info NAME`" + hint));
+  return fail(
+      Status(Code::kInvalidArgument, "expected `slim plugins list` or `slim plugins info NAME`" + hint));
 }
 
 }  // namespace

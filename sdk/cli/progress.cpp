@@ -25,7 +25,8 @@ std::string duration(double seconds) {
   if (total < 60) {
     std::snprintf(text, sizeof text, "%d s", static_cast<int>(total));
   } else if (total < 3600) {
-    std::snprintf(text, sizeof text, "%d min %02d s", static_cast<int>(total / 60), static_cast<int>(total % 60));
+    std::snprintf(text, sizeof text, "%d min %02d s", static_cast<int>(total / 60),
+                  static_cast<int>(total % 60));
   } else {
     std::snprintf(text, sizeof text, "%lld h %02d min", static_cast<long long>(total / 3600),
                   static_cast<int>(total % 3600 / 60));
@@ -60,7 +61,9 @@ class Counter : public Progress {
     const double elapsed = seconds_since(start_);
     std::string text = std::to_string(done_) + "/" + std::to_string(steps_);
     if (finished()) return text + ", " + duration(elapsed);
-    if (done_ > 0) text += ", " + duration(elapsed / static_cast<double>(done_) * static_cast<double>(steps_ - done_)) + " left";
+    if (done_ > 0)
+      text += ", " + duration(elapsed / static_cast<double>(done_) * static_cast<double>(steps_ - done_)) +
+              " left";
     return text;
   }
 
@@ -103,7 +106,8 @@ class Bar final : public Counter {
     constexpr double kInterval = 0.1;
     if (open_ && !finished() && seconds_since(drawn_) < kInterval) return;
     drawn_ = Clock::now();
-    std::string line = phase_ + " " + picture() + " " + state() + (what.empty() ? "" : "  ") + std::string(what);
+    std::string line =
+        phase_ + " " + picture() + " " + state() + (what.empty() ? "" : "  ") + std::string(what);
     if (const size_t columns = width(); line.size() > columns) line.resize(columns);
     std::fprintf(stderr, "\r\x1b[K%s", line.c_str());
     open_ = true;
@@ -111,7 +115,8 @@ class Bar final : public Counter {
   std::string picture() const {
     constexpr int64_t kCells = 24;
     const int64_t full = steps_ > 0 ? std::min(kCells, kCells * done_ / steps_) : kCells;
-    return "[" + std::string(static_cast<size_t>(full), '#') + std::string(static_cast<size_t>(kCells - full), '.') + "]";
+    return "[" + std::string(static_cast<size_t>(full), '#') +
+           std::string(static_cast<size_t>(kCells - full), '.') + "]";
   }
   void end_line() {
     if (open_) std::fputc('\n', stderr);

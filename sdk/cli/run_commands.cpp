@@ -16,32 +16,35 @@ const std::string kSchemeKey = "compression.quantization.name";
 
 std::vector<Flag> run_flags() {
   const std::string quantization = "compression.quantization.";
-  return {{"plugin", "ID[,ID...]", "algorithm, or a chain of them: awq | gptq | awq,gptq | fp8 | ...", "compression.plugin", true},
-          {"adapter", "ID", "model architecture (default: by config.json)", "model.adapter"},
-          {"model", "DIR", "Hugging Face checkpoint to compress", "model.path"},
-          {"calib", "PATH", "calibration data: JSONL, parquet, text, or a folder of images", "dataset.path"},
-          {"output", "DIR", "where the compressed checkpoint goes", "output.path"},
-          {"config", "FILE", "TOML file; flags and --set override it", ""},
-          {"scheme", "NAME", "w4a16, w4a16_asym, w8a8, fp8_dynamic, ... (default: the plugin's)", kSchemeKey},
-          {"group-size", "N", "input channels that share a scale; -1: whole rows", quantization + "group_size"},
-          {"format", "ID", "compressed-tensors | awq | gptq | ascend", "output.format"},
-          {"ignore", "NAME", "a layer to leave in float: name, glob or re:... (repeatable)", quantization + "ignore_layers", true},
-          {"quant-vit", "", "compress the vision tower too", quantization + "quant_vit"},
-          {"num-samples", "N", "calibration samples", "dataset.num_samples"},
-          {"max-seq-length", "N", "tokens of a sample", "dataset.max_seq_length"},
-          {"batch-size", "N", "samples that run together", "dataset.batch_size"},
-          {"shuffle", "", "draw samples at random", "dataset.shuffle"},
-          {"skip-bad-samples", "", "count malformed samples instead of stopping", "dataset.skip_bad_samples"},
-          {"prompt", "TEXT", "question about each picture of a folder of images", "dataset.prompt"},
-          {"seed", "N", "of everything random", "run.seed"},
-          {"backend", "ID", "cpu | cuda | npu", "run.backend"},
-          {"dtype", "TYPE", "auto | float32 | bfloat16 | float16", "run.dtype"},
-          {"threads", "N", "CPU threads", "run.threads"},
-          {"max-memory", "BYTES", "limit of working memory, as 8GiB", "run.max_memory"},
-          {"max-shard-size", "BYTES", "largest file of tensors, as 5GB", "output.max_shard_size"},
-          {"overwrite", "", "replace an existing output folder", "output.overwrite"},
-          {"set", "KEY=VALUE", "any configuration key, or plugin.option (repeatable)", "", true},
-          {"help-keys", "", "list the keys of configuration files", ""}};
+  return {
+      {"plugin", "ID[,ID...]", "algorithm, or a chain of them: awq | gptq | awq,gptq | fp8 | ...",
+       "compression.plugin", true},
+      {"adapter", "ID", "model architecture (default: by config.json)", "model.adapter"},
+      {"model", "DIR", "Hugging Face checkpoint to compress", "model.path"},
+      {"calib", "PATH", "calibration data: JSONL, parquet, text, or a folder of images", "dataset.path"},
+      {"output", "DIR", "where the compressed checkpoint goes", "output.path"},
+      {"config", "FILE", "TOML file; flags and --set override it", ""},
+      {"scheme", "NAME", "w4a16, w4a16_asym, w8a8, fp8_dynamic, ... (default: the plugin's)", kSchemeKey},
+      {"group-size", "N", "input channels that share a scale; -1: whole rows", quantization + "group_size"},
+      {"format", "ID", "compressed-tensors | awq | gptq | ascend", "output.format"},
+      {"ignore", "NAME", "a layer to leave in float: name, glob or re:... (repeatable)",
+       quantization + "ignore_layers", true},
+      {"quant-vit", "", "compress the vision tower too", quantization + "quant_vit"},
+      {"num-samples", "N", "calibration samples", "dataset.num_samples"},
+      {"max-seq-length", "N", "tokens of a sample", "dataset.max_seq_length"},
+      {"batch-size", "N", "samples that run together", "dataset.batch_size"},
+      {"shuffle", "", "draw samples at random", "dataset.shuffle"},
+      {"skip-bad-samples", "", "count malformed samples instead of stopping", "dataset.skip_bad_samples"},
+      {"prompt", "TEXT", "question about each picture of a folder of images", "dataset.prompt"},
+      {"seed", "N", "of everything random", "run.seed"},
+      {"backend", "ID", "cpu | cuda | npu", "run.backend"},
+      {"dtype", "TYPE", "auto | float32 | bfloat16 | float16", "run.dtype"},
+      {"threads", "N", "CPU threads", "run.threads"},
+      {"max-memory", "BYTES", "limit of working memory, as 8GiB", "run.max_memory"},
+      {"max-shard-size", "BYTES", "largest file of tensors, as 5GB", "output.max_shard_size"},
+      {"overwrite", "", "replace an existing output folder", "output.overwrite"},
+      {"set", "KEY=VALUE", "any configuration key, or plugin.option (repeatable)", "", true},
+      {"help-keys", "", "list the keys of configuration files", ""}};
 }
 
 std::vector<std::string> split_ids(const std::vector<std::string>& values) {
@@ -60,7 +63,8 @@ Status apply_flags(const Arguments& arguments, RunConfig& config) {
   for (const Flag& flag : run_flags() + common_flags()) {
     if (flag.key.empty() || !arguments.has(flag.name)) continue;
     const auto& values = arguments.all(flag.name);
-    SLIM_TRY(set_config_key(flag.key, flag.name == "plugin" ? split_ids(values) : values, config).in("--" + flag.name));
+    SLIM_TRY(set_config_key(flag.key, flag.name == "plugin" ? split_ids(values) : values, config)
+                 .in("--" + flag.name));
   }
   return {};
 }

@@ -51,19 +51,20 @@ void* create(const void*, [[maybe_unused]] slim_error* error) {
 #if defined(FAULT_THROWS)
   throw std::runtime_error("the factory broke its promise");
 #elif defined(FAULT_REPORTS_ERROR)
-  error->code = 3;  // slim::Code::kUnsupported
+  error->code = 3;                                          // slim::Code::kUnsupported
   std::memset(error->message, 'x', sizeof error->message);  // without an end
 #endif
   return nullptr;
 }
 void destroy(void*) {}
 
-const slim_component component = {sizeof(slim_component), SLIM_ALGORITHM, BAD_ID, "wrong in one way", kSchema, "", &create,
-                                  &destroy};
+const slim_component component = {
+    sizeof(slim_component), SLIM_ALGORITHM, BAD_ID, "wrong in one way", kSchema, "", &create, &destroy};
 #endif
 #ifndef FAULT_NO_METADATA
 __attribute__((section("slim_meta"), used, retain)) const char metadata[] =
-    "slim=1\0kind=algorithm\0id=" BAD_ID "\0summary=wrong in one way\0serves=\0name=bad\0version=1\0vendor=test\0license=none"
+    "slim=1\0kind=algorithm\0id=" BAD_ID
+    "\0summary=wrong in one way\0serves=\0name=bad\0version=1\0vendor=test\0license=none"
     "\0api=" META_API "\0torch=" META_TORCH "\0cxx11_abi=" TEXT(_GLIBCXX_USE_CXX11_ABI) "\0gxx_abi=" TEXT(
         __GXX_ABI_VERSION) "\0compiler=" __VERSION__ "\0build_tag=" META_BUILD_TAG;
 #endif
@@ -71,8 +72,23 @@ __attribute__((section("slim_meta"), used, retain)) const char metadata[] =
 }  // namespace
 
 #ifndef FAULT_NO_DESCRIPTOR
-extern "C" __attribute__((visibility("default"), used)) const slim_plugin slim_plugin_v1 = {
-    SLIM_MAGIC, sizeof(slim_plugin), SLIM_ABI_VERSION, SLIM_API_MAJOR, SLIM_API_MINOR, _GLIBCXX_USE_CXX11_ABI,
-    __GXX_ABI_VERSION, static_cast<uint32_t>(__cplusplus), TORCH_ABI_VERSION, kTorch, __VERSION__,
-    SLIM_BUILD_TAG, "bad", "1", "test", "none", 1, &component};
+extern "C" __attribute__((visibility("default"), used))
+const slim_plugin slim_plugin_v1 = {SLIM_MAGIC,
+                                    sizeof(slim_plugin),
+                                    SLIM_ABI_VERSION,
+                                    SLIM_API_MAJOR,
+                                    SLIM_API_MINOR,
+                                    _GLIBCXX_USE_CXX11_ABI,
+                                    __GXX_ABI_VERSION,
+                                    static_cast<uint32_t>(__cplusplus),
+                                    TORCH_ABI_VERSION,
+                                    kTorch,
+                                    __VERSION__,
+                                    SLIM_BUILD_TAG,
+                                    "bad",
+                                    "1",
+                                    "test",
+                                    "none",
+                                    1,
+                                    &component};
 #endif

@@ -17,7 +17,8 @@ namespace {
 
 /// Reads a text as a configuration file.
 Status read(const std::string& text, RunConfig& config) {
-  const fs::path path = fs::temp_directory_path() / ("slim_config_test_" + std::to_string(getpid()) + ".toml");
+  const fs::path path =
+      fs::temp_directory_path() / ("slim_config_test_" + std::to_string(getpid()) + ".toml");
   std::ofstream(path) << text;
   const Status status = read_config_file(path.string(), config);
   fs::remove(path);
@@ -35,7 +36,8 @@ void check_error(const std::string& text, const std::vector<std::string>& parts)
   RunConfig config;
   const Status status = read(text, config);
   CHECK_MESSAGE(status.code() == Code::kInvalidArgument, text);
-  for (const std::string& part : parts) CHECK_MESSAGE(status.message().find(part) != std::string::npos, status.message());
+  for (const std::string& part : parts)
+    CHECK_MESSAGE(status.message().find(part) != std::string::npos, status.message());
 }
 
 std::string quantization(const std::string& lines) { return "[compression.quantization]\n" + lines; }
@@ -138,7 +140,8 @@ TEST_CASE("config/ bits, zero points and granularities make up a scheme") {
   const auto scheme = [](const std::string& lines) { return read_ok(quantization(lines)); };
   CHECK(scheme("bits = 4").scheme == "w4a16");
   CHECK(scheme("bits = 3\nzero_point = true").scheme == "w3a16_asym");
-  CHECK(scheme("bits = 8\nquant_method = { weight = 'per_channel', activation = 'per_token' }").scheme == "w8a8");
+  CHECK(scheme("bits = 8\nquant_method = { weight = 'per_channel', activation = 'per_token' }").scheme ==
+        "w8a8");
   CHECK(scheme("bits = 8\nquant_method = { activation = 'per-tensor' }").scheme == "w8a8_static");
   CHECK(scheme("bits = 4\nquant_method = 'per-channel'").group_size == -1);
   CHECK(scheme("name = 'w8a8'\nquant_method = 'per-channel'").group_size == 0);
@@ -147,8 +150,10 @@ TEST_CASE("config/ bits, zero points and granularities make up a scheme") {
 TEST_CASE("config/ words about the scheme that contradict each other are errors") {
   check_error(quantization("name = 'w4a16'\nbits = 8"), {"bits = 8", "w4a16", "4 bits"});
   check_error(quantization("name = 'w4a16'\nzero_point = true"), {"zero_point", "w4a16"});
-  check_error(quantization("name = 'fp8_dynamic'\nquant_method = 'per-tensor'"), {"per-tensor", "fp8_dynamic", "per-channel"});
-  check_error(quantization("name = 'w8a8'\nquant_method = { activation = 'per-tensor' }"), {"per-tensor", "per-token"});
+  check_error(quantization("name = 'fp8_dynamic'\nquant_method = 'per-tensor'"),
+              {"per-tensor", "fp8_dynamic", "per-channel"});
+  check_error(quantization("name = 'w8a8'\nquant_method = { activation = 'per-tensor' }"),
+              {"per-tensor", "per-token"});
   check_error(quantization("bits = 4\nquant_method = 'per-channel'\ngroup_size = 64"), {"per-channel", "64"});
   check_error(quantization("name = 'w8a8'\ngroup_size = 64"), {"64", "w8a8"});
   check_error(quantization("bits = 4\nquant_method = { activation = 'per-token' }"), {"4-bit", "per-token"});
@@ -156,7 +161,8 @@ TEST_CASE("config/ words about the scheme that contradict each other are errors"
 }
 
 TEST_CASE("config/ errors name file, line, key and the nearest key") {
-  check_error("[dataset]\n\nnum_sample = 3\n", {".toml:3:", "dataset.num_sample", "did you mean 'dataset.num_samples'?"});
+  check_error("[dataset]\n\nnum_sample = 3\n",
+              {".toml:3:", "dataset.num_sample", "did you mean 'dataset.num_samples'?"});
   check_error("[datset]\npath = 'x'\n", {".toml:1:", "[datset]", "did you mean 'dataset'?"});
   check_error("[dataset]\nnum_samples = 'many'\n", {".toml:2:", "dataset.num_samples", "'many'", "integer"});
   check_error("[dataset]\nnum_samples = 0\n", {"found '0'", "from 1 to"});

@@ -57,7 +57,8 @@ Status load(const std::string& name) { return PluginRegistry({bad_dir()}).algori
 
 void check_mentions(const Status& status, Code code, const std::vector<std::string>& parts) {
   CHECK_MESSAGE(status.code() == code, status.message());
-  for (const std::string& part : parts) CHECK_MESSAGE(status.message().find(part) != std::string::npos, status.message());
+  for (const std::string& part : parts)
+    CHECK_MESSAGE(status.message().find(part) != std::string::npos, status.message());
 }
 
 }  // namespace
@@ -78,7 +79,8 @@ TEST_CASE("plugin/ the build tree's plugins are found beside libslim_core and ca
 
 TEST_CASE("plugin/ an unknown id names the nearest one and where was searched") {
   PluginRegistry registry({bad_dir()});
-  check_mentions(registry.find(SLIM_ALGORITHM, "rnt").status(), Code::kNotFound, {"'rnt'", "did you mean 'rtn'?", bad_dir()});
+  check_mentions(registry.find(SLIM_ALGORITHM, "rnt").status(), Code::kNotFound,
+                 {"'rnt'", "did you mean 'rtn'?", bad_dir()});
   check_mentions(registry.adapter_for("no_such_model").status(), Code::kNotFound, {"no_such_model"});
 }
 
@@ -93,7 +95,8 @@ TEST_CASE("plugin/ every kind of bad plugin has an error of its own") {
   check_mentions(load("other_torch"), Code::kIncompatible, {"LibTorch 9.99.0", host_facts().torch, remedy});
   check_mentions(load("other_build_tag"), Code::kIncompatible, {"slim-0.1-other", SLIM_BUILD_TAG, remedy});
   check_mentions(load("newer_api"), Code::kIncompatible, {"API 0.99", remedy});
-  check_mentions(load("stale_descriptor"), Code::kIncompatible, {"LibTorch 1.0.0", host_facts().torch, remedy});
+  check_mentions(load("stale_descriptor"), Code::kIncompatible,
+                 {"LibTorch 1.0.0", host_facts().torch, remedy});
   check_mentions(load("no_descriptor"), Code::kCorrupt, {"exports no slim_plugin_v1"});
   check_mentions(load("no_metadata"), Code::kNotFound, {"no section slim_meta"});
   check_mentions(load("throws"), Code::kInternal, {"'throws'", "the factory broke its promise"});
@@ -102,8 +105,8 @@ TEST_CASE("plugin/ every kind of bad plugin has an error of its own") {
 }
 
 TEST_CASE("plugin/ errors of files name the file") {
-  for (const char* id : {"other_torch", "other_build_tag", "newer_api", "stale_descriptor", "no_descriptor", "no_metadata",
-                         "throws", "returns_null"}) {
+  for (const char* id : {"other_torch", "other_build_tag", "newer_api", "stale_descriptor", "no_descriptor",
+                         "no_metadata", "throws", "returns_null"}) {
     check_mentions(load(id), load(id).code(), {bad_file(id)});
   }
 }
@@ -132,8 +135,8 @@ TEST_CASE("plugin/ a broken file found by id is reported, not skipped") {
 
 TEST_CASE("plugin/ listing runs no code and marks what is hidden by an earlier folder") {
   const TemporaryFolder folder;
-  const std::string copy = folder.write("libslim_algorithm_rtn.so",
-                                        read_file(build_dir() + "/lib/slim/plugins/libslim_algorithm_rtn.so"));
+  const std::string copy = folder.write(
+      "libslim_algorithm_rtn.so", read_file(build_dir() + "/lib/slim/plugins/libslim_algorithm_rtn.so"));
   const auto plugins = PluginRegistry({folder.path.string(), bad_dir()}).list();  // other_torch would abort
   int hidden = 0, incompatible = 0;
   for (const PluginInfo& info : plugins) {
@@ -216,9 +219,12 @@ TEST_CASE("plugin/ options are checked against the schema and defaults filled in
   CHECK(*defaults == Options{{"grid", "20"}, {"damp", "0.01"}, {"clip", "true"}, {"objective", "gram"}});
   CHECK(check({{"grid", "40"}})->at("grid") == "40");
   CHECK(check({{"damp", "1e-3"}})->at("damp") == "1e-3");
-  check_mentions(check({{"gird", "40"}}).status(), Code::kInvalidArgument, {"awq", "'gird'", "did you mean 'grid'?"});
-  for (const auto& [name, value] : Options{{"grid", "0"}, {"damp", "0"}, {"clip", "yes"}, {"objective", "gramm"}}) {
-    check_mentions(check({{name, value}}).status(), Code::kInvalidArgument, {"awq." + name, "'" + value + "'", "expected"});
+  check_mentions(check({{"gird", "40"}}).status(), Code::kInvalidArgument,
+                 {"awq", "'gird'", "did you mean 'grid'?"});
+  for (const auto& [name, value] :
+       Options{{"grid", "0"}, {"damp", "0"}, {"clip", "yes"}, {"objective", "gramm"}}) {
+    check_mentions(check({{name, value}}).status(), Code::kInvalidArgument,
+                   {"awq." + name, "'" + value + "'", "expected"});
   }
   for (const char* value : {"101", "4.5", "", "40x", " 40", "nan", "99999999999999999999"}) {
     CHECK_FALSE(check({{"grid", value}}).ok());
@@ -227,14 +233,17 @@ TEST_CASE("plugin/ options are checked against the schema and defaults filled in
 }
 
 TEST_CASE("plugin/ an invalid schema is the plugin's fault and names it") {
-  for (const char* schema : {"", "[]", "{", R"({"type":"array"})", R"({"properties":[]})", R"({"properties":{"a":1}})",
-                             R"({"properties":{"a":{}}})", R"({"properties":{"a":{"type":"tensor"}}})",
-                             R"({"properties":{"a":{"type":"integer","default":"x"}}})",
-                             R"({"properties":{"a":{"type":"integer","default":0,"minimum":1}}})",
-                             R"({"properties":{"a":{"type":"string","minimum":1}}})",
-                             R"({"properties":{"a":{"type":"string","pattern":"x"}}})"}) {
-    check_mentions(check_options("awq", schema, {}).status(), Code::kInternal, {"'awq'", "invalid options schema"});
+  for (const char* schema :
+       {"", "[]", "{", R"({"type":"array"})", R"({"properties":[]})", R"({"properties":{"a":1}})",
+        R"({"properties":{"a":{}}})", R"({"properties":{"a":{"type":"tensor"}}})",
+        R"({"properties":{"a":{"type":"integer","default":"x"}}})",
+        R"({"properties":{"a":{"type":"integer","default":0,"minimum":1}}})",
+        R"({"properties":{"a":{"type":"string","minimum":1}}})",
+        R"({"properties":{"a":{"type":"string","pattern":"x"}}})"}) {
+    check_mentions(check_options("awq", schema, {}).status(), Code::kInternal,
+                   {"'awq'", "invalid options schema"});
   }
   PluginRegistry registry({bad_dir()});
-  check_mentions(registry.checked_options(SLIM_ALGORITHM, "bad_schema", {}).status(), Code::kInternal, {"'bad_schema'"});
+  check_mentions(registry.checked_options(SLIM_ALGORITHM, "bad_schema", {}).status(), Code::kInternal,
+                 {"'bad_schema'"});
 }

@@ -27,18 +27,24 @@ TEST_CASE("scheme/ the facts of each family") {
   CHECK(w8a8.weight->granularity == Granularity::kChannel);
   CHECK((w8a8.input->granularity == Granularity::kToken && w8a8.input->dynamic && w8a8.input->symmetric));
   const Scheme w8a8_static = *scheme_from_name("w8a8_static");
-  CHECK((w8a8_static.input->granularity == Granularity::kTensor && !w8a8_static.input->dynamic && !w8a8_static.input->symmetric));
+  CHECK((w8a8_static.input->granularity == Granularity::kTensor && !w8a8_static.input->dynamic &&
+         !w8a8_static.input->symmetric));
   const Scheme fp8_static = *scheme_from_name("fp8_static");
-  CHECK((fp8_static.weight->granularity == Granularity::kTensor && fp8_static.weight->type == NumberType::kFloat));
-  CHECK((fp8_static.input->granularity == Granularity::kTensor && !fp8_static.input->dynamic && fp8_static.input->symmetric));
+  CHECK((fp8_static.weight->granularity == Granularity::kTensor &&
+         fp8_static.weight->type == NumberType::kFloat));
+  CHECK((fp8_static.input->granularity == Granularity::kTensor && !fp8_static.input->dynamic &&
+         fp8_static.input->symmetric));
   const Scheme fp8_dynamic = *scheme_from_name("fp8_dynamic");
-  CHECK((fp8_dynamic.weight->granularity == Granularity::kChannel && fp8_dynamic.input->granularity == Granularity::kToken));
+  CHECK((fp8_dynamic.weight->granularity == Granularity::kChannel &&
+         fp8_dynamic.input->granularity == Granularity::kToken));
   const Scheme fp8_block = *scheme_from_name("fp8_block");
   CHECK((fp8_block.weight->granularity == Granularity::kBlock && fp8_block.weight->block_rows == 128));
-  CHECK((fp8_block.input->granularity == Granularity::kGroup && fp8_block.input->group_size == 128 && fp8_block.input->dynamic));
+  CHECK((fp8_block.input->granularity == Granularity::kGroup && fp8_block.input->group_size == 128 &&
+         fp8_block.input->dynamic));
   CHECK_FALSE(scheme_from_name("fp8_a16")->input);
   const Scheme w8a8s = *scheme_from_name("w8a8s");
-  CHECK((w8a8s.weight->granularity == Granularity::kTensor && w8a8s.weight->type == NumberType::kInt && w8a8s.input));
+  CHECK((w8a8s.weight->granularity == Granularity::kTensor && w8a8s.weight->type == NumberType::kInt &&
+         w8a8s.input));
 }
 
 TEST_CASE("scheme/ case and hyphens do not matter") {
@@ -64,7 +70,8 @@ TEST_CASE("scheme/ n:m sparsity is taken for any sensible n and m") {
   CHECK(scheme_from_name("2:4")->sparsity == Sparsity{2, 4});
   CHECK(scheme_from_name("4:8")->sparsity == Sparsity{4, 8});
   CHECK_FALSE(scheme_from_name("1:3")->weight);
-  for (const char* name : {"4:4", "0:4", "5:4", "2:400", "2:", ":4", "2:4:8", "a:b", "-1:4"}) CHECK_FALSE(scheme_from_name(name).ok());
+  for (const char* name : {"4:4", "0:4", "5:4", "2:400", "2:", ":4", "2:4:8", "a:b", "-1:4"})
+    CHECK_FALSE(scheme_from_name(name).ok());
 }
 
 TEST_CASE("scheme/ an unknown name suggests the nearest") {
@@ -80,7 +87,8 @@ TEST_CASE("scheme/ bits per weight count codes, scales and zero points") {
   CHECK(bits("w4a16", 0, 4096) == doctest::Approx(4.125));
   CHECK(bits("w4a16_asym", 0, 4096) == doctest::Approx(4.15625));
   CHECK(bits("w4a16", 64, 4096) == doctest::Approx(4.25));
-  CHECK(bits("w4a16", 0, 192) == doctest::Approx(4 + 2 * 16.0 / 192));  // the last group is smaller, its scale is not
+  CHECK(bits("w4a16", 0, 192) ==
+        doctest::Approx(4 + 2 * 16.0 / 192));  // the last group is smaller, its scale is not
   CHECK(bits("w8a16", -1, 1024) == doctest::Approx(8 + 16.0 / 1024));
   CHECK(bits("fp8_block", 0, 4096) == doctest::Approx(8 + 16.0 / (128 * 128)));
   CHECK(bits("fp8_static", 0, 4096) == doctest::Approx(8));

@@ -12,9 +12,7 @@ namespace {
 
 // ---- setters of keys that are more than a field ---------------------------------------------------------------------
 
-Status expected(const std::string& what) {
-  return Status(Code::kInvalidArgument, "expected " + what);
-}
+Status expected(const std::string& what) { return Status(Code::kInvalidArgument, "expected " + what); }
 
 /// Keeps a word about the scheme until all of them are known.
 template <const char* kWord>
@@ -33,13 +31,15 @@ Status set_shard_size(RunConfig& config, const std::string& text) {
   SLIM_TRY(set_bytes(config.max_shard_size, text));
   return config.max_shard_size > 0 ? Status{} : expected("more than 0 bytes");
 }
-Status set_max_memory(RunConfig& config, const std::string& text) { return set_bytes(config.max_memory, text); }
+Status set_max_memory(RunConfig& config, const std::string& text) {
+  return set_bytes(config.max_memory, text);
+}
 
 /// AngelSlim names the model class; slim the adapter.
 Status set_model_name(RunConfig& config, const std::string& text) {
   constexpr std::pair<const char*, const char*> kClasses[] = {
-      {"Qwen3VL", "qwen3vl"},      {"Qwen3VLMoE", "qwen3vl"},   {"QwenVL", "qwen2_5_vl"},
-      {"HunyuanDense", "hunyuan"}, {"HunyuanMoE", "hunyuan"},   {"HunyuanVL", "hunyuan"}};
+      {"Qwen3VL", "qwen3vl"},      {"Qwen3VLMoE", "qwen3vl"}, {"QwenVL", "qwen2_5_vl"},
+      {"HunyuanDense", "hunyuan"}, {"HunyuanMoE", "hunyuan"}, {"HunyuanVL", "hunyuan"}};
   config.adapter = text;
   for (const auto& [name, adapter] : kClasses) {
     if (text == name) config.adapter = adapter;
@@ -60,86 +60,239 @@ constexpr const char* kGranularities = "per-tensor|per-channel|per-group|per-blo
 constexpr const char* kBool = "true|false";
 
 void add_model_keys(std::vector<ConfigKey>& keys) {
-  keys.push_back({"model.path", {"model.model_path"}, &RunConfig::model, "folder", 0, INT64_MAX,
+  keys.push_back({"model.path",
+                  {"model.model_path"},
+                  &RunConfig::model,
+                  "folder",
+                  0,
+                  INT64_MAX,
                   "the Hugging Face checkpoint to compress"});
-  keys.push_back({"model.adapter", {}, &RunConfig::adapter, "plugin id", 0, INT64_MAX,
+  keys.push_back({"model.adapter",
+                  {},
+                  &RunConfig::adapter,
+                  "plugin id",
+                  0,
+                  INT64_MAX,
                   "model architecture; default: what config.json's model_type says"});
-  keys.push_back({"model.name", {}, &set_model_name, "name", 0, INT64_MAX,
+  keys.push_back({"model.name",
+                  {},
+                  &set_model_name,
+                  "name",
+                  0,
+                  INT64_MAX,
                   "the same, by the class names of AngelSlim (Qwen3VL, QwenVL, HunyuanMoE, ...)"});
-  keys.push_back({"model.device_map", {}, &set_device_map, "auto|distributed|cpu|cuda|npu", 0, INT64_MAX,
+  keys.push_back({"model.device_map",
+                  {},
+                  &set_device_map,
+                  "auto|distributed|cpu|cuda|npu",
+                  0,
+                  INT64_MAX,
                   "as run.backend; auto leaves it as it is"});
   for (const char* name : {"model.trust_remote_code", "model.low_cpu_mem_usage", "model.use_cache"}) {
-    keys.push_back({name, {}, &accept, kBool, 0, INT64_MAX,
-                    "accepted for files written for AngelSlim, without effect: slim runs no Python and streams weights"});
+    keys.push_back({name,
+                    {},
+                    &accept,
+                    kBool,
+                    0,
+                    INT64_MAX,
+                    "accepted for files written for AngelSlim, without effect: slim runs no Python and "
+                    "streams weights"});
   }
 }
 
 void add_compression_keys(std::vector<ConfigKey>& keys) {
   const std::string section = "compression.quantization.";
-  keys.push_back({"compression.plugin", {"compression.name"}, &RunConfig::plugins, "plugin id, or a list of them", 0,
-                  INT64_MAX, "the chain of algorithms; quantization.name alone implies it when it is PTQ or quantization"});
-  keys.push_back({section + "name", {section + "scheme"}, &keep_scheme_key<kName>, "scheme", 0, INT64_MAX,
-                  "w4a16, fp8_dynamic, ...; also AngelSlim's int4_awq, int4_gptq, int8_dynamic, fp8_blockwise"});
-  keys.push_back({section + "bits", {}, &keep_scheme_key<kBits>, "2|3|4|8", 0, INT64_MAX,
+  keys.push_back(
+      {"compression.plugin",
+       {"compression.name"},
+       &RunConfig::plugins,
+       "plugin id, or a list of them",
+       0,
+       INT64_MAX,
+       "the chain of algorithms; quantization.name alone implies it when it is PTQ or quantization"});
+  keys.push_back(
+      {section + "name",
+       {section + "scheme"},
+       &keep_scheme_key<kName>,
+       "scheme",
+       0,
+       INT64_MAX,
+       "w4a16, fp8_dynamic, ...; also AngelSlim's int4_awq, int4_gptq, int8_dynamic, fp8_blockwise"});
+  keys.push_back({section + "bits",
+                  {},
+                  &keep_scheme_key<kBits>,
+                  "2|3|4|8",
+                  0,
+                  INT64_MAX,
                   "bits of a weight; without a name it stands for w<bits>a16"});
-  keys.push_back({section + "group_size", {section + "quant_method.group_size"}, &keep_scheme_key<kGroupSize>, "integer", 0,
-                  INT64_MAX, "input channels that share a scale; -1: whole rows; 0: the scheme's own"});
-  keys.push_back({section + "zero_point", {section + "quant_method.zero_point"}, &keep_scheme_key<kZeroPoint>, kBool, 0,
-                  INT64_MAX, "asymmetric weights (the *_asym schemes)"});
-  keys.push_back({section + "quant_method", {section + "quant_method.weight"}, &keep_scheme_key<kWeight>, kGranularities, 0,
-                  INT64_MAX, "which weights share a scale; must agree with the scheme"});
-  keys.push_back({section + "quant_method.activation", {}, &keep_scheme_key<kActivation>,
-                  "none|per-tensor|per-token|per-group", 0, INT64_MAX,
+  keys.push_back({section + "group_size",
+                  {section + "quant_method.group_size"},
+                  &keep_scheme_key<kGroupSize>,
+                  "integer",
+                  0,
+                  INT64_MAX,
+                  "input channels that share a scale; -1: whole rows; 0: the scheme's own"});
+  keys.push_back({section + "zero_point",
+                  {section + "quant_method.zero_point"},
+                  &keep_scheme_key<kZeroPoint>,
+                  kBool,
+                  0,
+                  INT64_MAX,
+                  "asymmetric weights (the *_asym schemes)"});
+  keys.push_back({section + "quant_method",
+                  {section + "quant_method.weight"},
+                  &keep_scheme_key<kWeight>,
+                  kGranularities,
+                  0,
+                  INT64_MAX,
+                  "which weights share a scale; must agree with the scheme"});
+  keys.push_back({section + "quant_method.activation",
+                  {},
+                  &keep_scheme_key<kActivation>,
+                  "none|per-tensor|per-token|per-group",
+                  0,
+                  INT64_MAX,
                   "how inputs are quantized; per-tensor is static, per-token dynamic"});
-  keys.push_back({section + "ignore_layers", {section + "ignore"}, &RunConfig::ignore_layers, "list", 0, INT64_MAX,
+  keys.push_back({section + "ignore_layers",
+                  {section + "ignore"},
+                  &RunConfig::ignore_layers,
+                  "list",
+                  0,
+                  INT64_MAX,
                   "layers that stay in float besides the adapter's own: names, globs, \"re:...\""});
-  keys.push_back({section + "quant_vit", {}, &RunConfig::quant_vit, "", 0, INT64_MAX, "compress the vision tower too"});
-  keys.push_back({section + "group_size_fallback", {}, &RunConfig::indivisible, "error|skip|channel", 0, INT64_MAX,
+  keys.push_back(
+      {section + "quant_vit", {}, &RunConfig::quant_vit, "", 0, INT64_MAX, "compress the vision tower too"});
+  keys.push_back({section + "group_size_fallback",
+                  {},
+                  &RunConfig::indivisible,
+                  "error|skip|channel",
+                  0,
+                  INT64_MAX,
                   "what to do with a layer whose width the group size does not divide"});
   keys.push_back({section + "save_name", {}, &RunConfig::format, "format", 0, INT64_MAX, "as output.format"});
-  keys.push_back({section + "low_memory", {}, &accept, kBool, 0, INT64_MAX,
+  keys.push_back({section + "low_memory",
+                  {},
+                  &accept,
+                  kBool,
+                  0,
+                  INT64_MAX,
                   "accepted, without effect: slim always works block by block (see run.max_memory)"});
 }
 
 void add_dataset_keys(std::vector<ConfigKey>& keys) {
-  keys.push_back({"dataset.path", {"dataset.data_path"}, &RunConfig::calib, "file or folder", 0, INT64_MAX,
+  keys.push_back({"dataset.path",
+                  {"dataset.data_path"},
+                  &RunConfig::calib,
+                  "file or folder",
+                  0,
+                  INT64_MAX,
                   "calibration data: JSONL of chats, parquet, text, or a folder of images"});
-  keys.push_back({"dataset.num_samples", {}, &RunConfig::num_samples, "", 1, 1'000'000, "how many samples are used"});
-  keys.push_back({"dataset.max_seq_length", {"global.max_seq_length"}, &RunConfig::max_seq_length, "", 1, 1'000'000,
+  keys.push_back(
+      {"dataset.num_samples", {}, &RunConfig::num_samples, "", 1, 1'000'000, "how many samples are used"});
+  keys.push_back({"dataset.max_seq_length",
+                  {"global.max_seq_length"},
+                  &RunConfig::max_seq_length,
+                  "",
+                  1,
+                  1'000'000,
                   "tokens of a sample; longer ones are cut"});
-  keys.push_back({"dataset.batch_size", {}, &RunConfig::batch_size, "", 1, 65'536, "samples that run together"});
-  keys.push_back({"dataset.shuffle", {}, &RunConfig::shuffle, "", 0, INT64_MAX, "draw the samples at random (run.seed)"});
-  keys.push_back({"dataset.skip_bad_samples", {}, &RunConfig::skip_bad_samples, "", 0, INT64_MAX,
+  keys.push_back(
+      {"dataset.batch_size", {}, &RunConfig::batch_size, "", 1, 65'536, "samples that run together"});
+  keys.push_back({"dataset.shuffle",
+                  {},
+                  &RunConfig::shuffle,
+                  "",
+                  0,
+                  INT64_MAX,
+                  "draw the samples at random (run.seed)"});
+  keys.push_back({"dataset.skip_bad_samples",
+                  {},
+                  &RunConfig::skip_bad_samples,
+                  "",
+                  0,
+                  INT64_MAX,
                   "count malformed samples instead of stopping"});
-  keys.push_back({"dataset.prompt", {}, &RunConfig::calib_prompt, "text", 0, INT64_MAX,
+  keys.push_back({"dataset.prompt",
+                  {},
+                  &RunConfig::calib_prompt,
+                  "text",
+                  0,
+                  INT64_MAX,
                   "the question asked about each picture of a folder of images"});
-  keys.push_back({"dataset.name", {}, &accept, "TextDataset|MultiModalDataset", 0, INT64_MAX,
+  keys.push_back({"dataset.name",
+                  {},
+                  &accept,
+                  "TextDataset|MultiModalDataset",
+                  0,
+                  INT64_MAX,
                   "accepted, without effect: the kind of data is found from the files"});
 }
 
 void add_output_keys(std::vector<ConfigKey>& keys) {
-  keys.push_back({"output.path", {"output.save_path", "global.save_path"}, &RunConfig::output, "folder", 0, INT64_MAX,
+  keys.push_back({"output.path",
+                  {"output.save_path", "global.save_path"},
+                  &RunConfig::output,
+                  "folder",
+                  0,
+                  INT64_MAX,
                   "the compressed checkpoint"});
-  keys.push_back({"output.format", {}, &RunConfig::format, "plugin id", 0, INT64_MAX,
+  keys.push_back({"output.format",
+                  {},
+                  &RunConfig::format,
+                  "plugin id",
+                  0,
+                  INT64_MAX,
                   "compressed-tensors, awq, gptq, ascend; default: what users of the scheme expect"});
-  keys.push_back({"output.max_shard_size", {}, &set_shard_size, "bytes, as 5GB or 512MiB", 0, INT64_MAX,
+  keys.push_back({"output.max_shard_size",
+                  {},
+                  &set_shard_size,
+                  "bytes, as 5GB or 512MiB",
+                  0,
+                  INT64_MAX,
                   "largest file of tensors"});
-  keys.push_back({"output.overwrite", {}, &RunConfig::overwrite, "", 0, INT64_MAX, "replace an existing output folder"});
+  keys.push_back(
+      {"output.overwrite", {}, &RunConfig::overwrite, "", 0, INT64_MAX, "replace an existing output folder"});
 }
 
 void add_run_keys(std::vector<ConfigKey>& keys) {
-  keys.push_back({"run.backend", {}, &RunConfig::backend, "plugin id", 0, INT64_MAX, "device: cpu, cuda, npu"});
-  keys.push_back({"run.dtype", {"model.torch_dtype"}, &RunConfig::dtype, "auto|float32|bfloat16|float16", 0, INT64_MAX,
+  keys.push_back(
+      {"run.backend", {}, &RunConfig::backend, "plugin id", 0, INT64_MAX, "device: cpu, cuda, npu"});
+  keys.push_back({"run.dtype",
+                  {"model.torch_dtype"},
+                  &RunConfig::dtype,
+                  "auto|float32|bfloat16|float16",
+                  0,
+                  INT64_MAX,
                   "of the forward pass; auto: the checkpoint's"});
-  keys.push_back({"run.propagate", {}, &RunConfig::propagate, "quantized|float", 0, INT64_MAX,
+  keys.push_back({"run.propagate",
+                  {},
+                  &RunConfig::propagate,
+                  "quantized|float",
+                  0,
+                  INT64_MAX,
                   "what the next block sees"});
-  keys.push_back({"run.all_experts", {}, &RunConfig::all_experts, "", 0, INT64_MAX,
+  keys.push_back({"run.all_experts",
+                  {},
+                  &RunConfig::all_experts,
+                  "",
+                  0,
+                  INT64_MAX,
                   "show every token to every expert while calibrating"});
   keys.push_back({"run.seed", {}, &RunConfig::seed, "", 0, INT64_MAX, "of everything random"});
   keys.push_back({"run.threads", {}, &RunConfig::threads, "", 0, 4096, "CPU threads; 0: LibTorch's choice"});
-  keys.push_back({"run.max_memory", {}, &set_max_memory, "bytes, as 8GB or 512MiB", 0, INT64_MAX,
+  keys.push_back({"run.max_memory",
+                  {},
+                  &set_max_memory,
+                  "bytes, as 8GB or 512MiB",
+                  0,
+                  INT64_MAX,
                   "limit of working memory; 0: none"});
-  keys.push_back({"run.plugin_dirs", {}, &RunConfig::plugin_dirs, "list of folders", 0, INT64_MAX,
+  keys.push_back({"run.plugin_dirs",
+                  {},
+                  &RunConfig::plugin_dirs,
+                  "list of folders",
+                  0,
+                  INT64_MAX,
                   "where plugins are looked for first"});
 }
 
@@ -168,14 +321,15 @@ std::vector<std::string> choices(const std::string& values) {
 
 Status wrong(const ConfigValue& value, const std::string& want) {
   const auto found = text_of(value);
-  return Status(Code::kInvalidArgument, (found ? "found '" + *found + "'" : "found a list") + ", expected " + want);
+  return Status(Code::kInvalidArgument,
+                (found ? "found '" + *found + "'" : "found a list") + ", expected " + want);
 }
 
 template <class Integer>
 Status assign_integer(const ConfigKey& key, const ConfigValue& value, Integer& field) {
-  const std::string want = key.maximum == INT64_MAX
-                               ? "an integer of at least " + std::to_string(key.minimum)
-                               : "an integer from " + std::to_string(key.minimum) + " to " + std::to_string(key.maximum);
+  const std::string want = key.maximum == INT64_MAX ? "an integer of at least " + std::to_string(key.minimum)
+                                                    : "an integer from " + std::to_string(key.minimum) +
+                                                          " to " + std::to_string(key.maximum);
   std::optional<int64_t> number;
   if (const auto* integer = std::get_if<int64_t>(&value.data)) number = *integer;
   if (const auto* text = std::get_if<std::string>(&value.data); text && value.is_text) {
@@ -328,7 +482,8 @@ std::string config_keys_help() {
   std::string section;
   for (const ConfigKey& key : config_keys()) {
     const size_t dot = key.name.rfind('.');
-    const size_t table_end = key.name.starts_with("compression.quantization") ? strlen("compression.quantization") : dot;
+    const size_t table_end =
+        key.name.starts_with("compression.quantization") ? strlen("compression.quantization") : dot;
     if (const std::string table = key.name.substr(0, table_end); table != section) {
       help += "\n[" + table + "]\n";
       section = table;

@@ -65,7 +65,8 @@ std::optional<ConfigValue> scalar_of(const toml::node& node) {
 Result<ConfigValue> value_of(const toml::node& node) {
   if (auto scalar = scalar_of(node)) return *std::move(scalar);
   const toml::array* array = node.as_array();
-  if (!array) return Status(Code::kInvalidArgument, "expected a text, number, true or false, or a list of texts");
+  if (!array)
+    return Status(Code::kInvalidArgument, "expected a text, number, true or false, or a list of texts");
   std::vector<std::string> texts;
   for (const toml::node& entry : *array) {
     if (!entry.is_string()) return Status(Code::kInvalidArgument, "expected a list of texts only");
@@ -85,8 +86,8 @@ Status Reader::read_plugin(const toml::table& table, const std::string& plugin) 
     const std::string option(name.str());
     const auto value = scalar_of(node);
     if (!value) {
-      return at(node, Status(Code::kInvalidArgument,
-                             "compression." + plugin + "." + option + ": expected a text, number, true or false"));
+      return at(node, Status(Code::kInvalidArgument, "compression." + plugin + "." + option +
+                                                         ": expected a text, number, true or false"));
     }
     config.plugin_options[plugin][option] = *text_of(*value);
   }
@@ -109,8 +110,8 @@ Status Reader::read_table(const toml::table& table, const std::string& prefix) {
     const std::string key = prefix + std::string(name.str());
     if (prefix.empty() && !is_section(key)) {
       const std::string hint = did_you_mean(key, section_names());
-      return at(node, Status(Code::kInvalidArgument, "unknown section [" + key + "]" + hint + " (there are: " +
-                                                         join(section_names()) + ")"));
+      return at(node, Status(Code::kInvalidArgument, "unknown section [" + key + "]" + hint +
+                                                         " (there are: " + join(section_names()) + ")"));
     }
     if (prefix.empty() && !node.is_table()) {
       return at(node, Status(Code::kInvalidArgument, "'" + key + "' is a section: write [" + key + "]"));
@@ -140,8 +141,8 @@ Result<toml::table> parse_toml(const std::string& text, const std::string& path)
   try {
     return toml::table(toml::parse(text));
   } catch (const toml::parse_error& error) {
-    return Status(Code::kInvalidArgument, path + ":" + std::to_string(error.source().begin.line) + ": no valid TOML: " +
-                                              std::string(error.description()));
+    return Status(Code::kInvalidArgument, path + ":" + std::to_string(error.source().begin.line) +
+                                              ": no valid TOML: " + std::string(error.description()));
   }
 }
 
@@ -204,7 +205,8 @@ Status set_config_key(const std::string& key, const std::vector<std::string>& va
   ConfigValue value{values, true};
   if (values.size() == 1) value.data = values[0];
   RunConfig result = config;
-  if (known == find_config_key("compression.quantization.name")) result.scheme_keys.clear();  // a new name starts over
+  if (known == find_config_key("compression.quantization.name"))
+    result.scheme_keys.clear();  // a new name starts over
   SLIM_TRY(assign(*known, value, result).in(known->name));
   SLIM_TRY(resolve_scheme(result));
   config = std::move(result);
@@ -219,7 +221,8 @@ Status set_config_value(const std::string& assignment, RunConfig& config) {
   const std::string key = assignment.substr(0, equals), text = assignment.substr(equals + 1);
   const ConfigKey* known = find_config_key(full_key(key));
   const bool list = known && std::holds_alternative<std::vector<std::string> RunConfig::*>(known->target);
-  return set_config_key(key, list ? split(text) : std::vector<std::string>{text}, config).in("--set " + assignment);
+  return set_config_key(key, list ? split(text) : std::vector<std::string>{text}, config)
+      .in("--set " + assignment);
 }
 
 Status check_plugin_options(const RunConfig& config) {
@@ -231,21 +234,34 @@ Status check_plugin_options(const RunConfig& config) {
     candidates.insert(candidates.end(), ids.begin(), ids.end());
     candidates.push_back("quantization");
     return Status(Code::kInvalidArgument, "[compression." + plugin + "] belongs to no plugin of the chain (" +
-                                              (ids.empty() ? "empty" : join(ids)) + ")" + did_you_mean(plugin, candidates));
+                                              (ids.empty() ? "empty" : join(ids)) + ")" +
+                                              did_you_mean(plugin, candidates));
   }
   return {};
 }
 
 Result<int64_t> parse_bytes(std::string_view text) {
-  constexpr std::pair<std::string_view, double> kUnits[] = {
-      {"", 1},      {"B", 1},          {"K", 1e3},         {"M", 1e6},         {"G", 1e9},          {"T", 1e12},
-      {"KB", 1e3},  {"MB", 1e6},       {"GB", 1e9},        {"TB", 1e12},       {"KIB", 1024.0},     {"MIB", 1048576.0},
-      {"GIB", 1073741824.0}, {"TIB", 1099511627776.0}};
+  constexpr std::pair<std::string_view, double> kUnits[] = {{"", 1},
+                                                            {"B", 1},
+                                                            {"K", 1e3},
+                                                            {"M", 1e6},
+                                                            {"G", 1e9},
+                                                            {"T", 1e12},
+                                                            {"KB", 1e3},
+                                                            {"MB", 1e6},
+                                                            {"GB", 1e9},
+                                                            {"TB", 1e12},
+                                                            {"KIB", 1024.0},
+                                                            {"MIB", 1048576.0},
+                                                            {"GIB", 1073741824.0},
+                                                            {"TIB", 1099511627776.0}};
   const auto wrong = [&] {
-    return Status(Code::kInvalidArgument, "found '" + std::string(text) + "', expected bytes, as 5GB, 512MiB or 1000000");
+    return Status(Code::kInvalidArgument,
+                  "found '" + std::string(text) + "', expected bytes, as 5GB, 512MiB or 1000000");
   };
   double number = 0;
-  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
+  const auto [stop, error] =
+      std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
   if (error != std::errc{}) return wrong();
   std::string unit(stop, text.data() + text.size());
   for (char& c : unit) c = static_cast<char>(c >= 'a' && c <= 'z' ? c - 'a' + 'A' : c);

@@ -16,10 +16,12 @@ struct Alias {
   const char *name, *scheme, *asymmetric_scheme, *plugin;
   bool asymmetric;  ///< without a word about zero_point
 };
-constexpr Alias kAliases[] = {
-    {"int4_awq", "w4a16", "w4a16_asym", "awq", true},     {"int4_gptq", "w4a16", "w4a16_asym", "gptq", false},
-    {"int8_dynamic", "w8a8", nullptr, "int8", false},     {"fp8_static", "fp8_static", nullptr, "fp8", false},
-    {"fp8_dynamic", "fp8_dynamic", nullptr, "fp8", false}, {"fp8_blockwise", "fp8_block", nullptr, "fp8", false}};
+constexpr Alias kAliases[] = {{"int4_awq", "w4a16", "w4a16_asym", "awq", true},
+                              {"int4_gptq", "w4a16", "w4a16_asym", "gptq", false},
+                              {"int8_dynamic", "w8a8", nullptr, "int8", false},
+                              {"fp8_static", "fp8_static", nullptr, "fp8", false},
+                              {"fp8_dynamic", "fp8_dynamic", nullptr, "fp8", false},
+                              {"fp8_blockwise", "fp8_block", nullptr, "fp8", false}};
 
 const Alias* find_alias(const std::string& name) {
   for (const Alias& alias : kAliases) {
@@ -34,8 +36,8 @@ std::string get(const Keys& keys, const char* key) {
 }
 
 Status contradiction(const std::string& what, const std::string& scheme, const std::string& has) {
-  return Status(Code::kInvalidArgument, "compression.quantization." + what + " contradicts scheme '" + scheme +
-                                            "', which has " + has + "; change one of them");
+  return Status(Code::kInvalidArgument, "compression.quantization." + what + " contradicts scheme '" +
+                                            scheme + "', which has " + has + "; change one of them");
 }
 
 /// The scheme that bits, zero_point and the activation's granularity stand for without a name.
@@ -46,8 +48,9 @@ Result<std::string> scheme_from_bits(const Keys& keys) {
   if (activation.empty() || activation == "none") return "w" + bits + "a16" + suffix;
   if (bits == "8" && activation == "per-token") return std::string("w8a8");
   if (bits == "8" && activation == "per-tensor") return std::string("w8a8_static");
-  return Status(Code::kInvalidArgument, "compression.quantization: no scheme has " + bits + "-bit weights and " +
-                                            activation + " activations; known: " + join(scheme_names()));
+  return Status(Code::kInvalidArgument, "compression.quantization: no scheme has " + bits +
+                                            "-bit weights and " + activation +
+                                            " activations; known: " + join(scheme_names()));
 }
 
 Result<std::string> scheme_name(const Keys& keys) {
@@ -71,22 +74,23 @@ Result<int64_t> group_size(const Keys& keys) {
   if (!text.empty()) {
     const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), size);
     if (error != std::errc{} || stop != text.data() + text.size() || size < -1) {
-      return Status(Code::kInvalidArgument, "compression.quantization.group_size: found '" + text +
-                                                "', expected a positive integer, -1 (whole rows) or 0 (the scheme's)");
+      return Status(Code::kInvalidArgument,
+                    "compression.quantization.group_size: found '" + text +
+                        "', expected a positive integer, -1 (whole rows) or 0 (the scheme's)");
     }
   }
   if (weight != "per-channel") return size;
   if (size > 0) {
-    return Status(Code::kInvalidArgument, "compression.quantization: per-channel weights and group_size " + text +
-                                              " contradict each other; leave one out");
+    return Status(Code::kInvalidArgument, "compression.quantization: per-channel weights and group_size " +
+                                              text + " contradict each other; leave one out");
   }
   return int64_t{-1};
 }
 
 /// Every word that was said agrees with the scheme.
 Status check_agreement(const Keys& keys, const Scheme& scheme) {
-  const std::string bits = get(keys, "bits"), zero_point = get(keys, "zero_point"), weight = get(keys, "weight"),
-                    activation = get(keys, "activation");
+  const std::string bits = get(keys, "bits"), zero_point = get(keys, "zero_point"),
+                    weight = get(keys, "weight"), activation = get(keys, "activation");
   const std::string has_bits = scheme.weight ? std::to_string(scheme.weight->bits) : "none";
   if (!bits.empty() && bits != has_bits) {
     return contradiction("bits = " + bits, scheme.name, "weights of " + has_bits + " bits");
@@ -97,7 +101,8 @@ Status check_agreement(const Keys& keys, const Scheme& scheme) {
                          asymmetric ? "asymmetric weights" : "no zero points of weights");
   }
   if (!weight.empty() && weight != granularity_text(scheme.weight)) {
-    return contradiction("quant_method (weight) = " + weight, scheme.name, granularity_text(scheme.weight) + " weights");
+    return contradiction("quant_method (weight) = " + weight, scheme.name,
+                         granularity_text(scheme.weight) + " weights");
   }
   if (!activation.empty() && activation != granularity_text(scheme.input)) {
     return contradiction("quant_method.activation = " + activation, scheme.name,
@@ -125,7 +130,8 @@ Status resolve_scheme(RunConfig& config) {
   SLIM_ASSIGN(config.scheme, scheme_name(keys));
   if (config.scheme.empty()) return {};
   SLIM_ASSIGN(const Scheme plain, scheme_from_name(config.scheme));
-  const bool whole_rows = plain.weight && plain.weight->granularity == Granularity::kChannel && config.group_size == -1;
+  const bool whole_rows =
+      plain.weight && plain.weight->granularity == Granularity::kChannel && config.group_size == -1;
   if (whole_rows) config.group_size = 0;
   SLIM_ASSIGN(const Scheme scheme, scheme_from_name(config.scheme, config.group_size));
   config.scheme = scheme.name;

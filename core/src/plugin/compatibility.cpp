@@ -14,11 +14,12 @@ std::string api_text(const AbiFacts& facts) {
   return std::to_string(facts.api_major) + "." + std::to_string(facts.api_minor);
 }
 
-Status differs(const std::string& what, const std::string& plugin, const std::string& host, const AbiFacts& host_side) {
-  return Status(Code::kIncompatible, "the plugin was built with " + what + " " + plugin + ", this slim with " + host +
-                                         "; rebuild the plugin against slim " SLIM_VERSION " (API " +
-                                         api_text(host_side) + ", LibTorch " + host_side.torch +
-                                         ", build tag " + host_side.build_tag + ")");
+Status differs(const std::string& what, const std::string& plugin, const std::string& host,
+               const AbiFacts& host_side) {
+  return Status(Code::kIncompatible,
+                "the plugin was built with " + what + " " + plugin + ", this slim with " + host +
+                    "; rebuild the plugin against slim " SLIM_VERSION " (API " + api_text(host_side) +
+                    ", LibTorch " + host_side.torch + ", build tag " + host_side.build_tag + ")");
 }
 
 /// "major.minor"
@@ -78,7 +79,8 @@ Result<AbiFacts> facts_of(const std::map<std::string, std::string>& metadata) {
     *value = found->second;
   }
   if (!parse_api(api, facts)) {
-    return Status(Code::kCorrupt, "broken plugin: api '" + api + "' in its section slim_meta, expected MAJOR.MINOR");
+    return Status(Code::kCorrupt,
+                  "broken plugin: api '" + api + "' in its section slim_meta, expected MAJOR.MINOR");
   }
   return facts;
 }
@@ -114,18 +116,21 @@ Status check_compatible(const AbiFacts& plugin, const AbiFacts& host) {
 }
 
 Status check_descriptor(const slim_plugin& plugin) {
-  const auto broken = [](const std::string& what) { return Status(Code::kCorrupt, "broken plugin: " + what); };
+  const auto broken = [](const std::string& what) {
+    return Status(Code::kCorrupt, "broken plugin: " + what);
+  };
   if (plugin.magic != SLIM_MAGIC) return broken("slim_plugin_v1 does not start with the magic number");
   if (plugin.struct_size < sizeof(slim_plugin) || plugin.abi_version < SLIM_ABI_VERSION) {
     return broken("slim_plugin_v1 has " + std::to_string(plugin.struct_size) + " bytes, layout " +
-                  std::to_string(plugin.abi_version) + "; expected at least " + std::to_string(sizeof(slim_plugin)) +
-                  ", layout " + std::to_string(SLIM_ABI_VERSION));
+                  std::to_string(plugin.abi_version) + "; expected at least " +
+                  std::to_string(sizeof(slim_plugin)) + ", layout " + std::to_string(SLIM_ABI_VERSION));
   }
-  if (!plugin.torch_version || !plugin.build_tag) return broken("slim_plugin_v1 lacks torch_version or build_tag");
+  if (!plugin.torch_version || !plugin.build_tag)
+    return broken("slim_plugin_v1 lacks torch_version or build_tag");
   constexpr uint32_t kMostComponents = 256;
   if (plugin.n_components == 0 || plugin.n_components > kMostComponents || !plugin.components) {
-    return broken("slim_plugin_v1 lists " + std::to_string(plugin.n_components) + " components, expected 1 to " +
-                  std::to_string(kMostComponents));
+    return broken("slim_plugin_v1 lists " + std::to_string(plugin.n_components) +
+                  " components, expected 1 to " + std::to_string(kMostComponents));
   }
   for (uint32_t i = 0; i < plugin.n_components; ++i) SLIM_TRY(check_component(component_at(plugin, i)));
   return {};

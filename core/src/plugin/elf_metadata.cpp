@@ -25,9 +25,7 @@ constexpr uint16_t kMachine = EM_AARCH64;
 #error "slim knows the ELF machine number of x86-64 and aarch64 only"
 #endif
 
-Status corrupt(const std::string& what) {
-  return Status(Code::kCorrupt, "broken shared library: " + what);
-}
+Status corrupt(const std::string& what) { return Status(Code::kCorrupt, "broken shared library: " + what); }
 
 /// [offset, offset + size) of the file, or nullopt if it does not lie inside.
 std::optional<std::string_view> slice(std::string_view file, uint64_t offset, uint64_t size) {
@@ -62,7 +60,8 @@ Result<Elf64_Ehdr> read_header(std::string_view file) {
   if (header->e_type != ET_DYN) return incompatible("an ELF file, but no shared library");
   if (header->e_shnum == 0) return Status(Code::kNotFound, "no slim plugin: it has no section headers");
   if (header->e_shentsize != sizeof(Elf64_Shdr)) return corrupt("its section headers have an unknown size");
-  if (header->e_shstrndx >= header->e_shnum) return corrupt("its table of section names lies outside its sections");
+  if (header->e_shstrndx >= header->e_shnum)
+    return corrupt("its table of section names lies outside its sections");
   return *header;
 }
 
@@ -85,7 +84,8 @@ Result<std::string_view> find_section(std::string_view file) {
   SLIM_ASSIGN(const Elf64_Ehdr header, read_header(file));
   SLIM_ASSIGN(const Elf64_Shdr names_section, read_section(file, header, header.e_shstrndx));
   const auto names = slice(file, names_section.sh_offset, names_section.sh_size);
-  if (names_section.sh_type == SHT_NOBITS || !names) return corrupt("its section names lie beyond its end (cut off?)");
+  if (names_section.sh_type == SHT_NOBITS || !names)
+    return corrupt("its section names lie beyond its end (cut off?)");
   for (uint16_t i = 0; i < header.e_shnum; ++i) {
     SLIM_ASSIGN(const Elf64_Shdr section, read_section(file, header, i));
     if (name_at(*names, section.sh_name) != kSection) continue;
@@ -93,8 +93,8 @@ Result<std::string_view> find_section(std::string_view file) {
       return corrupt("its section slim_meta holds no plain bytes");
     }
     if (section.sh_size > kLargestSection) {
-      return corrupt("its section slim_meta has " + std::to_string(section.sh_size) + " bytes, expected at most " +
-                     std::to_string(kLargestSection));
+      return corrupt("its section slim_meta has " + std::to_string(section.sh_size) +
+                     " bytes, expected at most " + std::to_string(kLargestSection));
     }
     const auto content = slice(file, section.sh_offset, section.sh_size);
     if (!content) return corrupt("its section slim_meta lies beyond its end (cut off?)");
@@ -114,7 +114,8 @@ bool printable(std::string_view text) {
 
 Status add_entry(std::string_view entry, Metadata& metadata) {
   const size_t equals = entry.find('=');
-  if (equals == std::string_view::npos || equals == 0) return corrupt("its section slim_meta has an entry without a key");
+  if (equals == std::string_view::npos || equals == 0)
+    return corrupt("its section slim_meta has an entry without a key");
   if (!printable(entry)) return corrupt("its section slim_meta has control characters");
   const auto [it, added] = metadata.emplace(entry.substr(0, equals), entry.substr(equals + 1));
   if (!added) return corrupt("its section slim_meta has '" + it->first + "' twice");

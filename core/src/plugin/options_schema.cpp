@@ -13,9 +13,7 @@ namespace {
 using Json = nlohmann::json;
 
 /// A JSON scalar as options hold it: text without quotes.
-std::string text_of(const Json& value) {
-  return value.is_string() ? value.get<std::string>() : value.dump();
-}
+std::string text_of(const Json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
 
 Status invalid_schema(const std::string& plugin, const std::string& what) {
   return Status(Code::kInternal, "plugin '" + plugin + "' has an invalid options schema: " + what +
@@ -24,23 +22,25 @@ Status invalid_schema(const std::string& plugin, const std::string& what) {
 
 // ---- the schema ---------------------------------------------------------------------------------------------------
 
-bool numeric(const std::string& type) {
-  return type == "integer" || type == "number";
-}
+bool numeric(const std::string& type) { return type == "integer" || type == "number"; }
 
 /// "" if the keyword's value has the right form.
 std::string keyword_fault(const std::string& keyword, const Json& value, const std::string& type) {
-  if (keyword == "type" || keyword == "description" || keyword == "title") return value.is_string() ? "" : "is no string";
+  if (keyword == "type" || keyword == "description" || keyword == "title")
+    return value.is_string() ? "" : "is no string";
   if (keyword == "enum") return value.is_array() && !value.empty() ? "" : "is no list with entries";
   if (keyword == "default") return value.is_primitive() && !value.is_null() ? "" : "is no scalar";
-  if (keyword == "minimum" || keyword == "maximum" || keyword == "exclusiveMinimum" || keyword == "exclusiveMaximum") {
+  if (keyword == "minimum" || keyword == "maximum" || keyword == "exclusiveMinimum" ||
+      keyword == "exclusiveMaximum") {
     return value.is_number() && numeric(type) ? "" : "is no number, or belongs to no number";
   }
   return "is not supported";
 }
 
 Status check_property(const std::string& plugin, const std::string& name, const Json& property) {
-  const auto invalid = [&](const std::string& what) { return invalid_schema(plugin, "property '" + name + "' " + what); };
+  const auto invalid = [&](const std::string& what) {
+    return invalid_schema(plugin, "property '" + name + "' " + what);
+  };
   if (!property.is_object()) return invalid("is no object");
   const auto type = property.find("type");
   if (type == property.end() || !type->is_string()) return invalid("has no type");
@@ -78,7 +78,8 @@ std::string range_text(const Json& property) {
   const std::pair<const char*, const char*> bounds[] = {
       {"minimum", ">= "}, {"exclusiveMinimum", "> "}, {"maximum", "<= "}, {"exclusiveMaximum", "< "}};
   for (const auto& [keyword, sign] : bounds) {
-    if (const auto bound = property.find(keyword); bound != property.end()) parts.push_back(sign + bound->dump());
+    if (const auto bound = property.find(keyword); bound != property.end())
+      parts.push_back(sign + bound->dump());
   }
   return join(parts, " and ");
 }
@@ -106,7 +107,8 @@ bool in_range(const Json& property, double value) {
 bool in_enum(const Json& property, const std::string& text) {
   const auto values = property.find("enum");
   if (values == property.end()) return true;
-  return std::any_of(values->begin(), values->end(), [&](const Json& value) { return text_of(value) == text; });
+  return std::any_of(values->begin(), values->end(),
+                     [&](const Json& value) { return text_of(value) == text; });
 }
 
 /// Whether the text parses as the property's type, and lies in its range.
@@ -138,8 +140,9 @@ std::vector<std::string> names_of(const Json& properties) {
 
 Status unknown_option(const std::string& plugin, const std::string& name, const Json& properties) {
   const std::vector<std::string> names = names_of(properties);
-  return Status(Code::kInvalidArgument, plugin + " has no option '" + name + "'" + did_you_mean(name, names) +
-                                            (names.empty() ? " (it has none)" : " (it has: " + join(names) + ")"));
+  return Status(Code::kInvalidArgument,
+                plugin + " has no option '" + name + "'" + did_you_mean(name, names) +
+                    (names.empty() ? " (it has none)" : " (it has: " + join(names) + ")"));
 }
 
 }  // namespace
@@ -152,7 +155,8 @@ Result<Options> check_options(const std::string& plugin, const std::string& sche
     if (fallback == property.end()) continue;
     options[name] = text_of(*fallback);
     if (!fits(property, options[name])) {
-      return invalid_schema(plugin, "the default of '" + name + "' is " + options[name] + ", expected " + expected(property));
+      return invalid_schema(
+          plugin, "the default of '" + name + "' is " + options[name] + ", expected " + expected(property));
     }
   }
   for (const auto& [name, value] : raw) {

@@ -23,12 +23,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::pair<slim_kind, const char*> kKinds[] = {
-    {SLIM_ALGORITHM, "algorithm"}, {SLIM_ADAPTER, "adapter"}, {SLIM_BACKEND, "backend"}, {SLIM_FORMAT, "format"}};
+constexpr std::pair<slim_kind, const char*> kKinds[] = {{SLIM_ALGORITHM, "algorithm"},
+                                                        {SLIM_ADAPTER, "adapter"},
+                                                        {SLIM_BACKEND, "backend"},
+                                                        {SLIM_FORMAT, "format"}};
 
-Status io_error(const std::string& what) {
-  return Status(Code::kIo, what + ": " + std::strerror(errno));
-}
+Status io_error(const std::string& what) { return Status(Code::kIo, what + ": " + std::strerror(errno)); }
 
 /// A file mapped for reading: of a plugin with debug information only the few pages that are looked at are read.
 class MappedFile {
@@ -53,7 +53,9 @@ class MappedFile {
     data_ = data;
     return {};
   }
-  std::span<const std::byte> bytes() const { return {static_cast<const std::byte*>(data_), data_ ? size_ : 0}; }
+  std::span<const std::byte> bytes() const {
+    return {static_cast<const std::byte*>(data_), data_ ? size_ : 0};
+  }
   unsigned mode() const { return mode_; }
 
  private:
@@ -68,16 +70,24 @@ Status check_not_world_writable(unsigned mode) {
   if (!(mode & S_IWOTH)) return {};
   char text[8];
   std::snprintf(text, sizeof text, "%04o", mode);
-  return Status(Code::kInvalidArgument, std::string("refused: every user of this machine may change the file (mode ") +
-                                            text + "); chmod o-w it if you trust it");
+  return Status(Code::kInvalidArgument,
+                std::string("refused: every user of this machine may change the file (mode ") + text +
+                    "); chmod o-w it if you trust it");
 }
 
 /// Takes what the metadata says; what it must not lack is checked.
 Status fill(const std::map<std::string, std::string>& metadata, PluginInfo& info) {
-  const std::pair<const char*, std::string*> entries[] = {
-      {"id", &info.id},           {"summary", &info.summary}, {"serves", &info.serves}, {"name", &info.name},
-      {"version", &info.version}, {"vendor", &info.vendor},   {"license", &info.license}, {"api", &info.api},
-      {"torch", &info.torch},     {"compiler", &info.compiler}, {"build_tag", &info.build_tag}};
+  const std::pair<const char*, std::string*> entries[] = {{"id", &info.id},
+                                                          {"summary", &info.summary},
+                                                          {"serves", &info.serves},
+                                                          {"name", &info.name},
+                                                          {"version", &info.version},
+                                                          {"vendor", &info.vendor},
+                                                          {"license", &info.license},
+                                                          {"api", &info.api},
+                                                          {"torch", &info.torch},
+                                                          {"compiler", &info.compiler},
+                                                          {"build_tag", &info.build_tag}};
   for (const auto& [key, value] : entries) {
     if (const auto found = metadata.find(key); found != metadata.end()) *value = found->second;
   }
