@@ -161,7 +161,7 @@ constexpr char kSchema[] = R"json({"type":"object","properties":{
                  "description":"divide the scale by the mean relative size of the weights (llm-compressor's duo scaling)"},
   "objective":{"type":"string","enum":["gram","replay"],"default":"gram",
                "description":"the error of the layers' outputs, exact and without running the model; or that of attention or MLP"},
-  "rows":{"type":"integer","minimum":1,"maximum":1000000000,"default":512,
+  "rows":{"type":"integer","minimum":1,"maximum":1000000000,"default":128,
           "description":"output rows of each layer that rank the scales; the winner is checked on all"},
   "search_range":{"type":"string","enum":["minmax","mse"],"default":"minmax",
                   "description":"how ranges are found while scales are compared"},

@@ -12,11 +12,21 @@ namespace {
 
 constexpr std::string_view kHeadStage = "head";
 
-/// `what` became NaN here and not before: everything that flows is looked at where it arises.
-Status check_finite(const Carry& carry, const std::string& what) {
+bool finite(const Carry& carry) {
   const auto hidden = carry.find("hidden");
-  if (hidden == carry.end() || at::isfinite(hidden->second).all().item<bool>()) return {};
-  return {Code::kNumeric, what + " NaN or Inf"};
+  return hidden == carry.end() || at::isfinite(hidden->second).all().item<bool>();
+}
+
+/// What arises between blocks, and is not finite, comes from a tensor outside them: embeddings, projections.
+Status damaged_input(const Model& model, const std::string& block) {
+  const std::string message = "the input of " + block + " holds NaN or Inf";
+  for (const std::string& name : model.plan.globals) {
+    const auto tensor = model.weights->tensor(name);
+    if (tensor.ok() && tensor->is_floating_point() && !at::isfinite(*tensor).all().item<bool>()) {
+      return {Code::kNumeric, message + ", as tensor " + name + " does; download the checkpoint again"};
+    }
+  }
+  return {Code::kNumeric, message + "; compute with --dtype float32"};
 }
 
 /// An adapter that was named, but is not the one that serves the checkpoint, is the likely reason of an error.
@@ -62,7 +72,7 @@ Result<Carry> Model::begin(std::span<const Sample> samples, BlockExec& exec) con
   exec.set_block(nullptr, nullptr);
   return guarded(adapter_id, [&]() -> Result<Carry> {
     SLIM_ASSIGN(Carry carry, adapter->begin(samples, exec));
-    SLIM_TRY(check_finite(carry, "the input of the first block holds"));
+    if (!finite(carry)) return damaged_input(*this, plan.blocks.front().name);
     return carry;
   });
 }
@@ -71,14 +81,14 @@ Status Model::enter(const BlockPlan& block, BlockExec& exec, Carry& carry) const
   exec.set_block(nullptr, nullptr);
   return guarded(adapter_id + ": entering " + block.stage, [&]() -> Status {
     SLIM_TRY(adapter->enter(block.stage, exec, carry));
-    return check_finite(carry, "the input of " + block.name + " holds");
+    return finite(carry) ? Status{} : damaged_input(*this, block.name);
   });
 }
 
 Status Model::forward(const BlockPlan& block, BlockExec& exec, Carry& carry) const {
   return guarded(adapter_id + ": " + block.name, [&]() -> Status {
     SLIM_TRY(adapter->forward(block, exec, carry));
-    return check_finite(carry, "the output holds");
+    return finite(carry) ? Status{} : Status(Code::kNumeric, "the output holds NaN or Inf");
   });
 }
 

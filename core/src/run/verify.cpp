@@ -37,7 +37,7 @@ class Verification {
     SLIM_ASSIGN(model_, Model::open(config_.model, "", registry_));
     if (!config_.reference.empty()) {
       SLIM_ASSIGN(reference_, Model::open(config_.reference, model_.adapter_id, registry_));
-      SLIM_TRY(compare_names());
+      SLIM_TRY(compare_plans());
     }
     progress_.begin("verifying", static_cast<int64_t>(model_.plan.blocks.size()));
     for (const BlockPlan& block : model_.plan.blocks) {
@@ -50,16 +50,36 @@ class Verification {
   }
 
  private:
-  Status compare_names() {
-    for (const auto& [name, spec] : reference_.weights->logical()) {
-      const auto found = model_.weights->logical().find(name);
-      if (found == model_.weights->logical().end()) problems_.push_back(name + ": missing in " + config_.model);
-      else if (found->second.shape != spec.shape) {
-        problems_.push_back(name + ": shape " + shape_string(found->second.shape) + ", in the reference " + shape_string(spec.shape));
-      }
+  /// Both plans must describe the same model: the same layers (however they are stored), params and globals.
+  Status compare_plans() {
+    if (model_.plan.blocks.size() != reference_.plan.blocks.size()) {
+      return {Code::kVerification, config_.model + " has " + std::to_string(model_.plan.blocks.size()) + " blocks, the reference " +
+                                       std::to_string(reference_.plan.blocks.size())};
+    }
+    compare_sets(model_.plan.globals, reference_.plan.globals);
+    for (const BlockPlan& block : model_.plan.blocks) {
+      const BlockPlan& other = reference_.plan.blocks[block.index];
+      compare_sets(block.params, other.params);
+      compare_sets(layer_names(block), layer_names(other));
     }
     if (problems_.empty()) return {};
     return {Code::kVerification, problems_.front() + (problems_.size() > 1 ? " (and " + std::to_string(problems_.size() - 1) + " more)" : "")};
+  }
+
+  static std::vector<std::string> layer_names(const BlockPlan& block) {
+    std::vector<std::string> names;
+    for (const Layer& layer : block.layers) names.push_back(layer.name + " " + shape_string({layer.out, layer.in}));
+    return names;
+  }
+
+  void compare_sets(const std::vector<std::string>& ours, const std::vector<std::string>& theirs) {
+    const std::set<std::string> mine(ours.begin(), ours.end()), other(theirs.begin(), theirs.end());
+    for (const std::string& name : other) {
+      if (!mine.contains(name)) problems_.push_back(name + ": missing in " + config_.model);
+    }
+    for (const std::string& name : mine) {
+      if (!other.contains(name)) problems_.push_back(name + ": not in the reference");
+    }
   }
 
   Status check_block(const BlockPlan& block) {
