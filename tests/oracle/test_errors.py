@@ -212,7 +212,7 @@ def checkpoint_cases(work):
                [r"layers\.2", re.escape(norm), "(?i)nan"])
     embedding = "model.language_model.embed_tokens.weight"
     yield Case("NaN in the embedding, awq", [*AWQ, *CALIB, "--model", work.model("nan_embedding", {shard_of(embedding): poke(embedding, 0, nan * 256 * 1856)})],
-               ["(?i)nan"])
+               [re.escape(embedding), "(?i)nan"])
     tokenizer = work.model("tokenizer", {"tokenizer.json": lambda path: path.write_text('{"model": ')})
     yield Case("broken tokenizer.json", [*AWQ, *CALIB, "--model", tokenizer], ["tokenizer.json"])
     yield Case("missing tokenizer.json", [*AWQ, *CALIB, "--model", work.model("no_tokenizer", {"tokenizer.json": None})], ["tokenizer.json"])
@@ -406,6 +406,14 @@ def tree(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def parsed(text):
+    """The one JSON value of a text, or None."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
 def tensors(folder):
     names = set()
     for shard in folder.glob("*.safetensors"):
@@ -423,7 +431,7 @@ def check_success(test, work):
 
     result = test.works("--overwrite", ["--plugin", "rtn", "--model", TOY, "--output", work.path("awq2"), "--overwrite", "--json", "--quiet"])
     test.check("--overwrite replaces everything", tree(work.path("awq2")) == tree(work.path("rtn")), "other files than of a fresh run")
-    test.check("--json prints one object", isinstance(json.loads(result.stdout), dict) and result.stderr == "", result.stderr)
+    test.check("--json prints one object", isinstance(parsed(result.stdout), dict) and result.stderr == "", result.stderr)
     test.check("nothing is left beside the output", not list(work.folder.glob("awq2.*")), list(work.folder.glob("awq2.*")))
 
     result = test.works("plan --json", ["plan", "--plugin", "awq", "--model", TOY, "--json"])
@@ -434,7 +442,7 @@ def check_success(test, work):
     for command in (["inspect", TOY], ["inspect", work.path("awq")], ["plugins", "list"], ["plugins", "info", "awq"],
                     ["verify", work.path("awq"), "--reference", TOY]):
         plain, machine = test.works(" ".join(map(str, command)), command), test.works(f"{command} --json", [*command, "--json"])
-        test.check(f"{command} --json is JSON", json.loads(machine.stdout) and plain.stdout, "no output")
+        test.check(f"{command} --json is JSON", isinstance(parsed(machine.stdout), (dict, list)) and plain.stdout, machine.stdout[:200])
 
     for policy, stored in (("skip", False), ("channel", True)):
         out = work.path("policy-" + policy)
