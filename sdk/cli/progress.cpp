@@ -55,10 +55,11 @@ class Counter : public Progress {
 
  protected:
   virtual void show(std::string_view what) = 0;
-  bool finished() const { return done_ >= steps_; }
+  bool finished() const { return steps_ > 0 && done_ >= steps_; }
   /// "12/36", and "3 min 20 s left" or the time that the phase took.
   std::string state() const {
     const double elapsed = seconds_since(start_);
+    if (steps_ == 0) return std::to_string(done_) + ", " + duration(elapsed);  // nobody knows how many
     std::string text = std::to_string(done_) + "/" + std::to_string(steps_);
     if (finished()) return text + ", " + duration(elapsed);
     if (done_ > 0)
@@ -80,7 +81,7 @@ class Quiet final : public Counter {
 class Lines final : public Counter {
   void show(std::string_view what) override {
     constexpr int64_t kLines = 20;
-    const int64_t every = std::max<int64_t>(1, steps_ / kLines);
+    const int64_t every = steps_ > 0 ? std::max<int64_t>(1, steps_ / kLines) : kLines;
     if (done_ % every != 0 && !finished()) return;
     std::fprintf(stderr, "%s %s%s%.*s\n", phase_.c_str(), state().c_str(), what.empty() ? "" : ": ",
                  static_cast<int>(what.size()), what.data());
@@ -114,7 +115,7 @@ class Bar final : public Counter {
   }
   std::string picture() const {
     constexpr int64_t kCells = 24;
-    const int64_t full = steps_ > 0 ? std::min(kCells, kCells * done_ / steps_) : kCells;
+    const int64_t full = steps_ > 0 ? std::min(kCells, kCells * done_ / steps_) : 0;
     return "[" + std::string(static_cast<size_t>(full), '#') +
            std::string(static_cast<size_t>(kCells - full), '.') + "]";
   }

@@ -220,7 +220,7 @@ def checkpoint_cases(work):
         lambda value: value.update(chat_template="{% for message in messages %}"))})], ["chat_template"])
     yield Case("broken preprocessor_config.json", [*AWQ, *CALIB, "--model", work.model("preprocessor", {"preprocessor_config.json": lambda path: path.write_text("[]")})],
                ["preprocessor_config.json"])
-    yield Case("wrong architecture for the adapter", ["--plugin", "rtn", "--model", TOY, "--adapter", "hunyuan"], ["hunyuan", "qwen3_vl"])
+    yield Case("wrong architecture for the adapter", ["--plugin", "rtn", "--model", TOY, "--adapter", "hunyuan"], ["hunyuan", "'qwen3vl' serves", "--adapter"])
     yield Case("model folder missing", ["--plugin", "rtn", "--model", work.path("nowhere")], ["nowhere"])
     yield Case("model is a file", ["--plugin", "rtn", "--model", TOY / "config.json"], ["config.json", "folder"], code=2)
     (work.path("empty")).mkdir()
@@ -303,7 +303,12 @@ def usage_cases(work):
         if name.startswith("output is") or name.startswith("output inside"):
             args = [str(arg).replace(str(TOY), str(work.path("model-itself"))) for arg in args]
         yield Case(name, args, says, code=2)
-    yield Case("a scheme that the format cannot hold", [*rtn, "--scheme", "w8a8s", "--format", "compressed-tensors"], ["w8a8s", "compressed-tensors"])
+    yield Case("a scheme that the algorithm cannot make", [*rtn, "--scheme", "2:4"], ["rtn", "2:4", "sparse"])
+    if (work.build / "lib" / "slim" / "plugins" / "libslim_format_awq.so").exists():
+        yield Case("a scheme that the format cannot hold", [*rtn, "--scheme", "w8a8", "--format", "awq"], ["w8a8", "awq"])
+    else:
+        print("skipped: a scheme that the format cannot hold (compressed-tensors holds all that rtn makes)")
+    yield Case("too little memory allowed", [*rtn, "--max-memory", "1MB"], ["run.max_memory", "1.00 MB", "--num-samples"])
     yield Case("a plugin built for another LibTorch", [*rtn, "--plugin-dir", work.plugins("torch", "libslim_algorithm_rtn.so", b"torch=2.11.0", b"torch=2.10.0")],
                ["libslim_algorithm_rtn.so", r"2\.10\.0", r"2\.11\.0", "build"])
     unreadable = work.path("plugins-unreadable")
@@ -450,6 +455,9 @@ def check_success(test, work):
                                                       "--set", f"compression.quantization.group_size_fallback={policy}"])
         test.check(f"{policy}: a width that divides is quantized", "model.language_model.layers.0.mlp.down_proj.weight_packed" in tensors(out), "it is not")
         test.check(f"{policy}: another width", ("model.language_model.layers.0.mlp.up_proj.weight_packed" in tensors(out)) == stored, "wrong")
+
+    test.works("rtn to two bits", ["--plugin", "rtn", "--model", TOY, "--scheme", "w2a16", "--quiet", "--output", work.path("two-bits")])
+    test.works("verify of two bits", ["verify", work.path("two-bits"), "--reference", TOY, "--quiet"])
 
     bad = work.jsonl("skipped", "broken", chat(text("What is it?")))
     result = test.works("--skip-bad-samples", [*AWQ, "--model", TOY, "--calib", bad, "--skip-bad-samples", "--quiet", "--json", "--output", work.path("skipped")])

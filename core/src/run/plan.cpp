@@ -29,8 +29,8 @@ std::string without_numbers(const std::string& name) {
   return text;
 }
 
-/// Memory of the block that needs most: its weights and the next block's (prefetched), fp32 work on its largest layer, the
-/// statistics, and the hidden states of all samples at its entry and exit.
+}  // namespace
+
 int64_t peak_bytes(const RunConfig& config, const Model& model, const Recipe& recipe, const RunPlan& plan) {
   const int64_t size = static_cast<int64_t>(c10::elementSize(model.weights->dtype()));
   const int64_t tokens = config.num_samples * config.max_seq_length;
@@ -58,6 +58,8 @@ int64_t peak_bytes(const RunConfig& config, const Model& model, const Recipe& re
   }
   return kProgramBytes + most;
 }
+
+namespace {
 
 struct Row {
   std::string action;

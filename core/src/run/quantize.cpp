@@ -60,12 +60,21 @@ class QuantizeRun {
     SLIM_TRY(guarded(config_.backend, [&] { return backend_->open({}); }));
     SLIM_ASSIGN(model_, Model::open(config_.model, config_.adapter, registry_));
     SLIM_ASSIGN(plan_, make_run_plan(config_, model_, recipe_));
+    SLIM_TRY(check_memory());
     SLIM_ASSIGN(const at::ScalarType dtype, model_.compute_dtype(config_.dtype));
     exec_ = std::make_unique<BlockExec>(*model_.weights, dtype);
     exec_->set_all_experts(config_.all_experts);
     scale_dtype_ = recipe_.format->scale_dtype(recipe_.scheme, model_.weights->dtype());
     find_last_observed();
     return {};
+  }
+
+  Status check_memory() const {
+    const int64_t needed = peak_bytes(config_, model_, recipe_, plan_);
+    if (config_.max_memory == 0 || needed <= config_.max_memory) return {};
+    return {Code::kOutOfMemory, "the run takes about " + bytes_text(needed) + " of memory, run.max_memory allows " +
+                                    bytes_text(config_.max_memory) +
+                                    "; use fewer, shorter or smaller batches of samples (--num-samples, --max-seq-length, --batch-size), or allow more"};
   }
 
   std::unique_ptr<StatisticSet> observations(const BlockPlan& block) const {

@@ -54,4 +54,8 @@ struct Recipe {
 
 SLIM_API Result<RunPlan> make_run_plan(const RunConfig&, const Model&, const Recipe&);
 
+/// Memory that a run takes at most, about: that of the block that needs most, with its weights and the next block's (prefetched),
+/// fp32 work on its largest layer, the statistics, and the hidden states of all samples at its entry and exit.
+int64_t peak_bytes(const RunConfig&, const Model&, const Recipe&, const RunPlan&);
+
 }  // namespace slim

@@ -13,7 +13,7 @@ namespace slim {
 namespace {
 
 /// Below this the noise of quantization is as loud as the weights: the layer is garbage, whatever the scheme.
-constexpr double kLeastSignalToNoise = 3.0;
+constexpr double kLeastSignalToNoise = 1.0;  // rounding to two bits leaves 2 dB; zeros leave 0, foreign codes less
 constexpr size_t kProblemsShown = 10;
 
 /// ||w||² / ||w - q||² in dB.
