@@ -278,8 +278,8 @@ class Evaluation {
       SLIM_TRY(score_batch(set, i, batches[i], reference_ ? &reference_batches[i] : nullptr, scores, reference_scores));
     }
     if (set.answers && config_.generate) {
-      SLIM_TRY(score_answers(set, *model_, scores));
-      if (reference_) SLIM_TRY(score_answers(set, *reference_, reference_scores));
+      SLIM_TRY(score_answers(set, *model_, scores, json["files"][set.name]));
+      if (reference_) SLIM_TRY(score_answers(set, *reference_, reference_scores, json["reference"]["files"][set.name]));
     }
     add(set, scores, model_totals_, json["files"][set.name]);
     if (set.left_out) json["files"][set.name]["left_out"] = set.left_out;
@@ -308,10 +308,11 @@ class Evaluation {
     return {};
   }
 
-  Status score_answers(const EvalSet& set, Subject& subject, Scores& scores) {
+  Status score_answers(const EvalSet& set, Subject& subject, Scores& scores, nlohmann::ordered_json& json) {
     SLIM_ASSIGN(const auto answers, subject.answer(set, processor_->stop_tokens(), progress_));
     for (size_t i = 0; i < answers.size(); ++i) {
       SLIM_ASSIGN(const std::string text, processor_->decode(answers[i]));
+      json["answers"].push_back(trimmed(text));
       scores.exact += trimmed(text) == trimmed(set.questions[i].answer);
       scores.questions += 1;
     }
