@@ -142,6 +142,19 @@ class EvalReader {
 
 // ---- one model --------------------------------------------------------------------------------------------------------
 
+/// Hides the steps of single passes; an interrupt still ends them.
+class InnerProgress final : public Progress {
+ public:
+  explicit InnerProgress(Progress& outer) : outer_(outer) {}
+  void begin(std::string_view, int64_t) override {}
+  void step(std::string_view) override {}
+  void warn(std::string_view message) override { outer_.warn(message); }
+  bool cancelled() override { return outer_.cancelled(); }
+
+ private:
+  Progress& outer_;
+};
+
 /// A model under evaluation.
 class Subject {
  public:
@@ -156,6 +169,7 @@ class Subject {
   Result<std::vector<Carry>> run(const EvalSet& set, Progress& progress) {
     std::vector<const Sample*> samples;
     for (const Scored& scored : set.sequences) samples.push_back(&scored.sample);
+    progress.begin("scoring " + set.name, static_cast<int64_t>(model_.plan.blocks.size()) - 1);  // all but the head
     SLIM_ASSIGN(std::vector<Carry> batches, begin(samples));
     SLIM_TRY(pass_.run(batches, "", nullptr, &progress));
     return batches;
@@ -169,9 +183,12 @@ class Subject {
   Result<std::vector<std::vector<int64_t>>> answer(const EvalSet& set, const std::vector<int64_t>& stop, Progress& progress) {
     std::vector<const Sample*> prompts;
     for (const Question& question : set.questions) prompts.push_back(&question.prompt);
+    progress.begin("answering " + set.name, config_.max_new_tokens + 1);
+    InnerProgress inner(progress);
     SLIM_ASSIGN(std::vector<Carry> batches, begin(prompts));
     std::vector<MemoryCache> caches(batches.size());
-    SLIM_TRY(pass_.run(batches, "", &caches, &progress));
+    SLIM_TRY(pass_.run(batches, "", &caches, &inner));
+    progress.step("questions read");
     std::vector<std::vector<int64_t>> answers(prompts.size());
     std::vector<bool> done(prompts.size(), false);
     for (int64_t step = 0; step < config_.max_new_tokens; ++step) {
@@ -189,7 +206,8 @@ class Subject {
         pass_.exec().set_block(nullptr, nullptr);
         SLIM_ASSIGN(batches[i], guarded(model_.adapter_id, [&] { return model_.adapter->next(batches[i], tokens[i], pass_.exec()); }));
       }
-      SLIM_TRY(pass_.run(batches, kLanguageStage, &caches, &progress));
+      SLIM_TRY(pass_.run(batches, kLanguageStage, &caches, &inner));
+      progress.step("token " + std::to_string(step + 1));
     }
     return answers;
   }
@@ -267,7 +285,6 @@ class Evaluation {
 
   Status evaluate_file(const std::string& file, nlohmann::ordered_json& json) {
     SLIM_ASSIGN(const EvalSet set, EvalReader(*processor_, config_.limit).read(file));
-    progress_.begin("evaluating " + set.name, 0);
     SLIM_ASSIGN(const std::vector<Carry> batches, model_->run(set, progress_));
     std::vector<Carry> reference_batches;
     if (reference_) {
