@@ -8,7 +8,9 @@ install_packages "${slim_packages[@]}" doctest-dev
 install_libtorch
 pip_install tests/requirements.txt
 build all
-python3 tests/tools/packed_model.py unpack tests/data/toy-hunyuan-moe build/models/toy-hunyuan-moe
+for model in toy-hunyuan-dense toy-hunyuan-moe; do
+  python3 tests/tools/packed_model.py unpack "tests/data/$model" "build/models/$model"
+done
 
 say "Testing"
 ctest --test-dir build --output-on-failure -j "$(build_jobs)" "$@"

@@ -45,5 +45,5 @@ function(slim_add_test name)
   set_target_properties(test_${name} PROPERTIES BUILD_RPATH "${CMAKE_BINARY_DIR}/lib;${SLIM_TORCH}/lib")
   add_test(NAME ${name} COMMAND test_${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES LABELS unit
-    ENVIRONMENT "SLIM_BUILD_DIR=${CMAKE_BINARY_DIR};SLIM_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
+    ENVIRONMENT "SLIM_BUILD_DIR=${CMAKE_BINARY_DIR};SLIM_SOURCE_DIR=${CMAKE_SOURCE_DIR};OMP_WAIT_POLICY=PASSIVE")
 endfunction()

@@ -20,8 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "tools"))
+from packed_model import unpacked
+
 TOY = ROOT / "tests" / "data" / "toy-qwen3vl"
-DENSE = ROOT / "tests" / "data" / "toy-hunyuan-dense"
 SAMPLES = ROOT / "tests" / "data" / "samples"
 SHARD = "model-00001-of-00003.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -253,7 +255,7 @@ def data_cases(work):
     ]:
         shutil.copy(SAMPLES / "images" / "0001.png", work.path("ok.png"))
         yield Case(name, awq(work.jsonl(re.sub(r"\W", "_", name), *lines)), says)
-    yield Case("only samples that the model cannot take", [*AWQ, "--model", DENSE, "--calib", work.jsonl("pictures", chat(image("ok.png"), text("What?")))],
+    yield Case("only samples that the model cannot take", [*AWQ, "--model", work.dense, "--calib", work.jsonl("pictures", chat(image("ok.png"), text("What?")))],
                ["pictures.jsonl", "image"], code=2)
     yield Case("--calib path missing", awq(work.path("nowhere.jsonl")), ["nowhere.jsonl"])
     yield Case("--calib of an unknown kind", awq(work.write("data.xyz", "text")), ["data.xyz", "jsonl"])
@@ -513,6 +515,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         work = Workshop(scratch, options.build.resolve())
         work.mounts = []
+        work.dense = unpacked(options.build, "toy-hunyuan-dense")
         test = Tester(options.build.resolve(), work, options.show)
         test.works("rtn", ["--plugin", "rtn", "--model", TOY, "--output", work.path("rtn"), "--quiet"])
         work.model("itself")
