@@ -52,7 +52,7 @@ def main():
     oneshot(model=model, processor=processor, recipe=recipe, **(calibration if method == "awq" else dict(pipeline="datafree")))
     model.save_pretrained(out, save_compressed=True)
     for file in Path(model_folder).iterdir():
-        if file.suffix != ".safetensors" and not Path(out, file.name).exists():
+        if "safetensors" not in file.name and not Path(out, file.name).exists():
             shutil.copy(file, out)
     print(json.dumps({"seconds": time.time() - start, "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
 
