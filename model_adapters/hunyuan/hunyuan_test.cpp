@@ -110,10 +110,7 @@ TEST_CASE("hunyuan/ a token depends on exactly top_k experts, also when all of t
   }
 }
 
-TEST_CASE(
-    "hunyuan/ norms of queries and keys come after the rotation, so a rotation of a whole head changes "
-    "nothing") {
-  // One token attends to itself only; two tokens at a distance feel the rotation: alpha changes their logits.
+TEST_CASE("hunyuan/ alpha changes the rotation: tokens at a distance feel it, a single token does not") {
   PluginAdapter plugin(slim_plugin_v1);
   auto model = random_model(plugin.adapter, config_of("hunyuan_v1_dense"));
   TensorExec exec(model.tensors);

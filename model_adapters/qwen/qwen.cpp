@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "common/moe.hpp"
 #include "common/text_adapter.hpp"
 #include "slim/plugin.hpp"
@@ -33,27 +31,6 @@ DecoderConfig read_text(const JsonConfig& config, const std::string& family) {
   return result;
 }
 
-/// The layers with experts: every decoder_sparse_step-th, but for mlp_only_layers.
-model::MoeConfig read_experts(const JsonConfig& config, int64_t layers) {
-  model::MoeConfig result;
-  result.normalize = config.boolean("norm_topk_prob", false);
-  model::MoeLayer sparse;
-  // transformers 5 saves the number under another name than the published models have.
-  sparse.experts = config.integer(config.has("num_local_experts") ? "num_local_experts" : "num_experts");
-  sparse.top_k = config.integer("num_experts_per_tok");
-  sparse.intermediate = config.integer("moe_intermediate_size");
-  if (config.status().ok() && sparse.top_k > sparse.experts) {
-    config.fail("num_experts_per_tok", "is more than num_experts");
-  }
-  const int64_t step = std::max<int64_t>(1, config.integer("decoder_sparse_step", 1));
-  const auto dense = config.integers("mlp_only_layers", std::vector<int64_t>{});
-  for (int64_t i = 0; i < layers; ++i) {
-    const bool listed = std::find(dense.begin(), dense.end(), i) != dense.end();
-    result.layers.push_back(!listed && (i + 1) % step == 0 ? sparse : model::MoeLayer{});
-  }
-  return result;
-}
-
 /// 0 if every layer sees all earlier tokens. Dense models have windows from layer max_window_layers on.
 int64_t read_window(const JsonConfig& config, const std::string& family, int64_t layers) {
   if (!config.boolean("use_sliding_window", false) || !config.has("sliding_window")) return 0;
@@ -68,7 +45,8 @@ Result<ModelPlan> Qwen::plan(std::string_view config_json, const std::map<std::s
   const auto family = config.text("model_type", "qwen3");
   const auto text = read_text(config, family);
   const bool mixture = family.ends_with("_moe");
-  const auto experts = mixture ? read_experts(config, text.layers) : model::MoeConfig{};
+  const auto experts =
+      mixture ? model::read_moe(config, text.layers, /*default_normalize=*/false) : model::MoeConfig{};
   sliding_window_ = read_window(config, family, text.layers);
   SLIM_TRY(config.status());
 

@@ -60,6 +60,8 @@ TEST_CASE("qwen/ the families differ in biases, norms of heads and experts") {
   CHECK(has(config_of("qwen3"), "self_attn.q_norm.weight"));
   CHECK(!has(config_of("llama"), "self_attn.q_proj.bias"));
   CHECK(has(config_of("qwen3_moe", kExperts), "mlp.experts.3.down_proj.weight"));
+  const std::string renamed = R"(, "num_local_experts": 6)";
+  CHECK(has(config_of("qwen3_moe", kExperts + renamed), "mlp.experts.5.down_proj.weight"));
 }
 
 TEST_CASE("qwen/ sequences longer than a sliding window are refused, shorter ones are not") {

@@ -52,6 +52,7 @@ struct EncodeOptions {
 class SLIM_API Processor {
  public:
   virtual ~Processor();
+  /// kUnsupported: the model takes no samples of this kind (images for a text model); callers leave the sample out and count it.
   virtual Result<Sample> encode(const Document&, const EncodeOptions&) const = 0;
   /// Token ids of a text, special tokens inside it recognised, nothing added.
   virtual Result<std::vector<int64_t>> tokenize(std::string_view) const = 0;
