@@ -27,7 +27,7 @@ std::vector<Flag> eval_flags() {
           {"max-new-tokens", "N", "longest answer", ""},
           {"batch-size", "N", "samples that run together", ""},
           {"adapter", "ID", "model architecture (default: by config.json)", ""},
-          {"backend", "ID", "cpu | cuda | npu", ""},
+          {"backend", "ID", "see `slim plugins list`", ""},
           {"dtype", "TYPE", "auto | float32 | bfloat16 | float16", ""},
           {"threads", "N", "CPU threads", ""}};
 }

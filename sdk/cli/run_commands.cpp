@@ -17,7 +17,7 @@ const std::string kSchemeKey = "compression.quantization.name";
 std::vector<Flag> run_flags() {
   const std::string quantization = "compression.quantization.";
   return {
-      {"plugin", "ID[,ID...]", "algorithm, or a chain of them: awq | gptq | awq,gptq | fp8 | ...",
+      {"plugin", "ID[,ID...]", "algorithm, or a chain of them: see `slim plugins list`",
        "compression.plugin", true},
       {"adapter", "ID", "model architecture (default: by config.json)", "model.adapter"},
       {"model", "DIR", "Hugging Face checkpoint to compress", "model.path"},
@@ -26,7 +26,7 @@ std::vector<Flag> run_flags() {
       {"config", "FILE", "TOML file; flags and --set override it", ""},
       {"scheme", "NAME", "w4a16, w4a16_asym, w8a8, fp8_dynamic, ... (default: the plugin's)", kSchemeKey},
       {"group-size", "N", "input channels that share a scale; -1: whole rows", quantization + "group_size"},
-      {"format", "ID", "compressed-tensors | awq | gptq | ascend", "output.format"},
+      {"format", "ID", "see `slim plugins list` (default: what the scheme's users expect)", "output.format"},
       {"ignore", "NAME", "a layer to leave in float: name, glob or re:... (repeatable)",
        quantization + "ignore_layers", true},
       {"quant-vit", "", "compress the vision tower too", quantization + "quant_vit"},
@@ -37,7 +37,7 @@ std::vector<Flag> run_flags() {
       {"skip-bad-samples", "", "count malformed samples instead of stopping", "dataset.skip_bad_samples"},
       {"prompt", "TEXT", "question about each picture of a folder of images", "dataset.prompt"},
       {"seed", "N", "of everything random", "run.seed"},
-      {"backend", "ID", "cpu | cuda | npu", "run.backend"},
+      {"backend", "ID", "see `slim plugins list`", "run.backend"},
       {"dtype", "TYPE", "auto | float32 | bfloat16 | float16", "run.dtype"},
       {"threads", "N", "CPU threads", "run.threads"},
       {"max-memory", "BYTES", "limit of working memory, as 8GiB", "run.max_memory"},
