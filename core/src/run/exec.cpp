@@ -6,9 +6,22 @@
 
 namespace slim {
 
+void BlockExec::set_block(const BlockPlan* block, const BlockWeights* weights) {
+  weights_ = weights;
+  if (block == block_) return;
+  block_ = block;
+  first_reader_.clear();
+  if (!block) return;
+  first_reader_.assign(block->ports.size(), -1);
+  for (const Layer& layer : block->layers) {
+    LayerId& first = first_reader_[static_cast<size_t>(layer.input)];
+    if (first < 0) first = layer.id;
+  }
+}
+
 at::Tensor BlockExec::linear(LayerId id, const at::Tensor& x) {
   const Layer& layer = block_->layers.at(id);
-  if (statistics_) statistics_->update(layer.input, x);
+  if (statistics_ && first_reader_[static_cast<size_t>(layer.input)] == id) statistics_->update(layer.input, x);
   const auto replaced = overrides_ ? overrides_->find(id) : Overrides::const_iterator{};
   const bool override_weight = overrides_ && replaced != overrides_->end();
   const auto of_input = [&](const at::Tensor& stored) { return stored.to(device_, x.scalar_type()); };

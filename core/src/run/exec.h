@@ -18,7 +18,7 @@ class SLIM_API BlockExec final : public Exec {
       : source_(source), dtype_(dtype), device_(device) {}
 
   /// Both must live while they are set. Weights of another dtype are converted at each use.
-  void set_block(const BlockPlan* block, const BlockWeights* weights) { block_ = block, weights_ = weights; }
+  void set_block(const BlockPlan* block, const BlockWeights* weights);
   void set_statistics(StatisticSet* statistics) { statistics_ = statistics; }
   void set_overrides(const Overrides* overrides) { overrides_ = overrides; }
   void set_cache(KeyValueCache* cache) { cache_ = cache; }
@@ -45,6 +45,7 @@ class SLIM_API BlockExec final : public Exec {
   at::ScalarType dtype_;
   at::Device device_;
   const BlockPlan* block_ = nullptr;
+  std::vector<LayerId> first_reader_;  ///< by port: the layer whose input stands for all that read it
   const BlockWeights* weights_ = nullptr;
   StatisticSet* statistics_ = nullptr;
   const Overrides* overrides_ = nullptr;

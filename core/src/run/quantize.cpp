@@ -2,6 +2,8 @@
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 
+#include <malloc.h>
+
 #include <chrono>
 #include <future>
 
@@ -45,6 +47,9 @@ class QuantizeRun {
       }
       next = load_ahead(block.index + 1);
       SLIM_TRY(run_block(state));
+      SLIM_TRY(output_.drain());  // a slow disk must not let finished blocks pile up
+      state = {};
+      malloc_trim(0);  // what the allocator keeps in fragments would grow with the number of blocks
       progress_.step(block.name);
     }
     return finish();
