@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from vl_oracle import check
+
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "tests" / "data" / "samples"
-MAX_DIFFERENCE = 1e-4  # fp32 logits
-MAX_KL = 1e-4          # bf16 logits
 MAX_PERPLEXITY = 1e-3  # relative
 
 
@@ -53,20 +53,6 @@ def native_logits(build, folder, sequences, dtype):
         run(Path(build) / "bin" / "slim_logits", folder, data, output, dtype)
         logits = load_file(output / "model.safetensors")
         return [logits[f"{i}.logits"] for i in range(len(sequences))]
-
-
-def divergence(expected, found):
-    p, q = expected.double().log_softmax(-1), found.double().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1).mean().item()
-
-
-def check(name, expected, found, dtype):
-    difference = max((e - f).abs().max().item() for e, f in zip(expected, found))
-    kl = max(divergence(e, f) for e, f in zip(expected, found))
-    spread = expected[0].std().item()
-    print(f"{name:28} {dtype:8} difference {difference:.2e}  kl {kl:.2e}  (logits spread {spread:.2f})", flush=True)
-    good = difference <= MAX_DIFFERENCE if dtype == "float32" else kl <= MAX_KL
-    return good and spread > 0.01
 
 
 def check_random_models(build, configs, in_float=lambda name: False, watch=lambda name, model, sequences: None):
