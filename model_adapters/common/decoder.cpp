@@ -97,6 +97,8 @@ void Decoder::plan_attention(BlockBuilder& block) const {
   block.fuse("qkv", {q, k, v});
   block.norm_edge(name + ".input_layernorm", false, input, {q, k, v}, region);
   block.linear_edge(v, output, {o}, c.heads / c.kv_heads, c.head_dim);
+  const auto cached_keys = block.port("cached_keys", key_features), cached_values = block.port("cached_values", key_features);
+  block.plan().caches = {{name + ".self_attn", cached_keys, cached_values, v}};
 }
 
 void Decoder::plan_mlp(BlockBuilder& block, int64_t layer, const std::string& norm) const {
@@ -195,8 +197,12 @@ at::Tensor Decoder::attention(const BlockPlan& block, Exec& exec, const Carry& c
   };
   const auto query = place(project("q_proj"), c.query_norm);
   const auto key = place(project("k_proj"), c.key_norm);
+  const auto value = project("v_proj");
+  const CacheSite& cached = block.caches.front();
+  exec.tap(cached.key, key.flatten(1));
+  exec.tap(cached.value, value.flatten(1));
   const auto mixed =
-      attend(query, key, project("v_proj"), sequence_lengths(carry),
+      attend(query, key, value, sequence_lengths(carry),
              1.0 / std::sqrt(static_cast<double>(c.head_dim)), /*causal=*/true, {exec.cache(), block.index});
   return exec.linear(layer_id(block, block.name + ".self_attn.o_proj"), mixed);
 }

@@ -25,6 +25,7 @@ struct OutputModel {
   std::vector<std::string> ignore;           ///< names and "re:" patterns that describe exactly the layers left in float
   std::map<std::string, TensorSpec> tensors; ///< everything that is written
   c10::ScalarType dtype = c10::ScalarType::BFloat16;  ///< of the model
+  bool kv_cache = false;                     ///< scales of an FP8 key/value cache are among the tensors
 };
 
 /// A linear layer found in a quantized checkpoint.
@@ -49,6 +50,15 @@ class SLIM_API Format {
   virtual Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&, c10::ScalarType model_dtype) const = 0;
   /// JSON value of config.json's "quantization_config"; empty: the key is left out.
   virtual Result<std::string> quantization_config(const OutputModel&) const = 0;
+  /// Tensors of the scales (real = stored * scale) of an attention's FP8 key/value cache; kUnsupported if the format has none.
+  virtual Result<std::vector<TensorSpec>> cache_layout(const CacheSite&, c10::ScalarType model_dtype) const;
+  /// Exactly the tensors of cache_layout(); both scales [1] fp32, positive and finite.
+  virtual Result<TensorMap> encode_cache(const CacheSite&, const at::Tensor& key_scale, const at::Tensor& value_scale,
+                                         c10::ScalarType model_dtype) const;
+  /// Further entries of config.json: JSON values by path ("quantize", "text_config.quantize").
+  virtual Result<std::map<std::string, std::string>> config_entries(const OutputModel&) const { return std::map<std::string, std::string>{}; }
+  /// The weights are in STEM.safetensors, or STEM-00001-of-00002.safetensors with STEM.safetensors.index.json.
+  virtual std::string weights_stem(const Scheme&) const { return "model"; }
   /// Further files by name (quantize_config.json, quant_model_description.json).
   virtual Result<std::map<std::string, std::string>> side_files(const OutputModel&) const { return std::map<std::string, std::string>{}; }
 

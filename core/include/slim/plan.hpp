@@ -77,6 +77,13 @@ struct ScaleEdge {
   std::string name;      ///< "input_layernorm -> q,k,v", for messages
 };
 
+/// An attention whose keys and values engines cache: what quantized caches get their scales from.
+struct CacheSite {
+  std::string name;  ///< module name of the attention: "model.layers.0.self_attn"
+  PortId key = 0, value = 0;  ///< fed with Exec::tap: keys as they are cached (rotated), values; [tokens, kv_heads * head_dim]
+  LayerId value_layer = 0;    ///< whose output rows the values are: they follow a scale that is folded into it
+};
+
 struct ExpertSet {
   LayerId router = -1;
   std::vector<std::vector<LayerId>> experts;  ///< [expert][layer]
@@ -94,6 +101,7 @@ struct BlockPlan {
   std::vector<Region> regions;
   std::vector<FusedGroup> fused;
   std::vector<ScaleEdge> edges;
+  std::vector<CacheSite> caches;
   std::optional<ExpertSet> moe;
 };
 

@@ -109,6 +109,10 @@ Result<at::Tensor> BlockTransform::fold_norm(const ScaleEdge& edge, const at::Te
 }
 
 Result<at::Tensor> BlockTransform::fold_rows(const ScaleEdge& edge, const at::Tensor& s) {
+  for (const CacheSite& site : state_.plan->caches) {
+    const bool cached = std::find(edge.producers.begin(), edge.producers.end(), site.value_layer) != edge.producers.end();
+    if (cached) SLIM_TRY(statistics_.rescale(site.value, s));
+  }
   for (const LayerId id : edge.producers) {
     state_.weights.weight[id] = weight(id) / s.unsqueeze(1);
     state_.changed_layers.insert(id);
