@@ -113,6 +113,20 @@ TEST_CASE("writer/ what is written is read back, whatever the shard size") {
   }
 }
 
+TEST_CASE("writer/ weights may have another stem than model") {
+  const Model model = random_model(5, 20);
+  for (const int64_t shard : {int64_t{100}, int64_t{1} << 30}) {
+    TempFolder folder;
+    WriterOptions options = into(folder / "out");
+    options.max_shard_size = shard;
+    options.stem = "quant_model_weight_w8a8";
+    REQUIRE(write_all(model, options).ok());
+    check_holds(folder / "out", model);
+    for (const std::string& name : names_in(folder / "out"))
+      CHECK_MESSAGE((name == "config.json" || name.starts_with("quant_model_weight_w8a8")), name);
+  }
+}
+
 TEST_CASE("writer/ the file of an external check is written on request") {
   // tests/oracle/test_checkpoint.py reads this with the safetensors package.
   const char* folder = std::getenv("SLIM_TEST_CHECKPOINT");

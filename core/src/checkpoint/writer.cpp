@@ -22,7 +22,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kIndexName = "model.safetensors.index.json";
 constexpr int64_t kChunk = 8 << 20;
 
 Status invalid(std::string message) { return Status(Code::kInvalidArgument, std::move(message)); }
@@ -93,11 +92,11 @@ Result<std::vector<ShardPlan>> plan_shards(const std::vector<TensorSpec>& tensor
   return shards;
 }
 
-std::string shard_name(size_t index, size_t count) {
-  if (count == 1) return "model.safetensors";
-  char name[64];
-  std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", index + 1, count);
-  return name;
+std::string shard_name(const std::string& stem, size_t index, size_t count) {
+  if (count == 1) return stem + ".safetensors";
+  char part[64];
+  std::snprintf(part, sizeof part, "-%05zu-of-%05zu.safetensors", index + 1, count);
+  return stem + part;
 }
 
 Status disk_full(const fs::path& folder, int64_t needed, int64_t available) {
@@ -229,7 +228,7 @@ struct CheckpointWriter::State {
     SLIM_ASSIGN(const int64_t available, available_bytes(partial));
     if (needed > available) return disk_full(target, needed, available);
     for (size_t i = 0; i < plans.size(); ++i) {
-      const std::string name = shard_name(i, plans.size());
+      const std::string name = shard_name(options.stem, i, plans.size());
       SLIM_ASSIGN(File file, File::create((partial / name).string()));
       shards.push_back(std::make_unique<File>(std::move(file)));
       own_files.insert(name);
@@ -283,6 +282,7 @@ struct CheckpointWriter::State {
                                        " announced tensors were not written, the first is '" + first + "'");
   }
 
+  std::string index_name() const { return options.stem + ".safetensors.index.json"; }
   std::string index_text() const {
     nlohmann::json map = nlohmann::json::object();
     for (const auto& [name, slot] : slots) map[name] = slot.shard;
@@ -357,7 +357,7 @@ Result<std::unique_ptr<CheckpointWriter>> CheckpointWriter::create(const WriterO
   SLIM_TRY(state.make_parents());
   SLIM_TRY(state.take_partial());
   SLIM_TRY(state.make_shards(plans));
-  if (plans.size() > 1) state.own_files.emplace(kIndexName);
+  if (plans.size() > 1) state.own_files.insert(state.index_name());
   return writer;
 }
 
@@ -422,7 +422,7 @@ Status CheckpointWriter::finish() {
   if (state.finished) return Status(Code::kInternal, state.target.string() + ": is finished already");
   SLIM_TRY(state.check_complete());
   if (state.shards.size() > 1) {
-    SLIM_ASSIGN(const File index, File::create((state.partial / kIndexName).string()));
+    SLIM_ASSIGN(const File index, File::create((state.partial / state.index_name()).string()));
     const std::string text = state.index_text();
     SLIM_TRY(index.write_at(0, std::as_bytes(std::span(text))));
     SLIM_TRY(index.sync());

@@ -14,6 +14,7 @@
 #include "run/calibration.h"
 #include "run/commands.h"
 #include "run/equivalence.h"
+#include "run/output_config.h"
 #include "run/run_report.h"
 #include "slim/quant.hpp"
 
@@ -109,6 +110,7 @@ class QuantizeRun {
     WriterOptions options;
     options.folder = config_.output;
     options.max_shard_size = config_.max_shard_size;
+    options.stem = recipe_.format->weights_stem(recipe_.scheme);
     options.overwrite = config_.overwrite;
     options.inputs = {config_.model};
     SLIM_ASSIGN(writer_, CheckpointWriter::create(options, plan_.outputs));
@@ -310,7 +312,7 @@ class QuantizeRun {
     SLIM_TRY(output_.drain());
     OutputModel output = describe_output();
     const Checkpoint& input = model_.weights->checkpoint();
-    SLIM_ASSIGN(const std::string config_json, config_with_quantization(input.config_json(), *recipe_.format, output));
+    SLIM_ASSIGN(const std::string config_json, output_config(input.config_json(), *recipe_.format, output));
     SLIM_ASSIGN(const auto side_files, recipe_.format->side_files(output));
     SLIM_TRY(writer_->write_file("config.json", config_json));
     for (const std::string& name : input.side_files()) {

@@ -35,14 +35,6 @@ std::string bytes_text(int64_t bytes) {
   return format(unit ? "%.2f %s" : "%.0f %s", value, units[unit]);
 }
 
-Result<std::string> config_with_quantization(const std::string& config_json, const Format& output_format, const OutputModel& output) {
-  auto config = nlohmann::ordered_json::parse(config_json, nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object()) return Status(Code::kCorrupt, "config.json is not a JSON object");
-  SLIM_ASSIGN(const std::string quantization, output_format.quantization_config(output));
-  if (!quantization.empty()) config["quantization_config"] = nlohmann::ordered_json::parse(quantization);
-  return config.dump(2) + "\n";
-}
-
 void RunReport::record_proof(size_t folds, double error) {
   folds_ += folds;
   largest_proof_error_ = std::max(largest_proof_error_, error);

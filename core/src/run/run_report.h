@@ -27,8 +27,6 @@ class SLIM_API RunReport {
   std::vector<std::pair<double, std::string>> expert_tokens_;
 };
 
-/// config.json with the format's "quantization_config" in it; key order kept.
-SLIM_API Result<std::string> config_with_quantization(const std::string& config_json, const Format&, const OutputModel&);
 /// Most memory that this process has had in RAM so far, in bytes.
 SLIM_API int64_t peak_resident_bytes();
 /// "1.25 GB"
