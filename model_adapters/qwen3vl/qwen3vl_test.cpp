@@ -89,7 +89,9 @@ TEST_CASE("qwen3vl/ language blocks have the ports, groups and edges that engine
   for (const auto& edge : block.edges) edges.push_back(edge.name);
   for (const auto& group : block.fused) groups.push_back(group.name);
   CHECK(ports ==
-        std::vector<std::string>{"attention_input", "attention_output_input", "mlp_input", "down_input"});
+        std::vector<std::string>{"attention_input", "attention_output_input", "cached_keys", "cached_values", "mlp_input",
+                                 "down_input"});
+  CHECK(block.caches.at(0).name == "model.language_model.layers.0.self_attn");
   CHECK(groups == std::vector<std::string>{"qkv", "gate_up"});
   CHECK(edges.size() == 4);
   CHECK(block.edges[1].repeat == 2);
