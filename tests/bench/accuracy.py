@@ -1,57 +1,109 @@
 #!/usr/bin/env python3
-"""accuracy.py --build BUILD [--peer PYTHON] [--out FOLDER]: quality of slim's results on a trained toy, as a Markdown table.
+"""accuracy.py --build BUILD [--toys NAME...] [--peer PYTHON] [--work FOLDER]: quality of every algorithm on the trained toys, as Markdown.
 
 --peer: a Python that has llm-compressor 0.14; its results on the same samples stand beside ours. All rows are judged by one
-judge, `slim eval`, which reads both tools' checkpoints. KL divergence is to the bf16 original."""
+judge, `slim eval`, which reads both tools' checkpoints. KL divergence is to the bf16 original.
+--work: results are kept there, and those of the peer are used again."""
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/tools"))
+import packed_model
+
 SAMPLES = ROOT / "tests/data/samples"
 PEER = Path(__file__).with_name("peer_llmcompressor.py")
-OURS = (("rtn", "w4a16"), ("awq", "w4a16"), ("rtn", "w4a16_asym"), ("awq", "w4a16_asym"))
-THEIRS = (("awq", "W4A16"), ("awq", "W4A16_ASYM"))
+CALIBRATION = {"toy-qwen3vl": "calib.jsonl", "toy-qwen25vl": "calib.jsonl", "toy-hunyuan-dense": "calib_textqa.jsonl",
+               "toy-hunyuan-moe": "calib_textqa.jsonl"}
+OURS = (("rtn", "w4a16"), ("awq", "w4a16"), ("gptq", "w4a16"), ("awq,gptq", "w4a16"), ("rtn", "w4a16_asym"), ("awq", "w4a16_asym"),
+        ("rtn", "w3a16"), ("awq", "w3a16"), ("gptq", "w3a16"), ("awq,gptq", "w3a16"),
+        ("fp8", "fp8_static"), ("fp8", "fp8_dynamic"), ("fp8", "fp8_block"),
+        ("int8", "w8a8"), ("smooth,int8", "w8a8"), ("int8", "w8a8_static"), ("smooth,int8", "w8a8_static"), ("sparse", "w8a8s"))
+THEIRS = (("awq", "W4A16"), ("gptq", "W4A16"), ("awq", "W4A16_ASYM"), ("awq", "W3A16"), ("gptq", "W3A16"),
+          ("rtn", "FP8"), ("rtn", "FP8_DYNAMIC"), ("rtn", "FP8_BLOCK"), ("rtn", "W8A8"))
+HEADER = ("| method | KL, text | KL, answers | perplexity | answers right | seconds | peak memory |\n"
+          "|---|---|---|---|---|---|---|")
 
 
-def report(command):
+def last_json_line(command):
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if result.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}\n{result.stderr[-2000:]}")
+        print(f"{' '.join(map(str, command))}\n{result.stderr[-2000:]}", file=sys.stderr)
+        return None
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def row(name, scores, seconds, memory):
+def row(name, scores, seconds="", memory=""):
     exact = scores.get("answers_exact")
     return (f"| {name} | {scores.get('text_kl', 0):.5f} | {scores.get('answers_kl', 0):.5f} | {scores['text_perplexity']:.4f} | "
             f"{'' if exact is None else format(exact, '.1%')} | {seconds} | {memory} |")
 
 
+class Toy:
+    def __init__(self, name, build, work):
+        self.name, self.work = name, work
+        self.slim = build / "bin/slim"
+        folder = ROOT / "tests/data" / name
+        self.model = folder if (folder / "model.safetensors").exists() else packed_model.unpacked(build, name)
+        self.calibration = SAMPLES / CALIBRATION[name]
+
+    def judge(self, folder):
+        return last_json_line([self.slim, "eval", folder, "--reference", self.model, "--data", SAMPLES, "--json", "--quiet"])
+
+    def ours(self, plugin, scheme):
+        folder = self.work / f"{self.name}-slim-{plugin.replace(',', '-')}-{scheme}"
+        shutil.rmtree(folder, ignore_errors=True)
+        run = last_json_line([self.slim, "--plugin", plugin, "--model", self.model, "--calib", self.calibration, "--scheme", scheme,
+                              "--output", folder, "--json", "--quiet"])
+        return folder, run and (f"{run['seconds']:.1f}", f"{run['peak_rss_bytes'] / 2**20:.0f} MiB")
+
+    def theirs(self, python, method, scheme):
+        folder = self.work / f"{self.name}-peer-{method}-{scheme}"
+        record = folder / "bench.json"
+        if not record.exists():
+            run = last_json_line([python, PEER, self.model, self.calibration, folder, method, scheme])
+            if run is None:
+                return folder, None
+            record.write_text(json.dumps(run))
+        run = json.loads(record.read_text())
+        return folder, (f"{run['seconds']:.1f}", f"{run['peak_rss_mib']} MiB")
+
+    def table(self, python):
+        print(f"\n`{self.name}`, calibrated on `{self.calibration.name}`:\n\n{HEADER}", flush=True)
+        scores = None
+        for plugin, scheme in OURS:
+            folder, cost = self.ours(plugin, scheme)
+            result = cost and self.judge(folder)
+            if not result:
+                continue
+            if scores is None:
+                print(row("bf16", result["reference"]))
+            scores = result
+            print(row(f"slim {plugin} {scheme}", scores, *cost), flush=True)
+        for method, scheme in THEIRS if python else ():
+            folder, cost = self.theirs(python, method, scheme)
+            result = cost and self.judge(folder)
+            if result:
+                print(row(f"llm-compressor {method} {scheme}", result, *cost), flush=True)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, required=True)
-    parser.add_argument("--model", type=Path, default=ROOT / "tests/data/toy-qwen3vl")
+    parser.add_argument("--toys", nargs="*", default=list(CALIBRATION), choices=list(CALIBRATION))
     parser.add_argument("--peer")
+    parser.add_argument("--work", type=Path)
     arguments = parser.parse_args()
-    slim = arguments.build / "bin/slim"
-    judge = lambda folder: report([slim, "eval", folder, "--reference", arguments.model, "--data", SAMPLES, "--json", "--quiet"])
-    print("| method | KL, text | KL, answers | perplexity | answers right | seconds | peak memory |\n|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as work:
-        for number, (plugin, scheme) in enumerate(OURS):
-            folder = f"{work}/{plugin}-{scheme}"
-            run = report([slim, "--plugin", plugin, "--model", arguments.model, "--calib", SAMPLES / "calib.jsonl",
-                          "--scheme", scheme, "--output", folder, "--json", "--quiet"])
-            scores = judge(folder)
-            if number == 0:
-                print(row("bf16", scores["reference"], "", ""))
-            print(row(f"slim {plugin} {scheme}", scores, f"{run['seconds']:.1f}", f"{run['peak_rss_bytes'] / 2**20:.0f} MiB"), flush=True)
-        for method, scheme in THEIRS if arguments.peer else ():
-            folder = f"{work}/peer-{method}-{scheme}"
-            run = report([arguments.peer, PEER, arguments.model, SAMPLES / "calib.jsonl", folder, method, scheme])
-            print(row(f"llm-compressor {method} {scheme}", judge(folder), f"{run['seconds']:.1f}", f"{run['peak_rss_mib']} MiB"), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = arguments.work or Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        for name in arguments.toys:
+            Toy(name, arguments.build, work).table(arguments.peer)
 
 
 main()

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """peer_llmcompressor.py MODEL CALIB OUT METHOD SCHEME: the same job by llm-compressor 0.14 on the CPU, for comparison.
 
-METHOD: awq or rtn. SCHEME: a preset of compressed-tensors (W4A16, W4A16_ASYM). Prints one JSON line: seconds, peak memory."""
+METHOD: rtn, awq or gptq. SCHEME: a preset of compressed-tensors (W4A16, W4A16_ASYM, W8A8, FP8, FP8_DYNAMIC, FP8_BLOCK), or W3A16.
+Prints one JSON line: seconds, peak memory."""
 import json
 import os
 import resource
@@ -15,21 +16,26 @@ import torch
 import transformers
 from datasets import Dataset
 from llmcompressor import oneshot
-from llmcompressor.modifiers.quantization import QuantizationModifier
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from PIL import Image
 
-IGNORE = ["re:.*lm_head", "re:.*visual.*"]
+IGNORE = ["re:.*lm_head", "re:.*visual.*", "re:.*mlp.gate$", "re:.*mlp.gate.wg$"]
+NEEDS_SAMPLES = ("awq", "gptq")
 TENSORS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 torch.Tensor.pin_memory = lambda self, *_, **__: self  # 0.14 pins memory even without CUDA
 
 
-def samples(processor, calib):
+def samples(model_folder, calib):
+    vision = "vision_config" in json.loads(Path(model_folder, "config.json").read_text())
+    processor = (transformers.AutoProcessor if vision else transformers.AutoTokenizer).from_pretrained(model_folder)
     for line in calib.read_text().splitlines():
         messages = json.loads(line)["messages"]
         parts = [part for message in messages for part in message["content"] if part["type"] == "image"]
         images = [Image.open(calib.parent / part["image"]).convert("RGB") for part in parts]
-        encoded = processor(text=[processor.apply_chat_template(messages, tokenize=False)], images=images or None, return_tensors="pt")
+        pictures = dict(images=images) if images else {}
+        encoded = processor(text=[processor.apply_chat_template(messages, tokenize=False)], return_tensors="pt", **pictures)
         yield {name: encoded[name].tolist() if name in encoded else None for name in TENSORS}
 
 
@@ -38,18 +44,27 @@ def collate(batch):
             for name, value in batch[0].items() if value is not None}
 
 
+def target(scheme):
+    if scheme != "W3A16":
+        return dict(targets="Linear", scheme=scheme)
+    weights = QuantizationArgs(num_bits=3, type="int", symmetric=True, strategy="group", group_size=128)
+    return dict(config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)})
+
+
 def main():
     model_folder, calib, out, method, scheme = sys.argv[1:]
     start = time.time()
     architecture = json.loads(Path(model_folder, "config.json").read_text())["architectures"][0]
     model = getattr(transformers, architecture).from_pretrained(model_folder, dtype=torch.bfloat16)
-    processor = transformers.AutoProcessor.from_pretrained(model_folder)
-    rows = list(samples(processor, Path(calib)))
-    rounding = QuantizationModifier(targets="Linear", scheme=scheme, ignore=IGNORE)
+    rows = list(samples(model_folder, Path(calib)))
+    kind = GPTQModifier if method == "gptq" else QuantizationModifier
+    rounding = kind(ignore=IGNORE, **target(scheme))
     calibration = dict(dataset=Dataset.from_list(rows), num_calibration_samples=len(rows), max_seq_length=2048, data_collator=collate,
                        shuffle_calibration_samples=False)
+    calibrate = method in NEEDS_SAMPLES or scheme == "FP8"
     recipe = [AWQModifier(), rounding] if method == "awq" else [rounding]
-    oneshot(model=model, processor=processor, recipe=recipe, **(calibration if method == "awq" else dict(pipeline="datafree")))
+    oneshot(model=model, tokenizer=transformers.AutoTokenizer.from_pretrained(model_folder), recipe=recipe,
+            **(calibration if calibrate else dict(pipeline="datafree")))
     model.save_pretrained(out, save_compressed=True)
     for file in Path(model_folder).iterdir():
         if "safetensors" not in file.name and not Path(out, file.name).exists():
