@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/file.h"
 #include "plugin/guard.h"
 #include "slim/quant.hpp"
 
@@ -42,6 +43,18 @@ Result<at::Tensor> slice_of(const Layer& layer, at::Tensor stored) {
   return stored.narrow(0, layer.weight.row_begin, layer.out).contiguous();
 }
 
+/// What a checkpoint says of its quantization: config.json's "quantization_config", or else the file in which some formats
+/// describe it. Empty: nothing.
+Result<std::string> quantization_text(const Checkpoint& checkpoint) {
+  constexpr int64_t kLargest = 100'000'000;
+  SLIM_ASSIGN(std::string config, config_value(checkpoint, "quantization_config"));
+  if (!config.empty()) return config;
+  for (const std::string& name : checkpoint.side_files()) {
+    if (name.starts_with("quant_model_description") && name.ends_with(".json")) return read_text(checkpoint.folder() + "/" + name, kLargest);
+  }
+  return config;
+}
+
 }  // namespace
 
 Result<std::string> config_value(const Checkpoint& checkpoint, const char* key) {
@@ -73,7 +86,7 @@ Result<std::unique_ptr<WeightSource>> WeightSource::open(const std::string& fold
 }
 
 Status WeightSource::find_stored_layers(PluginRegistry& registry) {
-  SLIM_ASSIGN(const std::string config, config_value(*checkpoint_, "quantization_config"));
+  SLIM_ASSIGN(const std::string config, quantization_text(*checkpoint_));
   for (const PluginInfo& info : registry.list()) {
     if (info.kind != SLIM_FORMAT || !info.compatible.ok() || !info.shadowed_by.empty()) continue;
     SLIM_ASSIGN(Owned<Format> format, registry.format(info.path));
@@ -90,7 +103,7 @@ Status WeightSource::find_stored_layers(PluginRegistry& registry) {
     return {};
   }
   if (config.empty()) return {};
-  return {Code::kUnsupported, checkpoint_->folder() + "/config.json: no format plugin reads its quantization_config " +
+  return {Code::kUnsupported, checkpoint_->folder() + ": no format plugin reads its quantization " +
                                   config.substr(0, 120) + "; see `slim plugins list`"};
 }
 
