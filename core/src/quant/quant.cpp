@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include "slim/statistic.hpp"
 #include "units.h"
 
 namespace slim::quant {
@@ -313,50 +312,6 @@ at::Tensor fake_quantize_activation(const at::Tensor& x, const QuantArgs& args, 
   at::Tensor result = values_of(codes_of(units, params, args, at::kFloat), params);
   if (grouped) result = result.reshape({result.size(0), -1}).narrow(1, 0, features);
   return result.reshape(x.sizes()).to(x.scalar_type());
-}
-
-namespace {
-
-Status static_input_params(LayerContext& context, Solved& solved) {
-  const QuantArgs& args = *context.scheme().input;
-  const auto* moments = context.statistic<ChannelMoments>();
-  if (!moments || moments->tokens <= 0) {
-    return {Code::kInvalidArgument, context.layer().name + ": static activation scales need calibration data, and no token "
-                                    "reached this layer; pass --calib, or a scheme with dynamic activations"};
-  }
-  const at::Tensor min = moments->min().min().view({1}), max = moments->max().max().view({1});
-  if (!at::isfinite(min).item<bool>() || !at::isfinite(max).item<bool>()) {
-    return {Code::kNumeric, context.layer().name + ": the layer's input holds NaN or Inf"};
-  }
-  const FloatParams params = float_params(min, max, args, context.scale_dtype());
-  const Params rounded = stored(params, context.scale_dtype());
-  solved.input_scale = rounded.scale;
-  solved.input_zero = rounded.zero;
-  return {};
-}
-
-}  // namespace
-
-Result<Solved> round_to_nearest(LayerContext& context, const RangeOptions& options, at::ScalarType arithmetic) {
-  const Scheme& scheme = context.scheme();
-  const std::string& name = context.layer().name;
-  if (scheme.sparsity) {
-    return Status(Code::kUnsupported, name + ": plain rounding does not prune, which scheme " + scheme.name + " asks for");
-  }
-  Solved solved;
-  const at::Tensor weight = context.weight();
-  if (scheme.weight) {
-    RangeOptions range = options;
-    if (scheme.weight->granularity == Granularity::kTensor) range.fused_abs_max = context.fused_abs_max();
-    Result<Params> params = choose_params(weight, *scheme.weight, context.scale_dtype(), range);
-    if (!params.ok()) return params.status().in(name);
-    solved.weight =
-        Quantized{*scheme.weight, encode(weight, *params, *scheme.weight, arithmetic), params->scale, params->zero, {}};
-  } else {
-    solved.weight = Dense{weight};
-  }
-  if (scheme.input && !scheme.input->dynamic) SLIM_TRY(static_input_params(context, solved));
-  return solved;
 }
 
 }  // namespace slim::quant

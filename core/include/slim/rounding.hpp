@@ -1,0 +1,40 @@
+#pragma once
+#include "slim/algorithm.hpp"
+#include "slim/histogram.hpp"
+#include "slim/quant.hpp"
+
+/// Rounding of a whole layer: weight, and the static scale of its input. What the 8-bit algorithms are made of.
+namespace slim::quant {
+
+/// How the interval of a static activation scale is found.
+struct InputRange {
+  enum class Method : uint8_t {
+    kMinMax,        ///< the extremes of all calibration tokens
+    kPercentile,    ///< percentile_range()
+    kLeastSquares,  ///< least_squares_range()
+    kQuantileStepping  ///< quantile_stepping_range()
+  };
+  Method method = Method::kMinMax;
+  double percent = 99.99;
+};
+
+struct Rounding {
+  RangeOptions weight;
+  InputRange input;
+  /// Layers that engines merge get one per-tensor weight scale, from the largest |w| of all: it takes the place of `weight`'s search.
+  bool fuse_scales = false;
+  at::ScalarType arithmetic = at::ScalarType::Float;  ///< as in encode()
+};
+
+/// Asks for what static activation scales need, for the layers that have one; nothing for all others.
+SLIM_API void observe_inputs(const BlockPlan&, const std::vector<const Scheme*>& schemes, const InputRange&, Observations&);
+
+/// The interval of a layer's input, from what observe_inputs() asked for. kInvalidArgument when no token reached the layer,
+/// kNumeric when its input held NaN or Inf.
+SLIM_API Result<ValueRange> input_range(const LayerContext&, const InputRange&);
+
+/// Weight and static activation scale as the layer's scheme says. A layer whose scheme leaves weights in float keeps them. An
+/// error about the weight names its tensor.
+SLIM_API Result<Solved> round_layer(LayerContext&, const Rounding&);
+
+}  // namespace slim::quant
