@@ -57,6 +57,7 @@ PYTHON
 
 install_packages "${slim_packages[@]}"
 install_libtorch
+install_arrow
 build slim slim_plugins
 
 mkdir -p "$out"

@@ -6,6 +6,7 @@ source sdk/setup.sh
 
 install_packages "${slim_packages[@]}" doctest-dev
 install_libtorch
+install_arrow
 pip_install tests/requirements.txt
 build all
 for model in toy-hunyuan-dense toy-hunyuan-moe; do

@@ -55,7 +55,7 @@ pip_install() {
   stamp=.venv/slim-$(sha256sum "$file" | cut -c1-16).stamp
   [[ -e $stamp ]] && return 0
   say "Installing $file into .venv"
-  .venv/bin/python -m pip install --quiet --no-warn-conflicts "$@" -r "$file"
+  .venv/bin/python -m pip install --quiet --no-warn-conflicts "$@" -r "$file" || return
   touch "$stamp"
 }
 
@@ -68,6 +68,12 @@ install_libtorch() {
   [[ -e $SLIM_TORCH/lib/libtorch_cpu.so ]] || die "no LibTorch at '$SLIM_TORCH': lib/libtorch_cpu.so is missing.
   Remove .venv and start again, or set SLIM_TORCH to a folder that holds include/ and lib/"
   export SLIM_TORCH
+}
+
+# For parquet files. SLIM_ARROW=DIR uses an Arrow of your own; slim is built without it where it cannot be installed.
+install_arrow() {
+  [[ -n ${SLIM_ARROW:-} ]] || pip_install sdk/arrow.txt --no-deps ||
+    echo "Arrow could not be installed: slim will read no parquet files" >&2
 }
 
 # A translation unit that includes ATen takes up to 2 GiB to compile.

@@ -60,9 +60,13 @@ class MultimodalProcessor final : public Processor {
         video_token_(parts_.tokenizer.id_of(prompt_.video_token)) {}
 
   Result<Sample> encode(const Document& document, const EncodeOptions& options) const override {
-    auto sample = encode_unnamed(document, options);
-    if (!sample.ok()) return fault(sample.status()).in(document.origin);
-    sample->origin = document.origin;
+    auto prompt = read(document, options);
+    if (!prompt.ok()) return fault(prompt.status()).in(document.origin);
+    SLIM_TRY(fit(prompt->ids, options.max_tokens, prompt->visuals).in(document.origin));
+    Sample sample;
+    sample.origin = document.origin;
+    for (const auto& visual : prompt->visuals) sample.downscaled |= visual.patched.downscaled;
+    expand(prompt->ids, prompt->visuals, options.max_tokens, sample);
     return sample;
   }
   Result<std::vector<int64_t>> tokenize(std::string_view text) const override {
@@ -74,27 +78,29 @@ class MultimodalProcessor final : public Processor {
   std::vector<int64_t> stop_tokens() const override { return parts_.stops; }
 
  private:
-  /// A sample that cannot be encoded is at fault, not the command line; and kUnsupported would mean that the model takes no
-  /// samples of its kind, which callers leave out without an error.
+  struct Prompt {
+    std::vector<int64_t> ids;  ///< one token for each image or frame
+    std::vector<Visual> visuals;
+  };
+
+  /// A sample that cannot be encoded is at fault, not the command line; and kUnsupported would mean that callers may leave it
+  /// out without an error.
   static Status fault(const Status& status) {
     const bool of_sample = status.code() == Code::kUnsupported || status.code() == Code::kInvalidArgument;
     return {of_sample ? Code::kCorrupt : status.code(), status.message()};
   }
 
-  Result<Sample> encode_unnamed(const Document& document, const EncodeOptions& options) const {
-    SLIM_ASSIGN(auto visuals, load(document));
+  Result<Prompt> read(const Document& document, const EncodeOptions& options) const {
+    Prompt prompt;
+    SLIM_ASSIGN(prompt.visuals, load(document));
     std::string text = document.text;
     if (!document.messages.empty()) {
       SLIM_ASSIGN(text, parts_.chat.render(document.messages, options.generation_prompt));
     }
-    if (prompt_.split_frames) SLIM_TRY(write_times(visuals, text));
-    SLIM_ASSIGN(const auto ids, parts_.tokenizer.encode(text));
-    for (const bool video : {false, true}) SLIM_TRY(check_places(ids, visuals, video));
-    Sample sample;
-    SLIM_TRY(fit(ids, options.max_tokens, visuals));
-    for (const auto& visual : visuals) sample.downscaled |= visual.patched.downscaled;
-    expand(ids, visuals, options.max_tokens, sample);
-    return sample;
+    if (prompt_.split_frames) SLIM_TRY(write_times(prompt.visuals, text));
+    SLIM_ASSIGN(prompt.ids, parts_.tokenizer.encode(text));
+    for (const bool video : {false, true}) SLIM_TRY(check_places(prompt.ids, prompt.visuals, video));
+    return prompt;
   }
 
   Result<std::vector<Visual>> load(const Document& document) const {
@@ -198,7 +204,7 @@ class MultimodalProcessor final : public Processor {
                 ", which the chat template writes: leave it out of the texts"};
   }
 
-  /// Makes images and videos smaller until everything up to the last one fits.
+  /// Makes images and videos smaller until everything up to the last one fits. kUnsupported: not even the smallest do.
   Status fit(const std::vector<int64_t>& ids, int64_t max_tokens, std::vector<Visual>& visuals) const {
     if (max_tokens <= 0 || visuals.empty()) return {};
     const auto is_place = [&](int64_t id) { return id == image_token_ || id == video_token_; };
@@ -208,10 +214,9 @@ class MultimodalProcessor final : public Processor {
     const int64_t text = prefix - std::count_if(ids.begin(), ids.end(), is_place);
     const int64_t level = level_tokens(visuals, max_tokens - text);
     if (level < 1) {
-      return Status(Code::kInvalidArgument, "its " + std::to_string(visuals.size()) +
-                                                " images do not fit into " + std::to_string(max_tokens) +
-                                                " tokens beside " + std::to_string(text) +
-                                                " tokens of text; allow more tokens or leave it out");
+      return Status(Code::kUnsupported, "its " + std::to_string(visuals.size()) + " images do not fit into " +
+                                            std::to_string(max_tokens) + " tokens beside " + std::to_string(text) +
+                                            " tokens of text; allow more tokens (--max-seq-length)");
     }
     for (auto& visual : visuals) {
       if (visual.tokens > level) SLIM_TRY(patch(visual, level));

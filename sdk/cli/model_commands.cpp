@@ -20,8 +20,9 @@ int run_inspect(const Arguments& arguments) {
 }
 
 std::vector<Flag> eval_flags() {
-  return {{"data", "PATH", "questions and texts: a file, or a folder with eval*.jsonl and eval*.txt", ""},
+  return {{"data", "PATH", "questions and texts: a file, or a folder with eval*.jsonl, .txt or .parquet", ""},
           {"reference", "DIR", "the original checkpoint: adds the KL divergence from it", ""},
+          {"allow-outside", "", "images may lie outside the data set's folder", ""},
           {"limit", "N", "only the first N samples of each file (0: all)", ""},
           {"no-generate", "", "likelihoods only, no answers", ""},
           {"max-new-tokens", "N", "longest answer", ""},
@@ -46,6 +47,7 @@ Result<EvalConfig> read_eval(const Arguments& arguments) {
   SLIM_ASSIGN(config.batch_size, arguments.integer("batch-size", config.batch_size, 1));
   SLIM_ASSIGN(config.max_new_tokens, arguments.integer("max-new-tokens", config.max_new_tokens, 1));
   config.generate = !arguments.has("no-generate");
+  config.allow_outside = arguments.has("allow-outside");
   SLIM_ASSIGN(const int64_t threads, arguments.integer("threads", 0, 1));
   if (threads > 0) at::set_num_threads(static_cast<int>(std::min<int64_t>(threads, 4096)));
   return config;

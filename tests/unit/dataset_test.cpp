@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "data/shuffle.h"
@@ -254,8 +255,9 @@ TEST_CASE("dataset/ the generator gives the published numbers and no place is pr
   CHECK(random.next() == 9817491932198370423u);
   std::array<int, 24> counts{};
   for (uint64_t seed = 0; seed < 24000; ++seed) {
-    std::vector<int> items{0, 1, 2, 3};
-    shuffle(items, seed);
+    RandomSelection<int> selection(seed, 0);
+    for (int i = 0; i < 4; ++i) selection.add(i);
+    const std::vector<int> items = std::move(selection).take();
     int rank = 0;
     for (size_t i = 0; i < 4; ++i) {
       rank = rank * static_cast<int>(4 - i) +
@@ -266,6 +268,19 @@ TEST_CASE("dataset/ the generator gives the published numbers and no place is pr
   }
   // 1000 expected in each of the 24 orders, standard deviation 31: six of them.
   for (const int count : counts) CHECK(std::abs(count - 1000) < 186);
+}
+
+TEST_CASE("dataset/ of a stream as many are drawn as are wanted, each item equally often") {
+  std::array<int, 10> counts{};
+  for (uint64_t seed = 0; seed < 10000; ++seed) {
+    RandomSelection<size_t> selection(seed, 3);
+    for (size_t i = 0; i < counts.size(); ++i) selection.add(i);
+    const std::vector<size_t> items = std::move(selection).take();
+    REQUIRE(items.size() == 3);
+    for (const size_t item : items) ++counts[item];
+  }
+  // 3000 expected, standard deviation 46.
+  for (const int count : counts) CHECK(std::abs(count - 3000) < 276);
 }
 
 TEST_CASE("dataset/ a folder gives its data files in the order of names, or else its images") {
@@ -289,26 +304,80 @@ TEST_CASE("dataset/ a folder gives its data files in the order of names, or else
   CHECK(mentions(shape_of(read_dataset(images.path(), {})->documents[0]), "Describe this image"));
 }
 
-TEST_CASE("dataset/ parquet is read by the component, and without one the error says so") {
+namespace {
+
+using Json = nlohmann::json;
+
+/// A reader of tables that gives these rows and counts how many it was asked for.
+struct Rows {
+  std::vector<Json> rows;
+  int read = 0;
+  std::vector<bool> wanted = {};
+
+  TableReader reader() {
+    return [this](const std::string&, const TableSink& sink) -> Status {
+      std::vector<std::string> columns;
+      for (const auto& [name, value] : rows.front().items()) columns.push_back(name);
+      SLIM_ASSIGN(wanted, sink.columns(columns));
+      for (const Json& row : rows) {
+        ++read;
+        SLIM_TRY(sink.row(Json::to_cbor(row)));
+      }
+      return {};
+    };
+  }
+};
+
+}  // namespace
+
+TEST_CASE("dataset/ a row of a table is a sample, with images as bytes") {
   const Folder folder;
   const std::string file = folder.write("t.parquet", "PAR1");
-  CHECK(mentions(read_dataset(file, {}).status().message(), "needs the Arrow component"));
-  DatasetOptions options;
-  int rows_read = 0;
-  options.parquet = [&](const std::string&, const RecordSink& sink) -> Status {
-    for (const char* row : {R"({"text":"a"})", R"({"nothing":1})", R"({"text":"c"})"}) {
-      ++rows_read;
-      SLIM_TRY(sink(row));
-    }
-    return {};
+  folder.write("a.png", "A");
+  const auto bytes = Json::binary({'h', 'i'});
+  const auto read = [&](const Json& row) {
+    Rows table{{row}};
+    const auto dataset = read_dataset(file, {.parquet = table.reader()});
+    return dataset.ok() ? shape_of(dataset->documents[0]) : dataset.status().message();
   };
-  CHECK(mentions(read_dataset(file, options).status().message(), "t.parquet:2: expected"));
-  options.num_samples = 1;
-  rows_read = 0;
-  CHECK(read_dataset(file, options)->documents.size() == 1);
-  CHECK(rows_read == 2);
-  options.parquet = [](const std::string&, const RecordSink&) { return Status(Code::kCorrupt, "no footer"); };
-  CHECK(read_dataset(file, options).status().message() == "no footer");
+  CHECK(read({{"image", {{"bytes", bytes}, {"path", "x.png"}}}, {"query", "q"}, {"label", {"first", "second"}}}) ==
+        "user bytes(hi) q | assistant first");
+  CHECK(read({{"image", bytes}, {"question", "q"}, {"answer", nullptr}}) == "user bytes(hi) q");
+  CHECK(read({{"image", {{"bytes", nullptr}, {"path", "a.png"}}}, {"query", "q"}}) == "user img(a.png) q");
+  CHECK(read({{"images", {{{"bytes", bytes}}, bytes}}, {"query", "<image> or <image>?"}}) ==
+        "user bytes(hi)  or  bytes(hi) ?");
+  CHECK(read({{"text", "plain"}, {"id", 7}}) == "text:plain");
+  CHECK(mentions(read({{"query", "q"}, {"image", Json::binary({})}}), "t.parquet:1: image without a byte"));
+  CHECK(mentions(read({{"prompt", "q"}, {"id", 7}}), "found 'id', 'prompt'"));
+  CHECK(mentions(read({{"image", bytes}, {"label", "q"}}), "t.parquet: expected a column messages"));
+}
+
+TEST_CASE("dataset/ of a table only the columns and rows that are needed are read") {
+  const Folder folder;
+  const std::string file = folder.write("t.parquet", "PAR1");
+  Rows table{{{{"id", 1}, {"text", "a"}}, {{"id", 2}, {"text", nullptr}}, {{"id", 3}, {"text", "c"}}}};
+  CHECK(mentions(read_dataset(file, {.parquet = table.reader()}).status().message(), "t.parquet:2: expected"));
+  CHECK(table.wanted == std::vector<bool>{false, true});
+  table.read = 0;
+  CHECK(read_dataset(file, {.num_samples = 1, .parquet = table.reader()})->documents.size() == 1);
+  CHECK(table.read == 1);
+  const auto skipping = read_dataset(file, {.skip_bad_samples = true, .parquet = table.reader()});
+  CHECK(texts(*skipping) == std::vector<std::string>{"a", "c"});
+  CHECK(skipping->skipped.size() == 1);
+  const TableReader broken = [](const std::string&, const TableSink&) { return Status(Code::kCorrupt, "no footer"); };
+  CHECK(read_dataset(file, {.parquet = broken}).status().message() == "no footer");
+}
+
+TEST_CASE("dataset/ a text file may be one document") {
+  const Folder folder;
+  const std::string file = folder.write("d.txt", "\xEF\xBB\xBFone\n\ntwo\n");
+  const auto dataset = read_dataset(file, {.text = TextUnit::kFile});
+  REQUIRE(dataset.ok());
+  CHECK(texts(*dataset) == std::vector<std::string>{"one\n\ntwo\n"});
+  CHECK(dataset->documents[0].origin == "d.txt");
+  CHECK(mentions(read_dataset(folder.write("e.txt", " \n"), {.text = TextUnit::kFile}).status().message(), "no document"));
+  CHECK(mentions(read_dataset(folder.write("f.txt", "a\n\xC3"), {.text = TextUnit::kFile}).status().message(),
+                 "f.txt: not UTF-8"));
 }
 
 TEST_CASE("dataset/ the sample data of the repository is readable") {

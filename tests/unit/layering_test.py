@@ -22,7 +22,8 @@ VENDOR = re.compile(r"^(cu[a-zA-Z_0-9]*\.h|nccl\.h|acl/|hccl/|mma\.h|cooperative
 WHOLE_TORCH = re.compile(r"^torch/(torch|all|extension|script|python|nn|types)\b")
 
 # Area -> folders besides the file's own component in which quoted includes may lie, and foreign libraries it may name.
-PRIVATE = {"core/include": (), "core/src/plugin": ("nlohmann/", "boost/", "elf.h"), "core": ("nlohmann/", "toml++/"),
+PRIVATE = {"core/include": (), "sdk/include": (), "sdk/templates": (), "sdk/examples": (), "core/src/plugin": ("nlohmann/", "boost/", "elf.h"), "core": ("nlohmann/", "toml++/"),
+           "core/components/parquet": ("nlohmann/", "arrow/", "parquet/"),
            "plugins": ("nlohmann/",), "model_adapters/common": ("nlohmann/", "webp/", *NAMED_LIBRARIES),
            "model_adapters": ("nlohmann/",), "backends": ("nlohmann/", "immintrin.h", "omp.h"),
            "sdk": ("nlohmann/", "boost/program_options")}
@@ -36,11 +37,14 @@ def quoted_folders(path):
     """Folders in which a quoted include of this file may be found."""
     parts = path.split("/")
     folders = [str(pathlib.PurePosixPath(path).parent), "core/include"]
+    if parts[0] == "sdk":
+        folders.append("sdk/include")
     if parts[0] in ("core", "sdk"):
-        return folders if path.startswith("core/include") else [*folders, "core/src"]
+        public = path.startswith(("core/include/", "sdk/include/", "sdk/templates/", "sdk/examples/"))
+        return folders if public else [*folders, "core/src"]
     folders.append("/".join(parts[:2]))  # the component
-    if parts[0] == "model_adapters":
-        folders.append("model_adapters")  # for common/ only; see include_error
+    if parts[0] in ("model_adapters", "plugins"):
+        folders.append(parts[0])  # for common/ only; see include_error
     return folders
 
 
@@ -54,8 +58,8 @@ def include_error(root, path, kind, name):
         return "a path with .. leaves the component"
     if kind == '"':
         found = [folder for folder in quoted_folders(path) if (root / folder / name).is_file()]
-        if found == ["model_adapters"] and not name.startswith("common/"):
-            return "an adapter may include common/ and nothing of another adapter"
+        if found in (["model_adapters"], ["plugins"]) and not name.startswith("common/"):
+            return "a plugin may include common/ and nothing of another plugin"
         return None if found or is_test else "not found in the component itself or core/include"
     if name.startswith("doctest/") and path.endswith(("_test.cpp", "_checks.hpp")):
         return None  # *_checks.hpp: what several tests share
@@ -87,13 +91,14 @@ STD = re.compile(r"^(libstdc\+\+|libgcc_s|libc|libm|libpthread|libdl|librt|libgo
 LIBTORCH = re.compile(r"^lib(torch_cpu|c10)\.so")
 IMAGES = re.compile(r"^lib(utf8proc|pcre2-8|jpeg|png16|webp|webpdemux|z)\.so")
 GPU = re.compile(r"^lib(c10_cuda|torch_cuda|cudart|cublas|cublasLt|cusolver|cuda|nccl)\.so")
-EXTRA = {"slim": re.compile(r"^lib(slim_core|boost_program_options)\.so"), "core": re.compile(r"^libtomlplusplus\.so"),
+EXTRA = {"slim": re.compile(r"^lib(slim_core|slim_sdk|boost_program_options)\.so"), "sdk": re.compile(r"^libslim_core\.so"), "core": re.compile(r"^libtomlplusplus\.so"),
          "algorithm": re.compile(r"^libslim_core\.so"), "format": re.compile(r"^libslim_core\.so"),
          "adapter": re.compile(rf"^libslim_core\.so|{IMAGES.pattern}"), "backend": re.compile(r"^libslim_core\.so")}
 
 
 def library_errors(build):
-    subjects = [(build / "bin/slim", "slim"), (build / "lib/libslim_core.so", "core")]
+    subjects = [(build / "bin/slim", "slim"), (build / "lib/libslim_core.so", "core"),
+                (build / "lib/libslim_sdk.so", "sdk")]
     for file in sorted((build / "lib/slim/plugins").glob("*.so")):
         subjects.append((file, file.name.removeprefix("libslim_").split("_")[0]))
     errors = []
@@ -106,7 +111,7 @@ def library_errors(build):
             gpu_backend = file.name == "libslim_backend_cuda.so" and GPU.match(library)
             if not (STD.match(library) or LIBTORCH.match(library) or EXTRA[kind].match(library) or gpu_backend):
                 errors.append(f"{file.name}: may not be linked with {library}")
-        if kind not in ("slim", "core"):
+        if kind not in ("slim", "core", "sdk"):
             symbols = subprocess.run(["nm", "-D", "--defined-only", file], capture_output=True, text=True, check=True).stdout
             exported = [line.split()[-1] for line in symbols.splitlines()]
             if exported != ["slim_plugin_v1"]:
@@ -120,6 +125,7 @@ SELF_TEST = (("core/src/dtype.cpp", "<torch/torch.h>", False), ("core/src/dtype.
              ("core/include/slim/plan.hpp", '"data/dataset.h"', False), ("core/src/dtype.cpp", "<vector>", True),
              ("core/src/dtype.cpp", "<cuda_runtime.h>", False), ("plugins/rtn/rtn.cpp", '"data/dataset.h"', False),
              ("plugins/rtn/rtn.cpp", '"slim/quant.hpp"', True), ("plugins/rtn/rtn.cpp", '"common/transformer.hpp"', False),
+             ("plugins/format_awq/awq_format.cpp", '"common/bit_stream.hpp"', True), ("plugins/rtn/rtn.cpp", '"awq/clip.h"', False),
              ("plugins/rtn/rtn.cpp", "<png.h>", False), ("plugins/rtn/rtn.cpp", '"../rtn/rtn.cpp"', False),
              ("model_adapters/qwen3vl/x.cpp", '"common/transformer.hpp"', True),
              ("model_adapters/qwen3vl/x.cpp", '"hunyuan/hunyuan.hpp"', False),

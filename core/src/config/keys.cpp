@@ -212,8 +212,23 @@ void add_dataset_keys(std::vector<ConfigKey>& keys) {
                   0,
                   INT64_MAX,
                   "count malformed samples instead of stopping"});
-  keys.push_back({"dataset.prompt",
+  keys.push_back({"dataset.text",
                   {},
+                  &RunConfig::text_unit,
+                  "lines|file|pieces",
+                  0,
+                  INT64_MAX,
+                  "of a .txt file: every line is a sample; the file is one, cut to max_seq_length; or it is cut "
+                  "into samples of max_seq_length tokens"});
+  keys.push_back({"dataset.allow_outside",
+                  {},
+                  &RunConfig::allow_outside,
+                  "",
+                  0,
+                  INT64_MAX,
+                  "images may lie outside the data set's folder"});
+  keys.push_back({"dataset.prompt",
+                  {"dataset.calib_prompt"},
                   &RunConfig::calib_prompt,
                   "text",
                   0,

@@ -29,6 +29,8 @@ struct RunConfig {
   std::string calib;                   ///< dataset.path
   int64_t num_samples = 128, max_seq_length = 2048, batch_size = 8;
   bool shuffle = false, skip_bad_samples = false;
+  std::string text_unit = "lines";     ///< dataset.text: what of a .txt file is a sample: "lines", "file" or "pieces"
+  bool allow_outside = false;          ///< images may lie outside the data set's folder
   std::string calib_prompt;            ///< dataset.prompt: the question for a folder of images
   // [output]
   std::string output;                  ///< output.path

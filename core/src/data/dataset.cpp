@@ -4,6 +4,7 @@
 #include <cctype>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <set>
 #include <utility>
 
@@ -17,6 +18,8 @@ namespace fs = std::filesystem;
 
 constexpr size_t kMaxLine =
     size_t{256} << 20;  // a line with inlined images is long, a file without line breaks is an accident
+constexpr size_t kMaxText = size_t{256} << 20;  // a text that becomes one document is tokenized at once
+constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 constexpr std::string_view kImagePrompt = "Describe this image in detail.";
 
 std::string extension_of(const fs::path& path) {
@@ -79,7 +82,8 @@ bool read_line(std::istream& in, std::string& line) {
 /// Gathers documents until there are enough, and decides whether a bad one ends the reading.
 class Collector {
  public:
-  explicit Collector(const DatasetOptions& options) : options_(options) {}
+  explicit Collector(const DatasetOptions& options)
+      : options_(options), drawn_(options.seed, static_cast<size_t>(options.num_samples)) {}
 
   bool full() const {
     return !options_.shuffle && options_.num_samples > 0 &&
@@ -92,7 +96,8 @@ class Collector {
     const std::string origin = file.filename().string() + number;
     if (document.ok()) {
       document->origin = origin;
-      dataset_.documents.push_back(*std::move(document));
+      if (options_.shuffle) drawn_.add(*std::move(document));
+      else dataset_.documents.push_back(*std::move(document));
       return {};
     }
     if (!options_.skip_bad_samples) return document.status().in(file.string() + number);
@@ -101,22 +106,21 @@ class Collector {
   }
 
   Result<Dataset> finish(const std::string& path) && {
+    if (options_.shuffle) dataset_.documents = std::move(drawn_).take();
     if (dataset_.documents.empty()) {
       std::string why = "no document in it";
       if (!dataset_.skipped.empty()) {
         why = "all " + std::to_string(dataset_.skipped.size()) +
               " samples are malformed, the first: " + dataset_.skipped[0];
       }
-      return Status(Code::kCorrupt, path + ": " + why + "; expected JSONL chats, text or images");
+      return Status(Code::kCorrupt, path + ": " + why + "; expected chats, questions, texts or images");
     }
-    if (options_.shuffle) shuffle(dataset_.documents, options_.seed);
-    const auto wanted = static_cast<size_t>(options_.num_samples);
-    if (wanted > 0 && wanted < dataset_.documents.size()) dataset_.documents.resize(wanted);
     return std::move(dataset_);
   }
 
  private:
   const DatasetOptions& options_;
+  RandomSelection<Document> drawn_;  ///< with `shuffle`
   Dataset dataset_;
 };
 
@@ -177,8 +181,8 @@ class Reader {
     const MediaRoot root{file.parent_path().string(), options_.allow_outside};
     const auto parse = [&root](std::string_view json) { return parse_record(json, root); };
     if (extension == ".jsonl") return read_lines(file, parse);
-    if (extension == ".txt") return read_lines(file, parse_text);
-    if (extension == ".parquet") return read_parquet(file, parse);
+    if (extension == ".txt") return options_.text == TextUnit::kLine ? read_lines(file, parse_text) : read_whole(file);
+    if (extension == ".parquet") return read_table(file, root);
     return Status(Code::kUnsupported,
                   file.string() + ": unknown kind of data set '" + extension +
                       "'; expected .jsonl (one object a line), .txt, .parquet or a folder");
@@ -201,7 +205,7 @@ class Reader {
                                           " MiB; expected one sample a line");
       }
       std::string_view text = line;
-      if (number == 1 && text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
+      if (number == 1 && text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
       if (text.ends_with('\r')) text.remove_suffix(1);
       if (text.find_first_not_of(" \t") == std::string_view::npos) continue;
       SLIM_TRY(collector_.add(file, number, parse(text)));
@@ -209,22 +213,35 @@ class Reader {
     return {};
   }
 
-  template <class Parse>
-  Status read_parquet(const fs::path& file, const Parse& parse) {
-    if (!options_.parquet) {
-      return Status(Code::kUnsupported, file.string() +
-                                            ": parquet needs the Arrow component, which this build lacks; "
-                                            "convert the table to .jsonl, one row a line");
+  Status read_whole(const fs::path& file) {
+    std::error_code error;
+    if (fs::file_size(file, error) > kMaxText) {
+      return Status(Code::kUnsupported, file.string() + ": larger than " + std::to_string(kMaxText >> 20) +
+                                            " MiB; split it, or read it line by line (dataset.text=lines)");
     }
+    std::ifstream in(file, std::ios::binary);
+    std::string text{std::istreambuf_iterator<char>(in), {}};
+    if (!in) return Status(Code::kIo, file.string() + ": cannot be read");
+    if (text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
+    if (text.find_first_not_of(" \t\r\n") == std::string::npos) return {};
+    return collector_.add(file, 0, parse_text(text));
+  }
+
+  Status read_table(const fs::path& file, const MediaRoot& root) {
     int64_t row = 0;
-    Status stop;
-    const Status read = options_.parquet(file.string(), [&](std::string_view json) -> Status {
-      stop = collector_.full() ? Status(Code::kCancelled, "enough rows")
-                               : collector_.add(file, ++row, parse(json));
-      return stop;
-    });
-    if (stop.code() == Code::kCancelled) return {};
-    return stop.ok() ? read : stop;
+    bool enough = false;
+    TableSink sink;
+    sink.columns = [&](const std::vector<std::string>& columns) {
+      auto wanted = wanted_columns(columns);
+      return wanted.ok() ? wanted : Result<std::vector<bool>>(wanted.status().in(file.string()));
+    };
+    sink.row = [&](std::span<const uint8_t> cbor) -> Status {
+      SLIM_TRY(collector_.add(file, ++row, parse_row(cbor, root)));
+      enough = collector_.full();
+      return enough ? Status(Code::kCancelled, "enough rows") : Status{};
+    };
+    const Status status = options_.parquet(file.string(), sink);
+    return enough ? Status{} : status;
   }
 
   const DatasetOptions& options_;

@@ -1,5 +1,7 @@
 #pragma once
+#include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -8,20 +10,31 @@
 
 namespace slim {
 
-/// Takes one row of a table as a JSON object; binary columns are base64 strings. A failure stops the reader.
-using RecordSink = std::function<Status(std::string_view json)>;
-/// Reads a parquet file row by row. The core has none of its own: an optional component that links Arrow
-/// supplies it.
-using ParquetReader = std::function<Status(const std::string& path, const RecordSink&)>;
+/// What a reader of tables reports.
+struct TableSink {
+  /// Once: the names of the columns; which of them to read.
+  std::function<Result<std::vector<bool>>(const std::vector<std::string>& columns)> columns;
+  /// Every row in order: a CBOR map from column to value; columns not read are null.
+  std::function<Status(std::span<const uint8_t> cbor)> row;
+};
+/// Reads a table row by row. A failure of the sink stops it and is returned.
+using TableReader = std::function<Status(const std::string& path, const TableSink&)>;
+/// Reads a parquet file with the optional component libslim_parquet.so, which links Arrow; where that is missing or
+/// cannot be loaded, the error says what to do.
+SLIM_API Status read_parquet(const std::string& path, const TableSink&);
+
+/// How plain text becomes documents.
+enum class TextUnit : uint8_t { kLine, kFile };
 
 struct DatasetOptions {
   int64_t num_samples = 0;  ///< 0: all
-  bool shuffle = false;     ///< before num_samples are taken; the order depends on `seed` alone
+  bool shuffle = false;     ///< draw them at random; the order depends on `seed` alone
   uint64_t seed = 0;
-  std::string image_prompt = {};  ///< for a folder of images; empty: "Describe this image in detail."
-  bool skip_bad_samples = false;  ///< count malformed samples instead of failing
-  bool allow_outside = false;     ///< images may lie outside the data set's folder
-  ParquetReader parquet = {};     ///< empty: a parquet file is an error
+  TextUnit text = TextUnit::kLine;
+  std::string image_prompt = {};         ///< for a folder of images; empty: "Describe this image in detail."
+  bool skip_bad_samples = false;         ///< count malformed samples instead of failing
+  bool allow_outside = false;            ///< images may lie outside the data set's folder
+  TableReader parquet = &read_parquet;   ///< of .parquet files
 };
 
 struct Dataset {
@@ -34,7 +47,7 @@ struct Dataset {
 ///
 /// `path` is one of
 /// - `.jsonl` (one JSON object a line) or `.parquet` (one object a row),
-/// - `.txt`: one document a line,
+/// - `.txt`: one document a line, or one a file,
 /// - a folder: every such file directly in it, in the order of names; or, if there is none, its images,
 ///   each asked `image_prompt`.
 ///
@@ -46,8 +59,8 @@ struct Dataset {
 /// - `input` and `output`, `input` after `instruction` if there is one,
 /// - `text`: a document without a chat template.
 /// Images beside these stand in `image`, `images` or `img_path`: a path, a file: URL, a base64 data: URL, or
-/// {bytes, path}. Paths are relative to the data file, or to images/ beside it, and may not leave its folder
-/// unless `allow_outside`.
+/// {bytes, path}, or in a table the bytes alone. Paths are relative to the data file, or to images/ beside it, and
+/// may not leave its folder, not by a symbolic link either, unless `allow_outside`.
 ///
 /// Errors name file, line, what was found and what was expected. A set without any document is an error.
 SLIM_API Result<Dataset> read_dataset(const std::string& path, const DatasetOptions&);

@@ -81,7 +81,8 @@ Result<std::optional<Media>> try_file(const fs::path& path, const fs::path& root
   if (!allow_outside && !lies_in(resolved, root)) {
     return Status(Code::kUnsupported, "image " + shown(path.native()) +
                                           " lies outside of the data set's folder '" + root.string() +
-                                          "'; copy the image into that folder");
+                                          "'; copy the image into that folder, or allow it "
+                                          "(--allow-outside, dataset.allow_outside)");
   }
   if (!fs::is_regular_file(resolved, error)) return std::optional<Media>{};
   return std::optional<Media>{Media{resolved.string(), {}}};

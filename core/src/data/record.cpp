@@ -4,7 +4,6 @@
 #include <array>
 #include <cstddef>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +14,28 @@ namespace {
 using Json = nlohmann::json;
 constexpr int kMaxDepth = 64;
 constexpr std::string_view kImageTag = "<image>";
+
+/// The keys that a record may have; of several names for one thing the first that is there counts.
+using Names = std::initializer_list<const char*>;
+constexpr Names kImages = {"images", "image", "img_path", "image_path"};
+constexpr Names kMessages = {"messages"};
+constexpr Names kConversations = {"conversations"};
+constexpr Names kQuestion = {"question", "query"};
+constexpr Names kAnswer = {"answer", "answers", "label"};
+constexpr Names kInstruction = {"instruction"};
+constexpr Names kInput = {"input"};
+constexpr Names kInstructionOrInput = {"instruction", "input"};
+constexpr Names kOutput = {"output"};
+constexpr Names kText = {"text"};
+constexpr std::array<Names, 5> kTextKeys = {kMessages, kConversations, kQuestion, kInstructionOrInput, kText};
+constexpr std::array<Names, 3> kOtherKeys = {kImages, kAnswer, kOutput};
+constexpr const char* kExpectedKeys =
+    "messages, conversations, question (or query), instruction, input or text";
+
+bool names_any(const auto& lists, std::string_view key) {
+  return std::any_of(lists.begin(), lists.end(),
+                     [&](Names names) { return std::find(names.begin(), names.end(), key) != names.end(); });
+}
 
 Status malformed(std::string message) { return Status(Code::kCorrupt, std::move(message)); }
 
@@ -51,7 +72,7 @@ Result<Json> parse_object(std::string_view text) {
 }
 
 /// The first of these members that is there and not null.
-const Json* member(const Json& object, std::initializer_list<const char*> names) {
+const Json* member(const Json& object, Names names) {
   for (const char* name : names) {
     const auto found = object.find(name);
     if (found != object.end() && !found->is_null()) return &*found;
@@ -98,7 +119,7 @@ class RecordParser {
   RecordParser(const Json& record, const MediaRoot& root) : record_(record), root_(root) {}
 
   Result<Document> parse() {
-    if (const Json* images = member(record_, {"images", "image", "img_path", "image_path"}))
+    if (const Json* images = member(record_, kImages))
       SLIM_TRY(read_images(*images));
     Document document;
     SLIM_TRY(read_text(document));
@@ -108,21 +129,21 @@ class RecordParser {
 
  private:
   Status read_text(Document& document) {
-    if (const Json* turns = member(record_, {"messages"})) return read_turns(*turns, "messages", document);
-    if (const Json* turns = member(record_, {"conversations"}))
+    if (const Json* turns = member(record_, kMessages)) return read_turns(*turns, "messages", document);
+    if (const Json* turns = member(record_, kConversations))
       return read_turns(*turns, "conversations", document);
-    if (const Json* question = member(record_, {"question", "query"})) {
-      return read_pair(*question, member(record_, {"answer", "answers", "label"}), document);
+    if (const Json* question = member(record_, kQuestion)) {
+      return read_pair(*question, member(record_, kAnswer), document);
     }
-    if (const Json* input = member(record_, {"instruction", "input"})) {
-      return read_pair(*input, member(record_, {"output"}), document);
+    if (const Json* input = member(record_, kInstructionOrInput)) {
+      return read_pair(*input, member(record_, kOutput), document);
     }
-    if (const Json* text = member(record_, {"text"})) {
+    if (const Json* text = member(record_, kText)) {
       SLIM_ASSIGN(document.text, text_of(*text, "text"));
       if (document.text.empty()) return malformed("'text' is empty");
       return {};
     }
-    return malformed("expected messages, conversations, question, input or text; found " + keys());
+    return malformed(std::string("expected ") + kExpectedKeys + "; found " + keys());
   }
 
   std::string keys() const {
@@ -136,8 +157,8 @@ class RecordParser {
 
   Status read_pair(const Json& question, const Json* answer, Document& document) {
     SLIM_ASSIGN(std::string text, text_of(question, "question"));
-    const Json* input = member(record_, {"input"});
-    if (member(record_, {"instruction"}) && input) {
+    const Json* input = member(record_, kInput);
+    if (member(record_, kInstruction) && input) {
       SLIM_ASSIGN(const std::string more, text_of(*input, "input"));
       if (!more.empty()) text += "\n\n" + more;
     }
@@ -173,7 +194,7 @@ class RecordParser {
     Message message;
     SLIM_ASSIGN(message.role, role_of(role->get_ref<const std::string&>()));
     if (content->is_string()) {
-      const bool tags = !images_.empty() || turn.contains("value");
+      const bool tags = !images_.empty() || member(turn, {"value"});
       SLIM_TRY(append_text(content->get_ref<const std::string&>(), tags, message.content));
     } else if (content->is_array()) {
       for (const Json& part : *content) SLIM_TRY(append_part(part, message.content));
@@ -269,9 +290,11 @@ class RecordParser {
   }
 
   Result<Media> read_media(const Json& source) {
+    if (source.is_binary()) return inlined(source.get_binary());
     if (source.is_string()) return locate_media(source.get_ref<const std::string&>(), root_);
     if (source.is_object()) {
       const Json* bytes = member(source, {"bytes"});
+      if (bytes && bytes->is_binary()) return inlined(bytes->get_binary());
       if (bytes && bytes->is_string()) {
         SLIM_ASSIGN(std::string decoded, decode_base64(bytes->get_ref<const std::string&>()));
         return Media{{}, std::move(decoded)};
@@ -281,6 +304,11 @@ class RecordParser {
     }
     return malformed(std::string("image: expected a path, a URL or {bytes, path}, found ") +
                      source.type_name());
+  }
+
+  static Result<Media> inlined(const Json::binary_t& bytes) {
+    if (bytes.empty()) return malformed("image without a byte in it");
+    return Media{{}, std::string(bytes.begin(), bytes.end())};
   }
 
   const Json& record_;
@@ -294,6 +322,29 @@ class RecordParser {
 Result<Document> parse_record(std::string_view json, const MediaRoot& root) {
   SLIM_ASSIGN(const Json record, parse_object(json));
   return RecordParser(record, root).parse();
+}
+
+Result<Document> parse_row(std::span<const uint8_t> cbor, const MediaRoot& root) {
+  const Json record = Json::from_cbor(cbor.begin(), cbor.end(), /*strict=*/true, /*allow_exceptions=*/false);
+  if (!record.is_object()) return malformed("the reader of tables gave no CBOR map");
+  return RecordParser(record, root).parse();
+}
+
+Result<std::vector<bool>> wanted_columns(const std::vector<std::string>& columns) {
+  std::vector<bool> wanted;
+  bool any_text = false;
+  for (const std::string& column : columns) {
+    const bool text = names_any(kTextKeys, column);
+    any_text |= text;
+    wanted.push_back(text || names_any(kOtherKeys, column));
+  }
+  if (any_text) return wanted;
+  std::string found;
+  for (const std::string& column : columns) {
+    if (found.size() < 200) found += (found.empty() ? "'" : ", '") + column.substr(0, 40) + "'";
+  }
+  return malformed("expected a column " + std::string(kExpectedKeys) + "; found " +
+                   (found.empty() ? "none" : found) + "; rename the column");
 }
 
 }  // namespace slim

@@ -8,14 +8,22 @@
 
 namespace slim {
 
+/// One sample that is used, for the report.
+struct SampleFacts {
+  std::string origin;  ///< "calib.jsonl:17"
+  int64_t text_tokens = 0, image_tokens = 0;
+  bool downscaled = false;
+  int64_t tokens() const { return text_tokens + image_tokens; }
+};
+
 /// The calibration samples at the entry of the model: one carry a batch.
 struct Calibration {
   std::vector<Carry> batches;
-  int64_t samples = 0, text_tokens = 0, image_tokens = 0, downscaled = 0;
-  int64_t left_out = 0;              ///< samples that the model cannot take: images for a text model
-  std::string first_left_out;        ///< "calib.jsonl:3: why"
-  std::vector<std::string> skipped;  ///< "calib.jsonl:17: why"
-  size_t smallest = 0;               ///< the batch with the fewest tokens
+  std::vector<SampleFacts> samples;
+  std::vector<std::string> left_out;  ///< "calib.jsonl:3: why": images for a text model, or too large for max_seq_length
+  std::vector<std::string> skipped;   ///< "calib.jsonl:17: why": malformed, with skip_bad_samples
+  int64_t text_tokens = 0, image_tokens = 0;
+  size_t smallest = 0;                ///< the batch with the fewest tokens
   int64_t tokens() const { return text_tokens + image_tokens; }
 };
 

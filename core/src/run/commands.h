@@ -33,9 +33,10 @@ SLIM_API Result<Report> plan(const RunConfig&, PluginRegistry&);
 SLIM_API Result<Report> inspect(const std::string& folder, PluginRegistry&);
 
 struct EvalConfig {
-  std::string model, reference, data;  ///< data: a file, or a folder with eval*.jsonl and eval*.txt
+  std::string model, reference, data;  ///< data: a file, or a folder with eval*.jsonl, .txt or .parquet
   std::string adapter, backend = "cpu", dtype = "auto";
   int64_t limit = 0, batch_size = 16, max_new_tokens = 24;
+  bool allow_outside = false;          ///< images may lie outside the data set's folder
   bool generate = true;                ///< answer questions (exact match); else likelihoods only
 };
 /// Perplexity on text, KL divergence against the reference, exact-match answers on questions; original and quantized alike.

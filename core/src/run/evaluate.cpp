@@ -34,7 +34,7 @@ struct EvalSet {
   bool answers = false;              ///< questions with answers; else plain text
   std::vector<Scored> sequences;
   std::vector<Question> questions;   ///< as many as sequences, if `answers`
-  int64_t left_out = 0;              ///< samples that the model cannot take (images for a text model)
+  std::vector<std::string> left_out; ///< samples that the model cannot take (images for a text model): "eval.jsonl:3: why"
 };
 struct Scores {
   double nll = 0, kl = 0, tokens = 0, exact = 0, questions = 0;
@@ -69,23 +69,24 @@ Result<std::vector<std::string>> data_files(const std::string& path) {
   std::vector<std::string> all, evaluation;
   for (const auto& entry : fs::directory_iterator(path, error)) {
     const std::string extension = entry.path().extension();
-    if (extension != ".jsonl" && extension != ".txt") continue;
+    if (extension != ".jsonl" && extension != ".txt" && extension != ".parquet") continue;
     all.push_back(entry.path());
     if (entry.path().filename().string().starts_with("eval")) evaluation.push_back(entry.path());
   }
   auto& files = evaluation.empty() ? all : evaluation;
-  if (files.empty()) return Status(Code::kNotFound, path + ": no .jsonl or .txt file to evaluate on");
+  if (files.empty()) return Status(Code::kNotFound, path + ": no .jsonl, .txt or .parquet file to evaluate on");
   std::sort(files.begin(), files.end());
   return files;
 }
 
 class EvalReader {
  public:
-  EvalReader(const Processor& processor, int64_t limit) : processor_(processor), limit_(limit) {}
+  EvalReader(const Processor& processor, const EvalConfig& config) : processor_(processor), config_(config) {}
 
   Result<EvalSet> read(const std::string& file) const {
     DatasetOptions options;
-    options.num_samples = limit_;
+    options.num_samples = config_.limit;
+    options.allow_outside = config_.allow_outside;
     SLIM_ASSIGN(const Dataset dataset, read_dataset(file, options));
     EvalSet set;
     set.name = std::filesystem::path(file).filename();
@@ -93,11 +94,12 @@ class EvalReader {
       const bool chat = !document.messages.empty();
       set.answers = set.answers || chat;
       const Status status = guarded(document.origin, [&] { return chat ? add_question(document, set) : add_text(document, set); });
-      if (status.code() == Code::kUnsupported) set.left_out++;
+      if (status.code() == Code::kUnsupported) set.left_out.push_back(status.message());
       else if (!status.ok()) return status;
     }
     if (set.sequences.empty()) {
-      return Status(Code::kInvalidArgument, file + ": the model can take none of its " + std::to_string(dataset.documents.size()) + " samples");
+      return Status(Code::kInvalidArgument, file + ": the model can take none of its " + std::to_string(dataset.documents.size()) +
+                                                " samples" + (set.left_out.empty() ? "" : ", the first: " + set.left_out.front()));
     }
     return set;
   }
@@ -137,7 +139,7 @@ class EvalReader {
   }
 
   const Processor& processor_;
-  int64_t limit_;
+  const EvalConfig& config_;
 };
 
 // ---- one model --------------------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ class Subject {
     return at::log_softmax(logits, -1);
   }
 
-  /// Greedy answers, one token at a time for all questions together.
+  /// Greedy answers, one token at a time for all batches together; a batch whose answers have all ended leaves.
   Result<std::vector<std::vector<int64_t>>> answer(const EvalSet& set, const std::vector<int64_t>& stop, Progress& progress) {
     std::vector<const Sample*> prompts;
     for (const Question& question : set.questions) prompts.push_back(&question.prompt);
@@ -190,21 +192,20 @@ class Subject {
     SLIM_TRY(pass_.run(batches, "", &caches, &inner));
     progress.step("questions read");
     std::vector<std::vector<int64_t>> answers(prompts.size());
-    std::vector<bool> done(prompts.size(), false);
+    std::vector<AnswerBatch> open;
+    for (size_t i = 0; i < batches.size(); ++i) open.push_back(answer_batch(i, answers.size()));
     for (int64_t step = 0; step < config_.max_new_tokens; ++step) {
       SLIM_ASSIGN(const std::vector<at::Tensor> tokens, next_tokens(batches));
-      size_t index = 0;
-      for (const at::Tensor& batch : tokens) {
-        for (const int64_t token : to_vector(batch)) {
-          done[index] = done[index] || std::find(stop.begin(), stop.end(), token) != stop.end();
-          if (!done[index]) answers[index].push_back(token);
-          ++index;
-        }
+      std::vector<size_t> going_on;
+      for (size_t i = 0; i < batches.size(); ++i) {
+        if (take_tokens(tokens[i], stop, open[i], answers)) going_on.push_back(i);
       }
-      if (std::find(done.begin(), done.end(), false) == done.end()) break;
+      if (going_on.empty() || step + 1 == config_.max_new_tokens) break;
+      keep_only(going_on, batches, caches, open);
       for (size_t i = 0; i < batches.size(); ++i) {
         pass_.exec().set_block(nullptr, nullptr);
-        SLIM_ASSIGN(batches[i], guarded(model_.adapter_id, [&] { return model_.adapter->next(batches[i], tokens[i], pass_.exec()); }));
+        const at::Tensor& token = tokens[going_on[i]];
+        SLIM_ASSIGN(batches[i], guarded(model_.adapter_id, [&] { return model_.adapter->next(batches[i], token, pass_.exec()); }));
       }
       SLIM_TRY(pass_.run(batches, kLanguageStage, &caches, &inner));
       progress.step("token " + std::to_string(step + 1));
@@ -225,6 +226,39 @@ class Subject {
       batches.push_back(std::move(carry));
     }
     return batches;
+  }
+
+  /// The questions of one batch.
+  struct AnswerBatch {
+    size_t first = 0;        ///< index of the first question
+    std::vector<bool> ended;
+  };
+  AnswerBatch answer_batch(size_t batch, size_t questions) const {
+    const auto size = static_cast<size_t>(config_.batch_size);
+    return {batch * size, std::vector<bool>(std::min(size, questions - batch * size), false)};
+  }
+
+  /// Appends a token to every answer of the batch that has not ended; false if now all have.
+  static bool take_tokens(const at::Tensor& tokens, const std::vector<int64_t>& stop, AnswerBatch& batch,
+                          std::vector<std::vector<int64_t>>& answers) {
+    const std::vector<int64_t> ids = to_vector(tokens);
+    for (size_t i = 0; i < ids.size(); ++i) {
+      if (std::find(stop.begin(), stop.end(), ids[i]) != stop.end()) batch.ended[i] = true;
+      if (!batch.ended[i]) answers[batch.first + i].push_back(ids[i]);
+    }
+    return std::find(batch.ended.begin(), batch.ended.end(), false) != batch.ended.end();
+  }
+
+  /// Leaves the entries at `places` (ascending) of each list.
+  template <class... T>
+  static void keep_only(const std::vector<size_t>& places, std::vector<T>&... lists) {
+    const auto keep = [&](auto& list) {
+      for (size_t i = 0; i < places.size(); ++i) {
+        if (places[i] != i) list[i] = std::move(list[places[i]]);
+      }
+      list.erase(list.begin() + static_cast<ptrdiff_t>(places.size()), list.end());
+    };
+    (keep(lists), ...);
   }
 
   Result<std::vector<at::Tensor>> next_tokens(const std::vector<Carry>& batches) {
@@ -284,7 +318,7 @@ class Evaluation {
   };
 
   Status evaluate_file(const std::string& file, nlohmann::ordered_json& json) {
-    SLIM_ASSIGN(const EvalSet set, EvalReader(*processor_, config_.limit).read(file));
+    SLIM_ASSIGN(const EvalSet set, EvalReader(*processor_, config_).read(file));
     SLIM_ASSIGN(const std::vector<Carry> batches, model_->run(set, progress_));
     std::vector<Carry> reference_batches;
     if (reference_) {
@@ -299,7 +333,10 @@ class Evaluation {
       if (reference_) SLIM_TRY(score_answers(set, *reference_, reference_scores, json["reference"]["files"][set.name]));
     }
     add(set, scores, model_totals_, json["files"][set.name]);
-    if (set.left_out) json["files"][set.name]["left_out"] = set.left_out;
+    if (!set.left_out.empty()) {
+      json["files"][set.name]["left_out"] = set.left_out;
+      progress_.warn(set.name + ": " + std::to_string(set.left_out.size()) + " samples left out, the first: " + set.left_out.front());
+    }
     if (reference_) add(set, reference_scores, reference_totals_, json["reference"]["files"][set.name]);
     return {};
   }

@@ -10,13 +10,53 @@
 namespace slim {
 namespace {
 
-constexpr size_t kExpertsNamed = 10;
+constexpr size_t kExpertsNamed = 10, kSamplesNamed = 10;
 
 template <class... Args>
 std::string format(const char* pattern, Args... args) {
   char text[512];
   std::snprintf(text, sizeof text, pattern, args...);
   return text;
+}
+
+nlohmann::ordered_json calibration_json(const Calibration& calibration) {
+  auto by_sample = nlohmann::ordered_json::array();
+  int64_t downscaled = 0;
+  for (const SampleFacts& sample : calibration.samples) {
+    by_sample.push_back({{"origin", sample.origin}, {"text_tokens", sample.text_tokens}, {"image_tokens", sample.image_tokens}});
+    if (sample.downscaled) by_sample.back()["downscaled"] = true;
+    downscaled += sample.downscaled;
+  }
+  return {{"samples", calibration.samples.size()}, {"text_tokens", calibration.text_tokens},
+          {"image_tokens", calibration.image_tokens}, {"downscaled", downscaled}, {"left_out", calibration.left_out},
+          {"skipped", calibration.skipped}, {"by_sample", by_sample}};
+}
+
+/// "downscaled   3 samples: calib.jsonl:3, ..."; nothing for none.
+std::string samples_line(const char* title, const std::vector<std::string>& names, const char* between) {
+  if (names.empty()) return "";
+  std::string line = title + std::to_string(names.size()) + (names.size() == 1 ? " sample: " : " samples: ");
+  for (size_t i = 0; i < std::min(kSamplesNamed, names.size()); ++i) line += (i ? between : "") + names[i];
+  return line + (names.size() > kSamplesNamed ? std::string(between) + "...\n" : "\n");
+}
+
+std::string calibration_text(const Calibration& calibration) {
+  if (calibration.samples.empty()) return "";
+  std::vector<int64_t> tokens;
+  std::vector<std::string> downscaled;
+  for (const SampleFacts& sample : calibration.samples) {
+    tokens.push_back(sample.tokens());
+    if (sample.downscaled) downscaled.push_back(sample.origin);
+  }
+  std::sort(tokens.begin(), tokens.end());
+  const auto number = [](int64_t value) { return static_cast<long long>(value); };
+  return format("calibrated on      %zu samples: %lld text tokens, %lld image tokens\n", tokens.size(),
+                number(calibration.text_tokens), number(calibration.image_tokens)) +
+         format("tokens of a sample %lld to %lld, median %lld\n", number(tokens.front()), number(tokens.back()),
+                number(tokens[tokens.size() / 2])) +
+         samples_line("downscaled         ", downscaled, ", ") +
+         samples_line("left out           ", calibration.left_out, "\n                   ") +
+         samples_line("skipped            ", calibration.skipped, "\n                   ");
 }
 
 }  // namespace
@@ -71,9 +111,7 @@ Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const Ru
       {"input_bytes", input_bytes}, {"output_bytes", output_bytes}, {"quantized_weights", plan.quantized_weights},
       {"float_linear_weights", plan.float_weights}, {"bits_per_weight", bits}, {"seconds", seconds},
       {"peak_rss_bytes", peak_resident_bytes()},
-      {"calibration", {{"samples", calibration.samples}, {"text_tokens", calibration.text_tokens},
-                       {"image_tokens", calibration.image_tokens}, {"downscaled", calibration.downscaled}, {"left_out", calibration.left_out},
-                       {"skipped", calibration.skipped}}},
+      {"calibration", calibration_json(calibration)},
       {"folds", folds_}, {"largest_proof_error", largest_proof_error_}, {"indivisible", plan.indivisible}};
   for (const auto& [name, kind] : notes.kinds()) json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
   for (const auto& [where, values] : notes.metrics()) json["metrics"][where] = values;
@@ -85,14 +123,7 @@ Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const Ru
                 format("scheme, format     %s, %s\n", recipe.scheme.name.c_str(), recipe.format_id.c_str()) +
                 format("bytes              %s -> %s\n", bytes_text(input_bytes).c_str(), bytes_text(output_bytes).c_str()) +
                 format("bits per weight    %.3f in %lld quantized weights\n", bits, static_cast<long long>(plan.quantized_weights));
-  if (calibration.samples > 0) {
-    report.text += format("calibrated on      %lld samples: %lld text tokens, %lld image tokens\n",
-                          static_cast<long long>(calibration.samples), static_cast<long long>(calibration.text_tokens),
-                          static_cast<long long>(calibration.image_tokens));
-    if (calibration.downscaled) report.text += format("downscaled         %lld samples\n", static_cast<long long>(calibration.downscaled));
-    if (calibration.left_out) report.text += format("left out           %lld samples, the first: %s\n", static_cast<long long>(calibration.left_out), calibration.first_left_out.c_str());
-    if (!calibration.skipped.empty()) report.text += format("skipped            %zu samples, the first: %s\n", calibration.skipped.size(), calibration.skipped.front().c_str());
-  }
+  report.text += calibration_text(calibration);
   if (folds_) report.text += format("scales folded      %zu, float output unchanged to %.1e\n", folds_, largest_proof_error_);
   report.text += experts_text() + notes.text();
   for (const std::string& line : plan.indivisible) report.text += "group size         " + line + "\n";
