@@ -49,7 +49,7 @@ std::vector<Scheme> named_schemes() {
   schemes.push_back({"fp8_block", args(kFloat, 8, Granularity::kBlock),
                      args(kFloat, 8, Granularity::kGroup, true, true), std::nullopt});
   schemes.push_back({"fp8_a16", fp8_channel, std::nullopt, std::nullopt});
-  schemes.push_back({"w8a8s", args(kInt, 8, Granularity::kTensor), int8_static, std::nullopt});
+  schemes.push_back({"w8a8s", int8_channel, int8_static, std::nullopt});
   schemes.push_back({"2:4", std::nullopt, std::nullopt, Sparsity{2, 4}});
   return schemes;
 }

@@ -43,7 +43,7 @@ TEST_CASE("scheme/ the facts of each family") {
          fp8_block.input->dynamic));
   CHECK_FALSE(scheme_from_name("fp8_a16")->input);
   const Scheme w8a8s = *scheme_from_name("w8a8s");
-  CHECK((w8a8s.weight->granularity == Granularity::kTensor && w8a8s.weight->type == NumberType::kInt &&
+  CHECK((w8a8s.weight->granularity == Granularity::kChannel && w8a8s.weight->type == NumberType::kInt &&
          w8a8s.input));
 }
 

@@ -1,0 +1,212 @@
+#include "low_bit.h"
+
+#include <ATen/ATen.h>
+
+#include <charconv>
+#include <cmath>
+#include <limits>
+
+#include "batch_extremes.h"
+#include "slim/histogram.hpp"
+#include "slim/quant.hpp"
+
+namespace slim::sparse {
+namespace {
+
+constexpr double kLowBitMax = 7, kMinCode = -128, kMaxCode = 127;
+/// msmodelslim's border between histogram and extremes in act_method 3.
+constexpr double kLargestHistogramRatio = 50;
+/// Bounds the temporaries of one slice of rows.
+constexpr int64_t kElementsPerSlice = int64_t{1} << 24;
+
+double number(const Options& options, std::string_view key) {
+  const std::string& text = options.find(key)->second;
+  double value = 0;
+  std::from_chars(text.data(), text.data() + text.size(), value);  // the schema has checked it
+  return value;
+}
+
+/// The k-th largest of each row of `magnitudes` [rows, n] as [rows, 1]; infinity for k = 0: nothing is larger.
+at::Tensor kth_largest(const at::Tensor& magnitudes, int64_t k) {
+  if (k == 0) return at::full({magnitudes.size(0), 1}, std::numeric_limits<double>::infinity(), magnitudes.options());
+  return std::get<0>(magnitudes.topk(k, 1)).narrow(1, k - 1, 1);
+}
+
+/// What a weight must exceed to be protected: [rows, 1].
+at::Tensor row_thresholds(const at::Tensor& magnitudes, const LowBitOptions& options) {
+  if (!options.open_outlier) return kth_largest(magnitudes, 0);
+  if (options.use_sigma) return magnitudes.std(1, /*unbiased=*/true, /*keepdim=*/true) * options.sigma_factor;
+  return kth_largest(magnitudes, static_cast<int64_t>(static_cast<double>(magnitudes.size(1)) * options.fraction));
+}
+
+at::Tensor matrix_threshold(const at::Tensor& weight, const LowBitOptions& options) {
+  const at::Tensor magnitudes = weight.abs().reshape({1, -1});
+  const auto k = static_cast<int64_t>(static_cast<double>(magnitudes.size(1)) * options.fraction);
+  return kth_largest(magnitudes, options.open_outlier ? k : 0);
+}
+
+/// Scales near max inlier / 7 of least squared error, inliers in -7..7: msmodelslim's co_sparse moves them by a few percent by a
+/// search that is not public.
+at::Tensor searched_scale(const at::Tensor& weight, const at::Tensor& outlier, const at::Tensor& scale) {
+  constexpr int kSteps = 40;
+  constexpr double kWidest = 0.2;
+  at::Tensor best = scale, least;
+  for (int step = -kSteps; step <= kSteps; ++step) {
+    const at::Tensor candidate = scale * (1.0 + kWidest * step / kSteps);
+    const at::Tensor codes = (weight / candidate).round_();
+    const at::Tensor rounded = at::where(outlier, codes.clamp(kMinCode, kMaxCode), codes.clamp(-kLowBitMax, kLowBitMax));
+    const at::Tensor error = (rounded * candidate).sub_(weight).square_().sum(1, /*keepdim=*/true);
+    const at::Tensor better = least.defined() ? error < least : at::ones_like(error, at::kBool);
+    least = least.defined() ? at::where(better, error, least) : error;
+    best = at::where(better, candidate, best);
+  }
+  return best;
+}
+
+/// Scales of some rows, before they meet those of the others.
+at::Tensor slice_scale(const at::Tensor& weight, const LowBitOptions& options, const at::Tensor& threshold, LowBitWeight& result) {
+  const at::Tensor magnitudes = weight.abs();
+  const at::Tensor largest = magnitudes.amax(1, /*keepdim=*/true);
+  at::Tensor outlier = magnitudes > (threshold.defined() ? threshold : row_thresholds(magnitudes, options));
+  at::Tensor inner = magnitudes.masked_fill(outlier, 0).amax(1, /*keepdim=*/true);
+  const at::Tensor hollow = (inner == 0).logical_and(largest > 0);  // outliers alone, or over zeros: no scale follows from those
+  outlier = outlier.logical_and(hollow.logical_not());
+  inner = at::where(hollow, largest, inner);
+  result.zero_rows += (largest == 0).sum().item<int64_t>();
+  result.unprotected_rows += hollow.sum().item<int64_t>();
+  result.outlier_share += outlier.sum().item<double>();
+  const at::Tensor scale = inner / kLowBitMax;
+  return options.co_sparse ? searched_scale(weight, outlier, scale) : scale;
+}
+
+void widen_scales(const at::Tensor& largest, at::Tensor& scale, LowBitWeight& result) {
+  const at::Tensor least = largest / kMaxCode;
+  result.widened_rows = (least > scale).sum().item<int64_t>();
+  scale = at::maximum(scale, least);
+}
+
+template <class F>
+void for_row_slices(const at::Tensor& weight, F&& f) {
+  const int64_t step = std::max<int64_t>(1, kElementsPerSlice / std::max<int64_t>(1, weight.size(1)));
+  for (int64_t begin = 0; begin < weight.size(0); begin += step) f(begin, std::min(step, weight.size(0) - begin));
+}
+
+// ---- one layer --------------------------------------------------------------------------------------------------------
+
+Result<ValueRange> activation_range(const LowBitOptions& options, LayerContext& context) {
+  const auto* extremes = context.statistic<BatchExtremes>();
+  const auto* histogram = context.statistic<Histogram>();
+  const bool seen = (extremes && extremes->batches() > 0) || (histogram && !histogram->empty());
+  if (!seen) {
+    return Status(Code::kInvalidArgument, context.layer().name + ": static activation scales need calibration data, and no token "
+                                          "reached this layer; pass --calib, or leave the layer in float with ignore_layers");
+  }
+  bool use_histogram = options.activation == LowBitOptions::Activation::kHistogram;
+  if (options.activation == LowBitOptions::Activation::kMixed) {
+    const double ratio = extremes->outlier_ratio();
+    context.notes().metric(context.layer().name, "activation outlier ratio", ratio);
+    use_histogram = ratio <= kLargestHistogramRatio;
+  }
+  const bool finite = use_histogram ? histogram->finite() : std::isfinite(extremes->mean_range().high - extremes->mean_range().low);
+  if (!finite) return Status(Code::kNumeric, context.layer().name + ": the layer's input holds NaN or Inf");
+  return use_histogram ? quant::quantile_stepping_range(*histogram) : extremes->mean_range();
+}
+
+/// Smallest scales with which round(bias / (input_scale * scale)) fits an int32, with room for the offset's share.
+at::Tensor bias_floor(const at::Tensor& bias, double input_scale) {
+  constexpr double kLargestBias = 1 << 30;
+  return bias.defined() ? bias.abs().div(input_scale * kLargestBias).unsqueeze(1) : at::Tensor();
+}
+
+void report(const LowBitWeight& weight, const LowBitOptions& options, LayerContext& context) {
+  const std::string& name = context.layer().name;
+  const auto rows = [&](int64_t count) { return std::to_string(count) + " of " + std::to_string(weight.codes.size(0)) + " rows"; };
+  Notes& notes = context.notes();
+  if (weight.zero_rows > 0) notes.note("rows of zeros, scale 1", name, rows(weight.zero_rows));
+  if (weight.unprotected_rows > 0) notes.note("no inlier left, nothing protected", name, rows(weight.unprotected_rows));
+  if (weight.widened_rows > 0) notes.note("scale widened for protected weights", name, rows(weight.widened_rows));
+  if (weight.saturated > 0) {
+    notes.note("protected weights clipped", name, std::to_string(weight.saturated) + " weights beyond 127 scales" +
+                                                      (options.widen ? "" : "; saturation = \"widen\" keeps them"));
+  }
+  const auto count = static_cast<double>(weight.codes.numel());
+  notes.metric(name, "zero_share", (weight.codes == 0).sum().item<double>() / count);
+  notes.metric(name, "protected_share", weight.outlier_share);
+}
+
+}  // namespace
+
+Result<LowBitOptions> LowBitOptions::from(const Options& options) {
+  LowBitOptions result;
+  result.fraction = number(options, "fraction");
+  result.use_sigma = options.at("use_sigma") == "true";
+  result.sigma_factor = number(options, "sigma_factor");
+  result.open_outlier = options.at("open_outlier") == "true";
+  result.co_sparse = options.at("co_sparse") == "true";
+  result.whole_matrix = options.at("mm_tensor") == "true";
+  result.widen = options.at("saturation") == "widen";
+  result.activation = static_cast<Activation>(static_cast<int>(number(options, "act_method")));
+  const bool low_bit = options.at("is_lowbit") == "true";
+  const auto refuse = [](const std::string& why) { return Status(Code::kInvalidArgument, "sparse: " + why); };
+  if (low_bit && result.co_sparse) return refuse("is_lowbit and co_sparse are two ways to one result; set is_lowbit = false for co_sparse");
+  if (!low_bit && !result.co_sparse) return refuse("w8a8s needs is_lowbit or co_sparse; for plain 8 bits use scheme w8a8_static");
+  if (result.co_sparse && result.use_sigma) return refuse("co_sparse protects a share of the matrix (fraction); it has no use_sigma");
+  if (result.co_sparse && result.whole_matrix) return refuse("co_sparse searches a scale for each row; it has no mm_tensor");
+  return result;
+}
+
+Result<LowBitWeight> low_bit_weight(const at::Tensor& weight, const LowBitOptions& options, const at::Tensor& floor,
+                                    at::ScalarType scale_dtype) {
+  if (weight.numel() == 0) return Status(Code::kInvalidArgument, "the weight is empty");
+  if (!at::isfinite(weight).all().item<bool>()) return Status(Code::kNumeric, "the weight holds NaN or Inf; the checkpoint is damaged");
+  LowBitWeight result;
+  const at::Tensor threshold = options.co_sparse ? matrix_threshold(weight, options) : at::Tensor();
+  result.scale = at::empty({weight.size(0), 1}, weight.options());
+  at::Tensor largest = at::empty_like(result.scale);
+  for_row_slices(weight, [&](int64_t begin, int64_t rows) {
+    const at::Tensor slice = weight.narrow(0, begin, rows);
+    result.scale.narrow(0, begin, rows).copy_(slice_scale(slice, options, threshold, result));
+    largest.narrow(0, begin, rows).copy_(slice.abs().amax(1, /*keepdim=*/true));
+  });
+  if (options.whole_matrix) result.scale = result.scale.max().expand_as(result.scale).contiguous();
+  if (options.widen) widen_scales(options.whole_matrix ? largest.max().expand_as(largest) : largest, result.scale, result);
+  if (floor.defined()) result.scale = at::maximum(result.scale, options.whole_matrix ? floor.max() : floor);
+  result.scale = result.scale.to(scale_dtype).to(at::kFloat);
+  result.scale = at::where(result.scale == 0, at::ones_like(result.scale), result.scale);
+  result.codes = at::empty(weight.sizes(), weight.options().dtype(at::kChar));
+  for_row_slices(weight, [&](int64_t begin, int64_t rows) {
+    at::Tensor codes = (weight.narrow(0, begin, rows) / result.scale.narrow(0, begin, rows)).round_();
+    result.saturated += (codes > kMaxCode).logical_or_(codes < kMinCode).sum().item<int64_t>();
+    result.codes.narrow(0, begin, rows).copy_(codes.clamp_(kMinCode, kMaxCode));
+  });
+  result.outlier_share /= static_cast<double>(weight.numel());
+  return result;
+}
+
+void observe_low_bit(const LowBitOptions& options, const Layer& layer, int64_t features, Observations& observations) {
+  using Activation = LowBitOptions::Activation;
+  if (options.activation != Activation::kHistogram) observations.want<BatchExtremes>(layer.input, features);
+  if (options.activation != Activation::kMeanExtremes) observations.want<Histogram>(layer.input);
+}
+
+Result<Solved> solve_low_bit(const LowBitOptions& chosen, LayerContext& context) {
+  const Scheme& scheme = context.scheme();
+  SLIM_ASSIGN(const ValueRange range, activation_range(chosen, context));
+  const auto bound = [](double value) { return at::full({1}, value, at::kFloat); };
+  const quant::Params input = quant::params_from_range(bound(range.low), bound(range.high), *scheme.input, context.scale_dtype());
+  LowBitOptions options = chosen;
+  const bool one_scale = scheme.weight->granularity == Granularity::kTensor;
+  options.whole_matrix = options.whole_matrix || one_scale;
+  const at::Tensor floor = bias_floor(context.bias(), input.scale.to(at::kFloat).item<double>());
+  Result<LowBitWeight> weight = low_bit_weight(context.weight(), options, floor, context.scale_dtype());
+  if (!weight.ok()) return weight.status().in(context.layer().name);
+  report(*weight, options, context);
+  Solved solved;
+  const at::Tensor scale = one_scale ? weight->scale.narrow(0, 0, 1) : weight->scale;
+  solved.weight = Quantized{*scheme.weight, weight->codes, scale.to(context.scale_dtype()), {}, {}};
+  solved.input_scale = input.scale;
+  solved.input_zero = input.zero;
+  return solved;
+}
+
+}  // namespace slim::sparse
