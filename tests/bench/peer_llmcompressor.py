@@ -56,6 +56,8 @@ def main():
     start = time.time()
     architecture = json.loads(Path(model_folder, "config.json").read_text())["architectures"][0]
     model = getattr(transformers, architecture).from_pretrained(model_folder, dtype=torch.bfloat16)
+    if isinstance(getattr(model.config, "moe_intermediate_size", None), list):  # 0.14 expects one number for all layers
+        model.config.moe_intermediate_size = model.config.moe_intermediate_size[0]
     rows = list(samples(model_folder, Path(calib)))
     kind = GPTQModifier if method == "gptq" else QuantizationModifier
     rounding = kind(ignore=IGNORE, **target(scheme))
