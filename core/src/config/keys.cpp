@@ -104,7 +104,7 @@ void add_compression_keys(std::vector<ConfigKey>& keys) {
   const std::string section = "compression.quantization.";
   keys.push_back(
       {"compression.plugin",
-       {"compression.name"},
+       {"compression.name", "compression.algorithm"},
        &RunConfig::plugins,
        "plugin id, or a list of them",
        0,
@@ -153,6 +153,21 @@ void add_compression_keys(std::vector<ConfigKey>& keys) {
                   0,
                   INT64_MAX,
                   "how inputs are quantized; per-tensor is static, per-token dynamic"});
+  keys.push_back({section + "kv_cache",
+                  {},
+                  &RunConfig::kv_cache,
+                  "none|fp8",
+                  0,
+                  INT64_MAX,
+                  "fp8: scales for an FP8 key/value cache, from the keys and values of the calibration"});
+  keys.push_back({"compression.rule",
+                  {},
+                  &RunConfig::rules,
+                  "list of MATCH=SCHEME[:PLUGIN[,PLUGIN]]",
+                  0,
+                  INT64_MAX,
+                  "schemes by layer: the first match (name, glob, \"re:...\") decides; scheme none: left in float; also as "
+                  "tables: [[rule]] with match, scheme, algorithm, group_size"});
   keys.push_back({section + "ignore_layers",
                   {section + "ignore"},
                   &RunConfig::ignore_layers,
@@ -282,10 +297,24 @@ void add_run_keys(std::vector<ConfigKey>& keys) {
   keys.push_back({"run.propagate",
                   {},
                   &RunConfig::propagate,
-                  "quantized|float",
+                  "auto|quantized|float",
                   0,
                   INT64_MAX,
-                  "what the next block sees"});
+                  "what the next block sees; auto: quantized, but float with several outputs or kept statistics"});
+  keys.push_back({"run.save_statistics",
+                  {},
+                  &RunConfig::save_statistics,
+                  "file",
+                  0,
+                  INT64_MAX,
+                  "keep what calibration finds, for run.statistics"});
+  keys.push_back({"run.statistics",
+                  {},
+                  &RunConfig::statistics,
+                  "file",
+                  0,
+                  INT64_MAX,
+                  "what an earlier run kept, instead of calibration data"});
   keys.push_back({"run.all_experts",
                   {},
                   &RunConfig::all_experts,
@@ -358,6 +387,19 @@ Status assign_integer(const ConfigKey& key, const ConfigValue& value, Integer& f
   return {};
 }
 
+Status assign_rules(const ConfigValue& value, std::vector<LayerRule>& rules) {
+  std::vector<std::string> texts;
+  if (const auto* list = std::get_if<std::vector<std::string>>(&value.data)) texts = *list;
+  else if (const auto* text = std::get_if<std::string>(&value.data)) texts = {*text};
+  else return wrong(value, "a text or a list of texts");
+  rules.clear();
+  for (const std::string& text : texts) {
+    SLIM_ASSIGN(LayerRule rule, parse_rule(text));
+    rules.push_back(std::move(rule));
+  }
+  return {};
+}
+
 Status assign_bool(const ConfigValue& value, bool& field) {
   if (const auto* flag = std::get_if<bool>(&value.data)) {
     field = *flag;
@@ -417,7 +459,8 @@ std::string default_text(const ConfigKey& key) {
         } else if constexpr (std::is_same_v<Target, bool RunConfig::*>) {
           return defaults.*target ? "true" : "false";
         } else if constexpr (std::is_same_v<Target, ConfigKey::Custom> ||
-                             std::is_same_v<Target, std::vector<std::string> RunConfig::*>) {
+                             std::is_same_v<Target, std::vector<std::string> RunConfig::*> ||
+                             std::is_same_v<Target, std::vector<LayerRule> RunConfig::*>) {
           return "";
         } else {
           return std::to_string(defaults.*target);
@@ -471,6 +514,8 @@ Status assign(const ConfigKey& key, const ConfigValue& value, RunConfig& config)
           return {};
         } else if constexpr (std::is_same_v<Target, std::vector<std::string> RunConfig::*>) {
           return assign_list(value, config.*target);
+        } else if constexpr (std::is_same_v<Target, std::vector<LayerRule> RunConfig::*>) {
+          return assign_rules(value, config.*target);
         } else if constexpr (std::is_same_v<Target, bool RunConfig::*>) {
           return assign_bool(value, config.*target);
         } else {

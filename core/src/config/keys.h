@@ -20,7 +20,7 @@ struct ConfigValue {
 struct ConfigKey {
   using Custom = Status (*)(RunConfig&, const std::string& text);  ///< the error says what was expected
   using Target = std::variant<std::string RunConfig::*, std::vector<std::string> RunConfig::*, bool RunConfig::*,
-                              int64_t RunConfig::*, uint64_t RunConfig::*, int RunConfig::*, Custom>;
+                              std::vector<LayerRule> RunConfig::*, int64_t RunConfig::*, uint64_t RunConfig::*, int RunConfig::*, Custom>;
   std::string name;                  ///< "dataset.num_samples"
   std::vector<std::string> aliases;  ///< other full names
   Target target;

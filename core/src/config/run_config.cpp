@@ -41,6 +41,8 @@ Status unknown_key(const std::string& key) {
 
 // ---- TOML -------------------------------------------------------------------------------------------------------------
 
+std::vector<std::string> split(const std::string& text);
+
 /// One file while it is read.
 struct Reader {
   std::string path;
@@ -52,6 +54,10 @@ struct Reader {
   Status read_table(const toml::table& table, const std::string& prefix);
   Status read_node(const toml::node& node, const std::string& key);
   Status read_plugin(const toml::table& table, const std::string& plugin);
+  Status read_rules(const toml::array& tables, std::vector<LayerRule>& rules);
+  Status read_rule(const toml::table& table, LayerRule& rule);
+  Status read_outputs(const toml::array& tables);
+  Status read_output(const toml::table& table, OutputConfig& output);
 };
 
 std::optional<ConfigValue> scalar_of(const toml::node& node) {
@@ -96,6 +102,9 @@ Status Reader::read_plugin(const toml::table& table, const std::string& plugin) 
 }
 
 Status Reader::read_node(const toml::node& node, const std::string& key) {
+  const bool rules = key == "rule" || key == "compression.rule";
+  if (rules && node.is_array_of_tables()) return read_rules(*node.as_array(), config.rules);
+  if (key == "output" && node.is_array_of_tables()) return read_outputs(*node.as_array());
   if (is_plugin_table(key, node)) return read_plugin(*node.as_table(), key.substr(key.find('.') + 1));
   if (node.is_table()) return read_table(*node.as_table(), key + ".");
   const ConfigKey* known = find_config_key(key);
@@ -105,9 +114,99 @@ Status Reader::read_node(const toml::node& node, const std::string& key) {
   return at(node, assign(*known, *value, config).in(key));
 }
 
+std::vector<std::string> texts_of(const ConfigValue& value) {
+  if (const auto* list = std::get_if<std::vector<std::string>>(&value.data)) return *list;
+  return {*text_of(value)};
+}
+
+Status Reader::read_rule(const toml::table& table, LayerRule& rule) {
+  for (const auto& [name, node] : table) {
+    const std::string key(name.str());
+    auto value = value_of(node);
+    if (!value.ok()) return at(node, value.status().in("rule." + key));
+    const std::vector<std::string> texts = texts_of(*value);
+    const auto* number = std::get_if<int64_t>(&value->data);
+    const bool text = std::holds_alternative<std::string>(value->data);
+    const bool list = std::holds_alternative<std::vector<std::string>>(value->data);
+    if (key == "match" && (text || list)) rule.match = texts;
+    else if (key == "scheme" && text) rule.scheme = texts.front();
+    else if ((key == "algorithm" || key == "plugin") && (text || list)) rule.plugins = list ? texts : split(texts.front());
+    else if (key == "group_size" && number && *number >= -1) rule.group_size = *number;
+    else if (key == "match" || key == "scheme" || key == "algorithm" || key == "plugin" || key == "group_size")
+      return at(node, Status(Code::kInvalidArgument, "rule." + key + ": expected " +
+                                                         (key == "group_size" ? "an integer of at least -1" : "a text or a list of texts")));
+    else
+      return at(node, Status(Code::kInvalidArgument, "unknown key 'rule." + key + "'" +
+                                                         did_you_mean(key, {"match", "scheme", "algorithm", "group_size"})));
+  }
+  if (rule.match.empty()) return at(table, Status(Code::kInvalidArgument, "a [[rule]] without match"));
+  if (rule.scheme.empty() && rule.plugins.empty() && rule.group_size == 0) {
+    return at(table, Status(Code::kInvalidArgument, "rule '" + rule.text() + "' says nothing: give scheme, algorithm or group_size"));
+  }
+  return {};
+}
+
+Status Reader::read_rules(const toml::array& tables, std::vector<LayerRule>& rules) {
+  rules.clear();
+  for (const toml::node& node : tables) SLIM_TRY(read_rule(*node.as_table(), rules.emplace_back()));
+  return {};
+}
+
+/// The keys of an [[output]] are those of [output], [compression.quantization] and [compression].
+const ConfigKey* find_output_key(const std::string& name) {
+  for (const char* section : {"output.", "compression.quantization.", "compression."}) {
+    if (const ConfigKey* key = find_config_key(section + name)) return key;
+  }
+  return nullptr;
+}
+
+Status Reader::read_output(const toml::table& table, OutputConfig& output) {
+  for (const auto& [name, node] : table) {
+    const std::string key(name.str());
+    if (key == "rule" && node.is_array_of_tables()) {
+      SLIM_TRY(read_rules(*node.as_array(), output.rules.emplace()));
+      continue;
+    }
+    if (const auto* options = node.as_table()) {  // [output.awq]: options of a plugin
+      for (const auto& [option, scalar] : *options) {
+        const auto value = scalar_of(scalar);
+        if (!value) return at(scalar, Status(Code::kInvalidArgument, "output." + key + "." + std::string(option.str()) + ": expected one value"));
+        output.settings.push_back({"compression." + key + "." + std::string(option.str()), {*text_of(*value)}});
+      }
+      continue;
+    }
+    const ConfigKey* known = find_output_key(key);
+    if (!known) return at(node, unknown_key("output." + key));
+    auto value = value_of(node);
+    if (!value.ok()) return at(node, value.status().in("output." + key));
+    std::vector<std::string> texts = texts_of(*value);
+    if (known->name == "compression.plugin" && texts.size() == 1) texts = split(texts.front());
+    output.settings.push_back({known->name, std::move(texts)});
+  }
+  return {};
+}
+
+/// What every output leaves open is the first one's: a configuration of outputs alone names no algorithm elsewhere.
+Status Reader::read_outputs(const toml::array& tables) {
+  config.outputs.clear();
+  for (const toml::node& node : tables) {
+    OutputConfig& output = config.outputs.emplace_back();
+    output.origin = path + ":" + std::to_string(node.source().begin.line);
+    SLIM_TRY(read_output(*node.as_table(), output));
+  }
+  return {};
+}
+
 Status Reader::read_table(const toml::table& table, const std::string& prefix) {
   for (const auto& [name, node] : table) {
     const std::string key = prefix + std::string(name.str());
+    if (prefix.empty() && (key == "rule" || key == "output") && node.is_array_of_tables()) {
+      SLIM_TRY(read_node(node, key));
+      continue;
+    }
+    if (key == "rule") {
+      return at(node, Status(Code::kInvalidArgument, "rules are tables of a list: write [[rule]]"));
+    }
     if (prefix.empty() && !is_section(key)) {
       const std::string hint = did_you_mean(key, section_names());
       return at(node, Status(Code::kInvalidArgument, "unknown section [" + key + "]" + hint +
@@ -175,6 +274,29 @@ std::optional<std::pair<std::string, std::string>> plugin_option(const std::stri
   return std::pair(rest.substr(0, dot), rest.substr(dot + 1));
 }
 
+/// What a configuration leaves open that consists of outputs alone: the first one's algorithm and path.
+void adopt_first_output(RunConfig& config) {
+  if (config.outputs.empty()) return;
+  for (const auto& [key, values] : config.outputs.front().settings) {
+    if (key == "compression.plugin" && config.plugins.empty()) config.plugins = values;
+    if (key == "output.path" && config.output.empty()) config.output = values.front();
+  }
+}
+
+/// Every chain that a run may use: its own, its rules' and its outputs'.
+std::vector<std::string> all_plugins(const RunConfig& config) {
+  std::vector<std::string> plugins = config.plugins;
+  const auto add = [&](const std::vector<std::string>& more) { plugins.insert(plugins.end(), more.begin(), more.end()); };
+  for (const LayerRule& rule : config.rules) add(rule.plugins);
+  for (const OutputConfig& output : config.outputs) {
+    for (const auto& [key, values] : output.settings) {
+      if (key == "compression.plugin") add(values);
+    }
+    for (const LayerRule& rule : output.rules.value_or(std::vector<LayerRule>{})) add(rule.plugins);
+  }
+  return plugins;
+}
+
 /// The id that a chain entry stands for: itself, or what a plugin's file name says.
 std::string chain_id(const std::string& entry) {
   const auto named = parse_plugin_file_name(entry);
@@ -188,6 +310,7 @@ Status read_config_file(const std::string& path, RunConfig& config) {
   SLIM_ASSIGN(const toml::table table, parse_toml(text, path));
   RunConfig result = config;  // untouched when the file has an error
   SLIM_TRY((Reader{path, result}.read_table(table, "")));
+  adopt_first_output(result);
   SLIM_TRY(resolve_scheme(result).in(path));
   config = std::move(result);
   return {};
@@ -227,7 +350,7 @@ Status set_config_value(const std::string& assignment, RunConfig& config) {
 
 Status check_plugin_options(const RunConfig& config) {
   std::vector<std::string> ids;
-  for (const std::string& entry : config.plugins) ids.push_back(chain_id(entry));
+  for (const std::string& entry : all_plugins(config)) ids.push_back(chain_id(entry));
   for (const auto& [plugin, options] : config.plugin_options) {
     if (std::find(ids.begin(), ids.end(), plugin) != ids.end()) continue;
     std::vector<std::string> candidates = section_names();
@@ -238,6 +361,51 @@ Status check_plugin_options(const RunConfig& config) {
                                               did_you_mean(plugin, candidates));
   }
   return {};
+}
+
+std::string LayerRule::text() const {
+  return join(match, " ") + "=" + scheme + (plugins.empty() ? "" : ":" + join(plugins, ","));
+}
+
+Result<LayerRule> parse_rule(const std::string& text) {
+  const size_t equals = text.rfind('=');
+  if (equals == 0 || equals == std::string::npos || equals + 1 == text.size()) {
+    return Status(Code::kInvalidArgument, "found '" + text + "', expected MATCH=SCHEME or MATCH=SCHEME:PLUGIN");
+  }
+  const std::string value = text.substr(equals + 1);
+  const size_t colon = value.find(':');
+  LayerRule rule;
+  rule.match = {text.substr(0, equals)};
+  rule.scheme = value.substr(0, colon);
+  if (colon != std::string::npos) rule.plugins = split(value.substr(colon + 1));
+  return rule;
+}
+
+Result<std::vector<RunConfig>> output_configs(const RunConfig& config) {
+  if (config.outputs.empty()) return std::vector<RunConfig>{config};
+  std::vector<RunConfig> all;
+  std::vector<std::string> paths;
+  for (const OutputConfig& output : config.outputs) {
+    RunConfig one = config;
+    one.outputs.clear();
+    one.output.clear();
+    for (const bool names_scheme : {true, false}) {  // a scheme's name starts over, so it comes before what refines it
+      for (const auto& [key, values] : output.settings) {
+        if ((key == "compression.quantization.name") == names_scheme) SLIM_TRY(set_config_key(key, values, one).in(output.origin));
+      }
+    }
+    if (output.rules) one.rules = *output.rules;
+    if (one.output.empty()) return Status(Code::kInvalidArgument, output.origin + ": an [[output]] without path");
+    if (std::find(paths.begin(), paths.end(), one.output) != paths.end()) {
+      return Status(Code::kInvalidArgument, output.origin + ": two outputs have the path " + one.output);
+    }
+    paths.push_back(one.output);
+    all.push_back(std::move(one));
+  }
+  if (config.output != paths.front()) {
+    return Status(Code::kInvalidArgument, "output.path (--output) " + config.output + " and [[output]] exclude each other; leave one out");
+  }
+  return all;
 }
 
 Result<int64_t> parse_bytes(std::string_view text) {

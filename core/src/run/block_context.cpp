@@ -40,7 +40,10 @@ at::Tensor BlockTransform::norm_weight(const ScaleEdge& edge) const {
   return it == state_.weights.params.end() ? at::Tensor() : it->second.to(at::kFloat, false, /*copy=*/true);
 }
 
-at::ScalarType BlockTransform::scale_dtype() const { return recipe_.format->scale_dtype(recipe_.scheme, model_.weights->dtype()); }
+const Scheme* BlockTransform::scheme(LayerId id) const {
+  const LayerDecision& decision = run_.layers[state_.plan->index][id];
+  return decision.scheme && decision.part == part_ ? &*decision.scheme : nullptr;
+}
 
 Result<at::Tensor> BlockTransform::region_output(RegionId region, size_t batch, const Overrides* overrides) {
   const c10::NoGradGuard no_grad;
@@ -80,7 +83,7 @@ Result<at::Tensor> BlockTransform::fold(const ScaleEdge& edge, const at::Tensor&
   for (const LayerId id : edge.consumers) {
     state_.weights.weight[id] = weight(id) * columns;
     state_.changed_layers.insert(id);
-    state_.rounded = state_.rounded || !scheme(id);
+    state_.rounded = state_.rounded || stays_in_float(id);
   }
   SLIM_TRY(statistics_.rescale(edge.port, columns));
   folds_.emplace_back(&edge, applied);
@@ -116,7 +119,7 @@ Result<at::Tensor> BlockTransform::fold_rows(const ScaleEdge& edge, const at::Te
   for (const LayerId id : edge.producers) {
     state_.weights.weight[id] = weight(id) / s.unsqueeze(1);
     state_.changed_layers.insert(id);
-    state_.rounded = state_.rounded || !scheme(id);
+    state_.rounded = state_.rounded || stays_in_float(id);
     at::Tensor& bias = state_.weights.bias[id];
     if (!bias.defined()) continue;
     bias = (bias.to(at::kFloat) / s).to(bias.scalar_type());

@@ -19,28 +19,32 @@ struct BlockState {
   bool rounded = false;                  ///< a change had to be rounded to the stored dtype (float layers, biases)
 };
 
-/// BlockContext over a BlockState. Folding edits weights, the producer and the statistics together.
+/// Edges in the order in which they were folded, and the scale that was applied to each.
+using Folds = std::vector<std::pair<const ScaleEdge*, at::Tensor>>;
+
+/// BlockContext over a BlockState, for the layers of one part of the recipe. Folding edits weights, the producer and the statistics
+/// together.
 class SLIM_API BlockTransform final : public BlockContext {
  public:
   /// All must outlive the context. `exec` is used to replay regions; `carries`: one per batch, at the block's entry.
-  BlockTransform(const Model& model, const RunPlan& run, const Recipe& recipe, BlockState& state, StatisticSet& statistics,
-                 BlockExec& exec, const std::vector<Carry>& carries, Notes& notes)
-      : model_(model), run_(run), recipe_(recipe), state_(state), statistics_(statistics), exec_(exec), carries_(carries),
-        notes_(notes) {}
+  BlockTransform(const Model& model, const RunPlan& run, size_t part, at::ScalarType scale_dtype, BlockState& state,
+                 StatisticSet& statistics, BlockExec& exec, const std::vector<Carry>& carries, Notes& notes)
+      : model_(model), run_(run), part_(part), scale_dtype_(scale_dtype), state_(state), statistics_(statistics), exec_(exec),
+        carries_(carries), notes_(notes) {}
 
   const BlockPlan& plan() const override { return *state_.plan; }
-  const Scheme* scheme(LayerId id) const override { return run_.scheme(state_.plan->index, id); }
+  const Scheme* scheme(LayerId id) const override;
   at::Tensor weight(LayerId id) const override;
   at::Tensor norm_weight(const ScaleEdge&) const override;
-  at::ScalarType scale_dtype() const override;
+  at::ScalarType scale_dtype() const override { return scale_dtype_; }
   const Statistic* find(PortId port, std::string_view id) const override { return statistics_.find(port, id); }
   Result<double> loss(RegionId, const Overrides&) override;
   Result<at::Tensor> fold(const ScaleEdge&, const at::Tensor& s) override;
   Status set_weight(LayerId, const at::Tensor&) override;
   Notes& notes() override { return notes_; }
 
-  /// Edges folded so far and the scale that was applied to each, in order: what the proof of equivalence checks.
-  const std::vector<std::pair<const ScaleEdge*, at::Tensor>>& folds() const { return folds_; }
+  /// What was folded so far: what the proof of equivalence checks.
+  const Folds& folds() const { return folds_; }
   /// True if a weight was set that need not keep the function.
   bool function_changed() const { return function_changed_; }
 
@@ -48,16 +52,18 @@ class SLIM_API BlockTransform final : public BlockContext {
   Result<at::Tensor> fold_norm(const ScaleEdge&, const at::Tensor& s);
   Result<at::Tensor> fold_rows(const ScaleEdge&, const at::Tensor& s);
   Result<at::Tensor> region_output(RegionId, size_t batch, const Overrides*);
+  bool stays_in_float(LayerId id) const { return !run_.scheme(state_.plan->index, id); }
 
   const Model& model_;
   const RunPlan& run_;
-  const Recipe& recipe_;
+  size_t part_;
+  at::ScalarType scale_dtype_;
   BlockState& state_;
   StatisticSet& statistics_;
   BlockExec& exec_;
   const std::vector<Carry>& carries_;
   Notes& notes_;
-  std::vector<std::pair<const ScaleEdge*, at::Tensor>> folds_;
+  Folds folds_;
   bool function_changed_ = false;
   std::map<RegionId, std::vector<at::Tensor>> references_;  ///< float outputs of replayed regions
 };

@@ -47,16 +47,14 @@ Result<double> EquivalenceProof::relative_error(const BlockState& state) const {
   return (now - reference_).norm().item<double>() / std::max(scale, 1e-20);
 }
 
-Status EquivalenceProof::check(const BlockState& after, const BlockTransform& transform, const RunPlan& run,
-                               const Recipe& recipe) const {
+Status EquivalenceProof::check(const BlockState& after, const Folds& folds, const RunPlan& run) const {
   SLIM_ASSIGN(error_, relative_error(after));
   if (error_ <= bound_of(after)) return {};
-  return name_edge(after, transform, run, recipe);
+  return name_edge(after, folds, run);
 }
 
 /// Only after a failure: the folds again, one by one, from the block's original weights.
-Status EquivalenceProof::name_edge(const BlockState& after, const BlockTransform& transform, const RunPlan& run,
-                                   const Recipe& recipe) const {
+Status EquivalenceProof::name_edge(const BlockState& after, const Folds& folds, const RunPlan& run) const {
   const BlockPlan& block = *after.plan;
   BlockState state;
   state.plan = &block;
@@ -65,10 +63,10 @@ Status EquivalenceProof::name_edge(const BlockState& after, const BlockTransform
   BlockExec exec(*model_->weights, at::kFloat);
   RunNotes notes;
   const std::vector<Carry> carries;
-  BlockTransform again(*model_, run, recipe, state, none, exec, carries, notes);
+  BlockTransform again(*model_, run, 0, at::kFloat, state, none, exec, carries, notes);
   std::string edge = "all folds together";
   double error = error_;
-  for (const auto& [folded, s] : transform.folds()) {
+  for (const auto& [folded, s] : folds) {
     SLIM_ASSIGN(const at::Tensor applied, again.fold(*folded, s));
     SLIM_ASSIGN(const double now, relative_error(state));
     if (now <= bound_of(state)) continue;

@@ -11,7 +11,7 @@ class SLIM_API EquivalenceProof {
   /// Runs the block as it is. `carry`: a batch at the block's entry.
   static Result<EquivalenceProof> before(const Model&, const BlockState&, const Carry& carry);
   /// kNumeric names the edge at which the function moved, with the error found and allowed.
-  Status check(const BlockState& after, const BlockTransform&, const RunPlan&, const Recipe&) const;
+  Status check(const BlockState& after, const Folds&, const RunPlan&) const;
   /// Relative root mean square error of the last check.
   double error() const { return error_; }
 
@@ -19,7 +19,7 @@ class SLIM_API EquivalenceProof {
   EquivalenceProof(const Model& model, const Carry& carry) : model_(&model), carry_(carry) {}
   Result<at::Tensor> contribution(const BlockState&) const;
   Result<double> relative_error(const BlockState&) const;
-  Status name_edge(const BlockState&, const BlockTransform&, const RunPlan&, const Recipe&) const;
+  Status name_edge(const BlockState& after, const Folds&, const RunPlan&) const;
 
   const Model* model_;
   Carry carry_;

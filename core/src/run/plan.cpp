@@ -1,9 +1,13 @@
+#include <algorithm>
+
 #include <nlohmann/json.hpp>
 
 #include "plugin/guard.h"
 #include "run/commands.h"
+#include "run/join_reports.h"
 #include "run/run_plan.h"
 #include "run/run_report.h"
+#include "run/statistic_set.h"
 
 namespace slim {
 namespace {
@@ -31,29 +35,31 @@ std::string without_numbers(const std::string& name) {
 
 }  // namespace
 
-int64_t peak_bytes(const RunConfig& config, const Model& model, const Recipe& recipe, const RunPlan& plan) {
+int64_t peak_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
   const int64_t size = static_cast<int64_t>(c10::elementSize(model.weights->dtype()));
   const int64_t tokens = config.num_samples * config.max_seq_length;
   int64_t most = 0;
   for (const BlockPlan& block : model.plan.blocks) {
-    if (!plan.quantizes(block.index)) continue;
+    const auto changes = [&](const OutputPlan& output) { return output.plan.changes(block); };
+    if (std::none_of(outputs.begin(), outputs.end(), changes)) continue;
     int64_t weights = 0, largest = 0, statistics = 0, features = 0;
     for (const Layer& layer : block.layers) {
       weights += elements(layer) * size;
       largest = std::max(largest, elements(layer));
     }
     StatisticSet observed(block, tokens);
-    for (const auto& algorithm : recipe.algorithms) algorithm->observe(block, plan.schemes(block.index), observed);
+    for (const OutputPlan& output : outputs) observe(output, block, observed);
     for (const Port& port : block.ports) {
       features = std::max(features, port.features);
       if (observed.find(port.id, Gram::kId)) statistics += port.features * port.features * 4;
       if (observed.find(port.id, ActivationRows::kId)) statistics += std::min<int64_t>(tokens, 4096) * port.features * size;
     }
-    const bool forward = !observed.empty();
+    if (outputs.size() > 1) statistics *= 2;  // each output folds its scales into a copy
+    const bool forward = !observed.empty() && config.statistics.empty();
     const int64_t hidden = forward && !block.ports.empty() ? 2 * tokens * block.ports.front().features * size : 0;
     const int64_t working = forward ? config.batch_size * config.max_seq_length * features * 4 * 2 : 0;
     // fp32 copies of the whole block while its scales are folded, and of the largest layer while it is searched.
-    const int64_t copies = forward ? 2 * weights * 4 / size : 0;
+    const int64_t copies = observed.empty() ? 0 : 2 * weights * 4 / size;
     most = std::max(most, 2 * weights + copies + 4 * largest * 4 + statistics + hidden + working);
   }
   return kProgramBytes + most;
@@ -66,7 +72,8 @@ struct Row {
   int64_t tensors = 0, bytes = 0;
 };
 
-Report describe(const RunConfig& config, const Model& model, const Recipe& recipe, const RunPlan& plan) {
+Report describe(const OutputPlan& decided, const Model& model, int64_t peak) {
+  const auto& [config, recipe, plan] = decided;
   nlohmann::ordered_json json = {{"model", config.model}, {"adapter", model.adapter_id}, {"scheme", recipe.scheme.name},
                                  {"format", recipe.format_id}};
   std::map<std::string, Row> rows;
@@ -93,14 +100,17 @@ Report describe(const RunConfig& config, const Model& model, const Recipe& recip
       else if (!layer.tied) keep(layer.weight.tensor, "float: " + decision.reason);
       if (!layer.bias.empty()) keep(layer.bias, "copy");
     }
+    if (plan.kv_cache) {
+      for (const CacheSite& site : block.caches) row(site.name + " key/value cache", config.kv_cache + " scales", 8);
+    }
   }
   int64_t output = 0;
   for (const TensorSpec& spec : plan.outputs) output += byte_size(spec).value_or(0);
-  const int64_t peak = peak_bytes(config, model, recipe, plan);
   json["tensor_count"] = model.weights->logical().size();
   json["input_bytes"] = model.weights->checkpoint().total_bytes();
   json["output_bytes"] = output;
   json["peak_memory_bytes"] = peak;
+  json["layers_of_scheme"] = plan.layers_of_scheme;
   json["ignore"] = plan.ignore;
   json["indivisible"] = plan.indivisible;
 
@@ -124,11 +134,26 @@ Report describe(const RunConfig& config, const Model& model, const Recipe& recip
 
 }  // namespace
 
+Report join_reports(const std::vector<Report>& reports) {
+  if (reports.size() == 1) return reports.front();
+  Report all;
+  auto json = nlohmann::ordered_json::array();
+  for (const Report& report : reports) {
+    all.text += (all.text.empty() ? "" : "\n") + report.text;
+    json.push_back(nlohmann::ordered_json::parse(report.json));
+  }
+  all.json = nlohmann::ordered_json{{"outputs", json}}.dump();
+  return all;
+}
+
 Result<Report> plan(const RunConfig& config, PluginRegistry& registry) {
-  SLIM_ASSIGN(const Recipe recipe, Recipe::make(config, registry));
+  SLIM_ASSIGN(std::vector<OutputPlan> outputs, make_recipes(config, registry));
   SLIM_ASSIGN(const Model model, Model::open(config.model, config.adapter, registry));
-  SLIM_ASSIGN(const RunPlan decisions, make_run_plan(config, model, recipe));
-  return describe(config, model, recipe, decisions);
+  SLIM_TRY(make_run_plans(outputs, model));
+  const int64_t peak = peak_bytes(config, model, outputs);
+  std::vector<Report> reports;
+  for (const OutputPlan& output : outputs) reports.push_back(describe(output, model, peak));
+  return join_reports(reports);
 }
 
 }  // namespace slim

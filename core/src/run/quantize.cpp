@@ -4,19 +4,20 @@
 
 #include <malloc.h>
 
-#include <chrono>
+#include <algorithm>
+#include <filesystem>
 #include <future>
 
-#include "checkpoint/writer.h"
 #include "plugin/guard.h"
 #include "run/async_writer.h"
 #include "run/block_context.h"
 #include "run/calibration.h"
 #include "run/commands.h"
-#include "run/equivalence.h"
-#include "run/output_config.h"
+#include "run/fingerprint.h"
+#include "run/join_reports.h"
+#include "run/output_run.h"
 #include "run/run_report.h"
-#include "slim/quant.hpp"
+#include "run/statistics_file.h"
 
 namespace slim {
 namespace {
@@ -25,7 +26,7 @@ namespace {
 /// what the expert saw.
 constexpr double kExpertPriorTokens = 128;
 
-/// One quantization run: opens and decides everything, then goes block by block.
+/// One run: opens and decides everything, then goes block by block, and makes every output of each.
 class QuantizeRun {
  public:
   QuantizeRun(const RunConfig& config, PluginRegistry& registry, Progress& progress)
@@ -34,25 +35,11 @@ class QuantizeRun {
   Result<Report> run() {
     const c10::NoGradGuard no_grad;
     SLIM_TRY(open());
-    SLIM_TRY(create_output());  // first: reading samples may take long
-    if (needs_forward()) SLIM_TRY(read_samples());
-    const auto& blocks = model_.plan.blocks;
-    progress_.begin("quantizing", static_cast<int64_t>(blocks.size()));
-    std::future<Result<BlockWeights>> next = load_ahead(0);
-    for (const BlockPlan& block : blocks) {
-      if (progress_.cancelled()) return Status(Code::kCancelled, "interrupted before " + block.name + "; nothing was written");
-      BlockState state;
-      state.plan = &block;
-      if (next.valid()) {
-        SLIM_ASSIGN(state.weights, next.get());
-      }
-      next = load_ahead(block.index + 1);
-      SLIM_TRY(run_block(state));
-      SLIM_TRY(output_.drain());  // a slow disk must not let finished blocks pile up
-      state = {};
-      malloc_trim(0);  // what the allocator keeps in fragments would grow with the number of blocks
-      progress_.step(block.name);
-    }
+    for (auto& output : outputs_) SLIM_TRY(output->create());  // first: reading samples may take long
+    SLIM_TRY(open_statistics());
+    if (runs_forward()) SLIM_TRY(read_samples());
+    SLIM_TRY(create_statistics());
+    SLIM_TRY(run_blocks());
     return finish();
   }
 
@@ -61,22 +48,34 @@ class QuantizeRun {
   Status open() {
     if (config_.output.empty()) return {Code::kInvalidArgument, "no output folder; pass --output"};
     if (config_.threads > 0) at::set_num_threads(config_.threads);
-    SLIM_ASSIGN(recipe_, Recipe::make(config_, registry_));
+    SLIM_ASSIGN(std::vector<OutputPlan> plans, make_recipes(config_, registry_));
+    SLIM_TRY(decide_propagation(plans.size()));
     SLIM_ASSIGN(backend_, registry_.backend(config_.backend));
     SLIM_TRY(guarded(config_.backend, [&] { return backend_->open({}); }));
     SLIM_ASSIGN(model_, Model::open(config_.model, config_.adapter, registry_));
-    SLIM_ASSIGN(plan_, make_run_plan(config_, model_, recipe_));
-    SLIM_TRY(check_memory());
+    SLIM_TRY(make_run_plans(plans, model_));
+    SLIM_TRY(check_memory(plans));
     SLIM_ASSIGN(const at::ScalarType dtype, model_.compute_dtype(config_.dtype));
     exec_ = std::make_unique<BlockExec>(*model_.weights, dtype);
     exec_->set_all_experts(config_.all_experts);
-    scale_dtype_ = recipe_.format->scale_dtype(recipe_.scheme, model_.weights->dtype());
+    for (OutputPlan& plan : plans) outputs_.push_back(std::make_unique<OutputRun>(std::move(plan), model_, jobs_));
     find_last_observed();
     return {};
   }
 
-  Status check_memory() const {
-    const int64_t needed = peak_bytes(config_, model_, recipe_, plan_);
+  /// One forward pass serves several outputs, or a later run, only if it is the float model's.
+  Status decide_propagation(size_t outputs) {
+    const bool kept = !config_.save_statistics.empty() || !config_.statistics.empty();
+    if (config_.propagate == "quantized" && (kept || outputs > 1)) {
+      return {Code::kInvalidArgument, std::string("run.propagate = quantized: with ") + (kept ? "kept statistics" : "several outputs") +
+                                          " later blocks can only see the float model; use auto or float"};
+    }
+    float_inputs_ = config_.propagate == "float" || (config_.propagate == "auto" && (kept || outputs > 1));
+    return {};
+  }
+
+  Status check_memory(const std::vector<OutputPlan>& plans) const {
+    const int64_t needed = peak_bytes(config_, model_, plans);
     if (config_.max_memory == 0 || needed <= config_.max_memory) return {};
     return {Code::kOutOfMemory, "the run takes about " + bytes_text(needed) + " of memory, run.max_memory allows " +
                                     bytes_text(config_.max_memory) +
@@ -85,9 +84,9 @@ class QuantizeRun {
 
   std::unique_ptr<StatisticSet> observations(const BlockPlan& block) const {
     auto statistics = std::make_unique<StatisticSet>(block, calibration_.tokens());
-    if (!plan_.quantizes(block.index)) return statistics;
-    const auto schemes = plan_.schemes(block.index);
-    for (const auto& algorithm : recipe_.algorithms) algorithm->observe(block, schemes, *statistics);
+    for (const auto& output : outputs_) {
+      if (output->changes(block)) observe(output->plan(), block, *statistics);
+    }
     return statistics;
   }
 
@@ -95,188 +94,172 @@ class QuantizeRun {
     for (const BlockPlan& block : model_.plan.blocks) {
       if (!observations(block)->empty()) last_observed_ = block.index;
     }
+    last_forward_ = config_.statistics.empty() ? last_observed_ : -1;
   }
-  bool needs_forward() const { return last_observed_ >= 0; }
+  bool runs_forward() const { return last_forward_ >= 0; }
+  bool changes(const BlockPlan& block) const {
+    return std::any_of(outputs_.begin(), outputs_.end(), [&](const auto& output) { return output->changes(block); });
+  }
 
   Status read_samples() {
     if (config_.calib.empty()) {
-      return {Code::kInvalidArgument, recipe_.algorithm_ids.front() + " needs calibration data; pass --calib FILE or DIR"};
+      const Recipe& recipe = outputs_.front()->plan().recipe;
+      const bool cache = outputs_.front()->plan().plan.kv_cache;
+      return {Code::kInvalidArgument, (cache ? "kv_cache = " + outputs_.front()->plan().config.kv_cache : recipe.algorithm_ids.front()) +
+                                          " needs calibration data; pass --calib FILE or DIR"};
     }
     SLIM_ASSIGN(calibration_, calibrate_input(config_, model_, *exec_, progress_));
     return {};
   }
 
-  Status create_output() {
-    WriterOptions options;
-    options.folder = config_.output;
-    options.max_shard_size = config_.max_shard_size;
-    options.stem = recipe_.format->weights_stem(recipe_.scheme);
-    options.overwrite = config_.overwrite;
-    options.inputs = {config_.model};
-    SLIM_ASSIGN(writer_, CheckpointWriter::create(options, plan_.outputs));
+  // ---- kept statistics ----
+  /// What statistics depend on. Calibration is compared only where this run names some.
+  Result<Fingerprint> statistics_fingerprint() const {
+    SLIM_ASSIGN(Fingerprint fingerprint, model_fingerprint(model_));
+    fingerprint["run.dtype"] = c10::toString(exec_->dtype());
+    fingerprint["run.all_experts"] = config_.all_experts ? "true" : "false";
+    if (config_.calib.empty()) return fingerprint;
+    fingerprint["dataset.path"] = std::filesystem::path(config_.calib).lexically_normal().filename().string();
+    fingerprint["dataset.num_samples"] = std::to_string(config_.num_samples);
+    fingerprint["dataset.max_seq_length"] = std::to_string(config_.max_seq_length);
+    fingerprint["dataset.shuffle"] = config_.shuffle ? "seed " + std::to_string(config_.seed) : "false";
+    return fingerprint;
+  }
+
+  Status open_statistics() {
+    if (config_.statistics.empty()) return {};
+    if (!config_.save_statistics.empty()) {
+      return {Code::kInvalidArgument, "--statistics and --save-statistics exclude each other: nothing new is collected"};
+    }
+    SLIM_ASSIGN(statistics_file_, StatisticsFile::open(config_.statistics));
+    SLIM_ASSIGN(const Fingerprint expected, statistics_fingerprint());
+    const Fingerprint& found = statistics_file_->fingerprint();
+    if (const std::string differs = difference(found, expected); !differs.empty()) {
+      return {Code::kInvalidArgument, config_.statistics + ": its statistics are not this run's: " + differs};
+    }
+    const auto saved = [&](const char* key) { return found.contains(key) ? std::atoll(found.at(key).c_str()) : 0; };
+    calibration_.text_tokens = saved(kTextTokens);
+    calibration_.image_tokens = saved(kImageTokens);
+    note_all("statistics from a file", config_.statistics, std::to_string(calibration_.tokens()) + " tokens of " +
+                                                               (found.contains("dataset.path") ? found.at("dataset.path") : "unknown data"));
     return {};
   }
 
-  // ---- one block ----
+  Status create_statistics() {
+    if (config_.save_statistics.empty()) return {};
+    if (!runs_forward()) return {Code::kInvalidArgument, "--save-statistics: the algorithm collects none"};
+    int64_t count = 0;
+    for (const BlockPlan& block : model_.plan.blocks) {
+      SLIM_TRY(observations(block)->for_each([&](const Port&, const std::string&, Statistic&) {
+        ++count;
+        return Status{};
+      }));
+    }
+    SLIM_ASSIGN(statistics_writer_, StatisticsWriter::create(config_.save_statistics, count));
+    return {};
+  }
+
+  Status finish_statistics() {
+    if (!statistics_writer_) return {};
+    SLIM_ASSIGN(Fingerprint fingerprint, statistics_fingerprint());
+    fingerprint[kTextTokens] = std::to_string(calibration_.text_tokens);
+    fingerprint[kImageTokens] = std::to_string(calibration_.image_tokens);
+    return statistics_writer_->finish(fingerprint);
+  }
+
+  // ---- blocks ----
+  Status run_blocks() {
+    const auto& blocks = model_.plan.blocks;
+    progress_.begin("quantizing", static_cast<int64_t>(blocks.size()));
+    std::future<Result<BlockWeights>> next = load_ahead(0);
+    for (const BlockPlan& block : blocks) {
+      if (progress_.cancelled()) return {Code::kCancelled, "interrupted before " + block.name + "; nothing was written"};
+      BlockState state;
+      state.plan = &block;
+      if (next.valid()) {
+        SLIM_ASSIGN(state.weights, next.get());
+      }
+      next = load_ahead(block.index + 1);
+      SLIM_TRY(run_block(state));
+      SLIM_TRY(jobs_.drain());  // a slow disk must not let finished blocks pile up
+      state = {};
+      malloc_trim(0);  // what the allocator keeps in fragments would grow with the number of blocks
+      progress_.step(block.name);
+    }
+    return {};
+  }
+
   std::future<Result<BlockWeights>> load_ahead(size_t index) {
     const auto& blocks = model_.plan.blocks;
     if (index >= blocks.size()) return {};
     const BlockPlan& block = blocks[index];
-    if (!plan_.quantizes(block.index) && block.index > last_observed_) return {};  // copied as bytes
+    if (!changes(block) && block.index > last_forward_) return {};  // copied as bytes
     return std::async(std::launch::async, [this, &block] { return model_.weights->load(block); });
   }
 
   Status run_block(BlockState& state) {
     const BlockPlan& block = *state.plan;
-    if (block.index <= last_observed_ && starts_stage(model_.plan, block)) {
+    if (block.index <= last_forward_ && starts_stage(model_.plan, block)) {
       for (Carry& carry : calibration_.batches) SLIM_TRY(model_.enter(block, *exec_, carry));
     }
-    if (plan_.quantizes(block.index)) {
-      SLIM_TRY(quantize_block(state));
+    if (changes(block)) {
+      SLIM_TRY(make_block(state));
     } else {
-      if (block.index < last_observed_) SLIM_TRY(advance(state));
-      SLIM_TRY(copy_unchanged(state));
+      if (block.index < last_forward_) SLIM_TRY(advance(state, calibration_.batches));
+      for (auto& output : outputs_) SLIM_TRY(output->copy_block(block));
     }
     exec_->release_globals();
     return {};
   }
 
-  Status quantize_block(BlockState& state) {
+  Status make_block(BlockState& state) {
     const BlockPlan& block = *state.plan;
     const auto statistics = observations(block);
     std::vector<Carry> float_outputs;
-    SLIM_TRY(collect(state, *statistics, float_outputs));
-    SLIM_TRY(transform(state, *statistics));
-    SLIM_TRY(solve(state, *statistics));
-    SLIM_TRY(write_changed(state));
-    SLIM_TRY(copy_unchanged(state));
-    report_.record_experts(block, *statistics);
-    if (block.index >= last_observed_) return {};
-    if (config_.propagate == "quantized") return advance(state);
+    SLIM_TRY(gather(state, *statistics, float_outputs));
+    for (size_t i = 0; i + 1 < outputs_.size(); ++i) {
+      BlockState own = state;  // tensors are replaced, never written to: they may be shared
+      const auto own_statistics = statistics->clone();
+      SLIM_TRY(make_output(*outputs_[i], own, *own_statistics));
+    }
+    SLIM_TRY(make_output(*outputs_.back(), state, *statistics));
+    exec_->region_inputs().clear();
+    if (block.index >= last_forward_) return {};
+    if (!float_inputs_) return advance(state, calibration_.batches);
     calibration_.batches = std::move(float_outputs);
     return {};
   }
 
-  /// The calibration pass: statistics, and with propagate = "float" also the next block's input.
-  Status collect(const BlockState& state, StatisticSet& statistics, std::vector<Carry>& outputs) {
+  Status make_output(OutputRun& output, BlockState& state, StatisticSet& statistics) {
+    if (!output.changes(*state.plan)) return output.copy_block(*state.plan);
+    Status status = output.make_block(state, statistics, *exec_, calibration_);
+    return outputs_.size() == 1 ? status : std::move(status).in("output " + output.plan().config.output);
+  }
+
+  /// The statistics of a block: from the file of an earlier run, or from a calibration pass, which with float inputs gives the next
+  /// block's too.
+  Status gather(const BlockState& state, StatisticSet& statistics, std::vector<Carry>& float_outputs) {
+    if (statistics_file_) {
+      SLIM_TRY(statistics_file_->restore(*state.plan, statistics));
+    } else {
+      SLIM_TRY(collect(state, statistics, float_outputs));
+    }
+    if (statistics_writer_) SLIM_TRY(statistics_writer_->put(*state.plan, statistics));
+    if (!statistics.empty()) statistics.finish(kExpertPriorTokens);
+    return {};
+  }
+
+  Status collect(const BlockState& state, StatisticSet& statistics, std::vector<Carry>& float_outputs) {
     exec_->region_inputs().clear();
-    if (statistics.empty()) return {};
+    const bool wants_output = float_inputs_ && state.plan->index < last_forward_;
+    if (statistics.empty() && !wants_output) return {};
     exec_->set_statistics(&statistics);
     for (const Carry& carry : calibration_.batches) {
       Carry output = carry;
       SLIM_TRY(forward(state, output));
-      if (config_.propagate == "float") outputs.push_back(std::move(output));
+      if (wants_output) float_outputs.push_back(std::move(output));
     }
     exec_->set_statistics(nullptr);
-    statistics.finish(kExpertPriorTokens);
-    return {};
-  }
-
-  Status transform(BlockState& state, StatisticSet& statistics) {
-    if (statistics.empty()) return {};
-    SLIM_ASSIGN(const auto proof, EquivalenceProof::before(model_, state, calibration_.batches[calibration_.smallest]));
-    BlockTransform context(model_, plan_, recipe_, state, statistics, *exec_, calibration_.batches, report_.notes);
-    for (size_t i = 0; i < recipe_.algorithms.size(); ++i) {
-      SLIM_TRY(guarded(recipe_.algorithm_ids[i] + ": " + state.plan->name, [&] { return recipe_.algorithms[i]->transform(context); }));
-    }
-    exec_->region_inputs().clear();
-    if (context.folds().empty() || context.function_changed()) return {};
-    SLIM_TRY(proof.check(state, context, plan_, recipe_));
-    report_.record_proof(context.folds().size(), proof.error());
-    return {};
-  }
-
-  Status solve(BlockState& state, const StatisticSet& statistics) {
-    const BlockPlan& block = *state.plan;
-    Algorithm* solver = recipe_.solver();
-    std::map<PortId, TensorMap> port_caches;
-    std::vector<Solved> solved(block.layers.size());
-    for (const Layer& layer : block.layers) {
-      if (!plan_.scheme(block.index, layer.id)) continue;
-      LayerSolve context(plan_, state, layer, statistics, scale_dtype_, config_.seed, port_caches[layer.input], report_.notes);
-      SLIM_ASSIGN(solved[layer.id], guarded(recipe_.solver_id() + ": " + layer.name, [&] {
-                    return solver ? solver->solve(context) : quant::round_to_nearest(context);
-                  }));
-    }
-    for (const Layer& layer : block.layers) {
-      if (plan_.scheme(block.index, layer.id)) SLIM_TRY(commit(state, layer, std::move(solved[layer.id])));
-    }
-    return {};
-  }
-
-  /// The layer as engines will compute it, for the next block's input; and its tensors on their way to the disk.
-  Status commit(BlockState& state, const Layer& layer, Solved solved) {
-    const Scheme& scheme = *plan_.scheme(state.plan->index, layer.id);
-    const auto* quantized = std::get_if<Quantized>(&solved.weight);
-    const at::Tensor weight = quantized ? quant::decode(*quantized) : std::get<Dense>(solved.weight).weight;
-    const double error = (weight - state.weights.weight[layer.id].to(at::kFloat)).norm().item<double>();
-    const double size = state.weights.weight[layer.id].to(at::kFloat).norm().item<double>();
-    report_.notes.metric(layer.name, "relative_error", size > 0 ? error / size : 0.0);
-    state.weights.weight[layer.id] = weight.to(model_.weights->dtype());
-    state.changed_layers.erase(layer.id);
-    if (scheme.input) state.weights.activation[layer.id] = ActivationQuantization{*scheme.input, solved.input_scale, solved.input_zero};
-    if (solved.bias.defined() && !layer.bias.empty()) {
-      state.weights.bias[layer.id] = solved.bias.to(state.weights.bias[layer.id].scalar_type());
-      state.changed_tensors.insert(layer.bias);
-    }
-    if (!layer.bias.empty()) solved.bias = state.weights.bias[layer.id].to(at::kFloat);  // formats that fold it into integers need it
-    const int64_t bytes = layer.out * layer.in;
-    return output_.submit(bytes, [this, &layer, &scheme, solved = std::move(solved)]() -> Status {
-      SLIM_ASSIGN(const TensorMap tensors, guarded(layer.name, [&] {
-                    return recipe_.format->encode(layer, scheme, solved, model_.weights->dtype());
-                  }));
-      for (const auto& [name, tensor] : tensors) SLIM_TRY(writer_->put(name, tensor));
-      return {};
-    });
-  }
-
-  Status put_later(const std::string& name, const at::Tensor& tensor) {
-    written_.insert(name);
-    return output_.submit(static_cast<int64_t>(tensor.nbytes()), [this, name, tensor] { return writer_->put(name, tensor); });
-  }
-
-  /// Tensors that stay in float but were changed by a fold, and float layers cut out of a tensor that is replaced.
-  Status write_changed(BlockState& state) {
-    const BlockPlan& block = *state.plan;
-    std::map<std::string, at::Tensor> assembled;  // float tensors that several layers are slices of
-    for (const Layer& layer : block.layers) {
-      const LayerDecision& decision = plan_.layers[block.index][layer.id];
-      at::Tensor& weight = state.weights.weight[layer.id];
-      if (state.changed_tensors.contains(layer.bias)) SLIM_TRY(put_later(layer.bias, state.weights.bias[layer.id]));
-      if (decision.scheme) continue;
-      const bool changed = state.changed_layers.contains(layer.id);
-      if (!decision.outputs.empty()) {
-        const TensorSpec& spec = decision.outputs.front();
-        SLIM_TRY(put_later(spec.name, weight.to(*to_scalar_type(spec.dtype))));
-      } else if (changed) {
-        at::Tensor& whole = assembled[layer.weight.tensor];
-        if (!whole.defined()) {
-          SLIM_ASSIGN(whole, model_.weights->tensor(layer.weight.tensor));
-        }
-        at::Tensor target = layer.weight.index ? whole.select(0, *layer.weight.index) : whole;
-        if (layer.weight.transposed) target = target.t();
-        target.narrow(0, layer.weight.row_begin, layer.out).copy_(weight);
-      }
-      if (changed) weight = weight.to(model_.weights->dtype());
-    }
-    for (const auto& [name, tensor] : assembled) SLIM_TRY(put_later(name, tensor));
-    for (const std::string& name : block.params) {
-      if (state.changed_tensors.contains(name)) SLIM_TRY(put_later(name, state.weights.params.at(name)));
-    }
-    return {};
-  }
-
-  Status copy_later(const std::string& name) {
-    if (plan_.replaced.contains(name) || !written_.insert(name).second) return {};
-    return output_.submit(0, [this, name] { return writer_->copy(name, model_.weights->checkpoint(), name); });
-  }
-
-  Status copy_unchanged(const BlockState& state) {
-    for (const std::string& name : state.plan->params) SLIM_TRY(copy_later(name));
-    for (const Layer& layer : state.plan->layers) {
-      if (!layer.tied) SLIM_TRY(copy_later(layer.weight.tensor));
-      if (!layer.bias.empty()) SLIM_TRY(copy_later(layer.bias));
-    }
     return {};
   }
 
@@ -302,58 +285,43 @@ class QuantizeRun {
     return progress_.cancelled() ? Status(Code::kCancelled, "interrupted in " + state.plan->name + "; nothing was written") : Status{};
   }
 
-  Status advance(const BlockState& state) {
-    for (Carry& carry : calibration_.batches) SLIM_TRY(forward(state, carry));
+  Status advance(const BlockState& state, std::vector<Carry>& batches) {
+    for (Carry& carry : batches) SLIM_TRY(forward(state, carry));
     return {};
   }
 
   // ---- after the last block ----
   Result<Report> finish() {
-    for (const std::string& name : model_.plan.globals) SLIM_TRY(copy_later(name));
-    SLIM_TRY(output_.drain());
-    OutputModel output = describe_output();
-    const Checkpoint& input = model_.weights->checkpoint();
-    SLIM_ASSIGN(const std::string config_json, output_config(input.config_json(), *recipe_.format, output));
-    SLIM_ASSIGN(const auto side_files, recipe_.format->side_files(output));
-    SLIM_TRY(writer_->write_file("config.json", config_json));
-    for (const std::string& name : input.side_files()) {
-      if (name != "config.json" && !side_files.contains(name)) SLIM_TRY(writer_->copy_file(name, input.folder() + "/" + name));
+    if (float_inputs_ && config_.propagate == "auto" && runs_forward()) {
+      note_all("later blocks saw the float model", "run.propagate", outputs_.size() > 1 ? "several outputs share one calibration" : "statistics were kept");
     }
-    for (const auto& [name, text] : side_files) SLIM_TRY(writer_->write_file(name, text));
-    const int64_t bytes = writer_->total_bytes();
-    SLIM_TRY(writer_->finish());
-    return report_.finish(config_, recipe_, plan_, calibration_, input.total_bytes(), bytes);
+    for (auto& output : outputs_) SLIM_TRY(output->finish());
+    SLIM_TRY(finish_statistics());
+    std::vector<Report> reports;
+    for (const auto& output : outputs_) reports.push_back(output->report(calibration_));
+    return join_reports(reports);
   }
 
-  OutputModel describe_output() const {
-    OutputModel output;
-    output.plan = &model_.plan;
-    output.ignore = plan_.ignore;
-    output.dtype = model_.weights->dtype();
-    for (const TensorSpec& spec : plan_.outputs) output.tensors[spec.name] = spec;
-    for (const BlockPlan& block : model_.plan.blocks) {
-      for (const Layer& layer : block.layers) {
-        if (const Scheme* scheme = plan_.scheme(block.index, layer.id)) output.schemes[layer.name] = *scheme;
-      }
-    }
-    return output;
+  void note_all(std::string_view kind, std::string_view where, std::string_view detail) {
+    for (auto& output : outputs_) output->notes().note(kind, where, detail);
   }
+
+  static constexpr const char* kTextTokens = "text tokens";
+  static constexpr const char* kImageTokens = "image tokens";
 
   const RunConfig& config_;
   PluginRegistry& registry_;
   Progress& progress_;
-  RunReport report_;
   Owned<Backend> backend_;
-  Recipe recipe_;
   Model model_;
-  RunPlan plan_;
-  at::ScalarType scale_dtype_ = at::kFloat;
-  int32_t last_observed_ = -1;
+  bool float_inputs_ = false;
+  int32_t last_observed_ = -1, last_forward_ = -1;  ///< blocks up to which statistics are wanted, and the model runs
   std::unique_ptr<BlockExec> exec_;
   Calibration calibration_;
-  std::set<std::string> written_;
-  std::unique_ptr<CheckpointWriter> writer_;
-  AsyncWriter output_;  ///< last member: its thread ends before anything that its jobs use
+  std::unique_ptr<StatisticsFile> statistics_file_;
+  std::unique_ptr<StatisticsWriter> statistics_writer_;
+  std::vector<std::unique_ptr<OutputRun>> outputs_;
+  AsyncWriter jobs_;  ///< last member: its thread ends before anything that its jobs use
 };
 
 }  // namespace

@@ -3,12 +3,11 @@
 #include <algorithm>
 
 #include "plugin/guard.h"
-#include "run/name_match.h"
+#include "run/statistic_set.h"
+#include "slim/statistic.hpp"
 
 namespace slim {
 namespace {
-
-std::string default_format(const Scheme& scheme) { return scheme.name == "w8a8s" ? "ascend" : "compressed-tensors"; }
 
 /// "quant_vit" takes the vision tower out of what the adapter leaves in float.
 std::vector<std::string> default_ignore(const ModelPlan& plan, bool quantize_vision) {
@@ -28,6 +27,7 @@ class Planner {
     SLIM_ASSIGN(defaults_, parse_patterns(default_ignore(model_.plan, config_.quant_vit)));
     SLIM_ASSIGN(wanted_, parse_patterns(config_.ignore_layers));
     matched_.assign(wanted_.size(), false);
+    rules_.assign(recipe_.rules.size(), {});
     for (const BlockPlan& block : model_.plan.blocks) {
       plan_.layers.emplace_back();
       for (const Layer& layer : block.layers) {
@@ -36,9 +36,10 @@ class Planner {
       }
     }
     SLIM_TRY(check_patterns());
+    SLIM_TRY(check_rules());
     SLIM_TRY(check_fused());
     find_replaced();
-    list_outputs();
+    SLIM_TRY(list_outputs());
     SLIM_TRY(list_ignore());
     if (plan_.quantized_weights == 0) {
       return Status(Code::kInvalidArgument, "nothing to quantize: every layer is ignored; see `slim plan` and ignore_layers");
@@ -49,12 +50,17 @@ class Planner {
  private:
   Result<LayerDecision> decide(const Layer& layer) {
     LayerDecision decision;
-    decision.reason = float_reason(layer);
+    int rule = -1;
+    const int part = recipe_.part_of(layer.name, rule);
+    decision.reason = float_reason(layer, rule, part);
+    if (rule >= 0) rules_[static_cast<size_t>(rule)].count(decision.reason, part);
+    note_shadowed(layer.name, rule);
     if (!decision.reason.empty()) {
       plan_.float_weights += layer.out * layer.in;
       return decision;
     }
-    Scheme scheme = recipe_.scheme;
+    decision.part = static_cast<size_t>(part);
+    Scheme scheme = recipe_.parts[decision.part].scheme;
     SLIM_TRY(fit_group(layer, scheme, decision));
     if (!decision.reason.empty()) return decision;
     SLIM_ASSIGN(decision.outputs, guarded(recipe_.format_id, [&] {
@@ -62,11 +68,28 @@ class Planner {
                 }));
     for (const TensorSpec& spec : decision.outputs) plan_.quantized_bits += 8.0 * byte_size(spec).value_or(0);
     plan_.quantized_weights += layer.out * layer.in;
+    ++plan_.layers_of_scheme[scheme.name];
     decision.scheme = std::move(scheme);
     return decision;
   }
 
-  std::string float_reason(const Layer& layer) {
+  /// What became of the layers that a rule matches.
+  struct RuleUse {
+    bool decides = false;       ///< a layer is quantized, or left in float, because of it
+    bool shadowed = false;      ///< an earlier rule took a layer
+    std::string float_reason;   ///< why a layer stays in float all the same
+    void count(const std::string& reason, int part) {
+      if (reason.empty() || part == RecipeRule::kFloat) decides = true;
+      else float_reason = reason;
+    }
+  };
+  void note_shadowed(const std::string& layer, int rule) {
+    for (size_t i = static_cast<size_t>(rule + 1); rule >= 0 && i < rules_.size(); ++i) {
+      if (recipe_.rules[i].matches(layer)) rules_[i].shadowed = true;
+    }
+  }
+
+  std::string float_reason(const Layer& layer, int rule, int part) {
     std::string reason;
     for (size_t i = 0; i < wanted_.size(); ++i) {
       if (!wanted_[i].matches(layer.name)) continue;
@@ -78,6 +101,7 @@ class Planner {
     }
     if (reason.empty() && layer.tied) reason = "tied to the embedding";
     if (reason.empty() && layer.role == Role::kRouter) reason = "router";
+    if (reason.empty() && part == RecipeRule::kFloat) reason = "rule '" + recipe_.rules[static_cast<size_t>(rule)].rule.text() + "'";
     return reason;
   }
 
@@ -110,6 +134,18 @@ class Planner {
     return {};
   }
 
+  Status check_rules() const {
+    for (size_t i = 0; i < rules_.size(); ++i) {
+      const RuleUse& use = rules_[i];
+      if (use.decides) continue;
+      std::string why = "matches no layer; `slim plan` lists their names";
+      if (use.shadowed) why = "decides nothing: earlier rules take every layer that it matches";
+      if (!use.float_reason.empty()) why = "decides nothing: what it matches stays in float (" + use.float_reason + ")";
+      return {Code::kInvalidArgument, "rule '" + recipe_.rules[i].rule.text() + "' " + why};
+    }
+    return {};
+  }
+
   Status check_fused() const {
     for (const BlockPlan& block : model_.plan.blocks) {
       for (const FusedGroup& group : block.fused) {
@@ -118,12 +154,15 @@ class Planner {
           const Scheme* scheme = plan_.scheme(block.index, id);
           if ((first == nullptr) == (scheme == nullptr) && (!first || *first == *scheme)) continue;
           return {Code::kInvalidArgument, block.layers[id].name + " and " + block.layers[group.layers.front()].name +
-                                              " are merged by serving engines and need one scheme; quantize or ignore both"};
+                                              " are merged by serving engines and need one scheme, found " + scheme_text(scheme) + " and " +
+                                              scheme_text(first) + "; give both the same, or ignore both"};
         }
       }
     }
     return {};
   }
+
+  static std::string scheme_text(const Scheme* scheme) { return scheme ? scheme->name : "float"; }
 
   /// A tensor is replaced as soon as one layer in it is quantized; its other layers are then written under their own names.
   void find_replaced() {
@@ -137,7 +176,7 @@ class Planner {
     });
   }
 
-  void list_outputs() {
+  Status list_outputs() {
     std::set<std::string> written;
     const auto keep = [&](const std::string& name) {
       if (!plan_.replaced.contains(name) && written.insert(name).second) plan_.outputs.push_back(model_.weights->logical().at(name));
@@ -151,7 +190,19 @@ class Planner {
         keep(layer.weight.tensor);
         if (!layer.bias.empty()) keep(layer.bias);
       }
+      if (config_.kv_cache != "none") SLIM_TRY(list_cache_scales(block));
     }
+    if (config_.kv_cache == "none" || plan_.kv_cache) return {};
+    return {Code::kUnsupported, "kv_cache = " + config_.kv_cache + ": adapter " + model_.adapter_id + " names no attention whose keys and values are cached"};
+  }
+
+  Status list_cache_scales(const BlockPlan& block) {
+    for (const CacheSite& site : block.caches) {
+      SLIM_ASSIGN(const auto specs, guarded(recipe_.format_id, [&] { return recipe_.format->cache_layout(site, model_.weights->dtype()); }));
+      plan_.outputs.insert(plan_.outputs.end(), specs.begin(), specs.end());
+      plan_.kv_cache = true;
+    }
+    return {};
   }
 
   /// The adapter's patterns where they cover float layers and no quantized one, and the names of all others.
@@ -188,13 +239,14 @@ class Planner {
   RunPlan plan_;
   std::vector<NamePattern> defaults_, wanted_;
   std::vector<bool> matched_;
+  std::vector<RuleUse> rules_;
 };
 
 }  // namespace
 
-std::vector<const Scheme*> RunPlan::schemes(int32_t block) const {
+std::vector<const Scheme*> RunPlan::schemes(int32_t block, size_t part) const {
   std::vector<const Scheme*> list;
-  for (size_t layer = 0; layer < layers[block].size(); ++layer) list.push_back(scheme(block, static_cast<LayerId>(layer)));
+  for (const LayerDecision& decision : layers[block]) list.push_back(decision.scheme && decision.part == part ? &*decision.scheme : nullptr);
   return list;
 }
 
@@ -202,51 +254,46 @@ bool RunPlan::quantizes(int32_t block) const {
   return std::any_of(layers[block].begin(), layers[block].end(), [](const auto& decision) { return decision.scheme.has_value(); });
 }
 
-Algorithm* Recipe::solver() const {
-  for (auto it = algorithms.rbegin(); it != algorithms.rend(); ++it) {
-    if ((*it)->solves()) return it->get();
-  }
-  return nullptr;
-}
-
-std::string Recipe::solver_id() const {
-  for (size_t i = algorithms.size(); i-- > 0;) {
-    if (algorithms[i]->solves()) return algorithm_ids[i];
-  }
-  return "rtn";
-}
-
-Result<Recipe> Recipe::make(const RunConfig& config, PluginRegistry& registry) {
-  Recipe recipe;
-  if (config.plugins.empty()) {
-    return Status(Code::kInvalidArgument, "no algorithm chosen; pass --plugin (see `slim plugins list`)");
-  }
-  for (const std::string& name : config.plugins) {
-    SLIM_ASSIGN(const PluginInfo info, registry.find(SLIM_ALGORITHM, name));
-    SLIM_ASSIGN(Owned<Algorithm> algorithm, registry.algorithm(name));
-    const auto raw = config.plugin_options.find(info.id);
-    SLIM_ASSIGN(const Options options,
-                registry.checked_options(SLIM_ALGORITHM, name, raw == config.plugin_options.end() ? Options{} : raw->second));
-    SLIM_TRY(guarded(info.id, [&] { return algorithm->setup(options); }));
-    recipe.algorithm_ids.push_back(info.id);
-    recipe.algorithms.push_back(std::move(algorithm));
-  }
-  const Algorithm& last = recipe.solver() ? *recipe.solver() : *recipe.algorithms.back();
-  const std::string name = config.scheme.empty() ? std::string(last.default_scheme()) : config.scheme;
-  SLIM_ASSIGN(recipe.scheme, scheme_from_name(name, config.group_size));
-  for (size_t i = 0; i < recipe.algorithms.size(); ++i) {
-    SLIM_TRY(recipe.algorithms[i]->accepts(recipe.scheme).in(recipe.algorithm_ids[i]));
-  }
-  recipe.format_id = config.format.empty() ? default_format(recipe.scheme) : config.format;
-  SLIM_ASSIGN(recipe.format, registry.format(recipe.format_id));
-  return recipe;
-}
-
 Result<RunPlan> make_run_plan(const RunConfig& config, const Model& model, const Recipe& recipe) {
   if (model.weights->quantized()) {
     return Status(Code::kInvalidArgument, config.model + " is already quantized; give the original checkpoint");
   }
   return Planner(config, model, recipe).run();
+}
+
+Result<std::vector<OutputPlan>> make_recipes(const RunConfig& config, PluginRegistry& registry) {
+  SLIM_ASSIGN(std::vector<RunConfig> configs, output_configs(config));
+  std::vector<OutputPlan> outputs;
+  for (RunConfig& one : configs) {
+    OutputPlan output{std::move(one), {}, {}};
+    auto recipe = Recipe::make(output.config, registry);
+    if (!recipe.ok()) return configs.size() == 1 ? recipe.status() : recipe.status().in("output " + output.config.output);
+    output.recipe = *std::move(recipe);
+    outputs.push_back(std::move(output));
+  }
+  return outputs;
+}
+
+Status make_run_plans(std::vector<OutputPlan>& outputs, const Model& model) {
+  for (OutputPlan& output : outputs) {
+    auto plan = make_run_plan(output.config, model, output.recipe);
+    if (!plan.ok()) return outputs.size() == 1 ? plan.status() : plan.status().in("output " + output.config.output);
+    output.plan = *std::move(plan);
+  }
+  return {};
+}
+
+void observe(const OutputPlan& output, const BlockPlan& block, StatisticSet& statistics) {
+  for (size_t part = 0; part < output.recipe.parts.size(); ++part) {
+    const auto schemes = output.plan.schemes(block.index, part);
+    const bool any = std::any_of(schemes.begin(), schemes.end(), [](const Scheme* scheme) { return scheme != nullptr; });
+    if (!any) continue;
+    for (const auto& algorithm : output.recipe.parts[part].algorithms) algorithm->observe(block, schemes, statistics);
+  }
+  if (!output.plan.kv_cache) return;
+  for (const CacheSite& site : block.caches) {
+    for (const PortId port : {site.key, site.value}) statistics.want<ChannelMoments>(port, block.ports.at(port).features);
+  }
 }
 
 }  // namespace slim

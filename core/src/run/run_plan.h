@@ -7,13 +7,17 @@
 
 #include "config/run_config.h"
 #include "run/model.h"
+#include "run/recipe.h"
 #include "slim/format.hpp"
 
 namespace slim {
 
+class StatisticSet;
+
 /// What happens to one layer.
 struct LayerDecision {
   std::optional<Scheme> scheme;     ///< empty: stays in float
+  size_t part = 0;                  ///< of the recipe; of quantized layers
   std::string reason;               ///< why it stays in float
   std::vector<TensorSpec> outputs;  ///< what its weight becomes; empty: its tensor is written as it is
 };
@@ -28,34 +32,37 @@ struct RunPlan {
   int64_t quantized_weights = 0, float_weights = 0;  ///< elements of linear layers
   double quantized_bits = 0;                       ///< on disk, for the quantized_weights
   std::vector<std::string> indivisible;            ///< layers whose width the group does not divide, with both numbers
+  std::map<std::string, int64_t> layers_of_scheme;  ///< how many layers have it
+  bool kv_cache = false;                           ///< scales of an FP8 key/value cache are written
 
   const Scheme* scheme(int32_t block, LayerId layer) const {
     const auto& decision = layers[block][layer];
     return decision.scheme ? &*decision.scheme : nullptr;
   }
-  /// For Algorithm::observe.
-  std::vector<const Scheme*> schemes(int32_t block) const;
+  /// For Algorithm::observe of a part: the layers of all others are null.
+  std::vector<const Scheme*> schemes(int32_t block, size_t part) const;
   bool quantizes(int32_t block) const;
+  /// True if anything of the block's is made new: layers, or scales of its cache.
+  bool changes(const BlockPlan& block) const { return quantizes(block.index) || (kv_cache && !block.caches.empty()); }
 };
 
-/// The algorithms of a run, set up; the scheme they produce; and the format that stores it.
-struct Recipe {
-  std::vector<std::string> algorithm_ids;
-  std::vector<Owned<Algorithm>> algorithms;
-  Scheme scheme;
-  std::string format_id;
-  Owned<Format> format;
-
-  static Result<Recipe> make(const RunConfig&, PluginRegistry&);
-  /// The algorithm whose solve() is asked: the last of the chain that solves; null: plain rounding.
-  Algorithm* solver() const;
-  std::string solver_id() const;
+/// One checkpoint that a run writes.
+struct OutputPlan {
+  RunConfig config;
+  Recipe recipe;
+  RunPlan plan;
 };
 
+/// The recipe of each output of the configuration; their plans are made with the model.
+SLIM_API Result<std::vector<OutputPlan>> make_recipes(const RunConfig&, PluginRegistry&);
+SLIM_API Status make_run_plans(std::vector<OutputPlan>&, const Model&);
 SLIM_API Result<RunPlan> make_run_plan(const RunConfig&, const Model&, const Recipe&);
+
+/// What the algorithms of an output, and its key/value cache, want to know of a block's activations.
+SLIM_API void observe(const OutputPlan&, const BlockPlan&, StatisticSet&);
 
 /// Memory that a run takes at most, about: that of the block that needs most, with its weights and the next block's (prefetched),
 /// fp32 work on its largest layer, the statistics, and the hidden states of all samples at its entry and exit.
-int64_t peak_bytes(const RunConfig&, const Model&, const Recipe&, const RunPlan&);
+SLIM_API int64_t peak_bytes(const RunConfig&, const Model&, const std::vector<OutputPlan>&);
 
 }  // namespace slim

@@ -11,6 +11,19 @@ void StatisticSet::add(PortId port, std::string_view id, std::function<std::uniq
   if (parent >= 0) add(parent, id, std::move(make));
 }
 
+std::unique_ptr<StatisticSet> StatisticSet::clone() const {
+  auto copy = std::make_unique<StatisticSet>(block_, expected_tokens_);
+  for (const auto& [key, statistic] : statistics_) copy->statistics_[key] = statistic->clone();
+  copy->tokens_ = tokens_;
+  copy->regions_ = regions_;
+  return copy;
+}
+
+Status StatisticSet::for_each(const std::function<Status(const Port&, const std::string& id, Statistic&)>& visit) {
+  for (auto& [key, statistic] : statistics_) SLIM_TRY(visit(block_.ports.at(key.first), key.second, *statistic));
+  return {};
+}
+
 void StatisticSet::update(PortId port, const at::Tensor& x) {
   for (auto it = statistics_.lower_bound({port, ""}); it != statistics_.end() && it->first.first == port; ++it) {
     it->second->update(x.reshape({-1, x.size(-1)}));

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -18,6 +19,12 @@ class SLIM_API StatisticSet final : public Observations {
   void add(PortId, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) override;
   void keep_inputs(RegionId region) override { regions_.insert(region); }
   int64_t expected_tokens() const override { return expected_tokens_; }
+
+  /// An independent copy, for another output of the run.
+  std::unique_ptr<StatisticSet> clone() const;
+  bool keeps_inputs() const { return !regions_.empty(); }
+  /// Calls visit(port, id, statistic) for each, in a fixed order; stops at the first error.
+  Status for_each(const std::function<Status(const Port&, const std::string& id, Statistic&)>& visit);
 
   bool empty() const { return statistics_.empty() && regions_.empty(); }
   bool keeps(RegionId region) const { return regions_.contains(region); }

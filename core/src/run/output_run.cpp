@@ -1,0 +1,227 @@
+#include "run/output_run.h"
+
+#include <ATen/ATen.h>
+
+#include "plugin/guard.h"
+#include "run/equivalence.h"
+#include "run/output_config.h"
+#include "slim/quant.hpp"
+
+namespace slim {
+namespace {
+
+constexpr double kLargestE4M3 = 448;
+
+/// The scale of an E4M3 cache of what a port has shown.
+Result<at::Tensor> cache_scale(const StatisticSet& statistics, PortId port, const std::string& what) {
+  const auto* moments = static_cast<const ChannelMoments*>(statistics.find(port, ChannelMoments::kId));
+  if (!moments || moments->tokens <= 0) {
+    return Status(Code::kNumeric, what + ": no calibration token reached them, so they have no scale; calibrate on samples that do");
+  }
+  const at::Tensor scale = (moments->abs_max().max().to(at::kFloat) / kLargestE4M3).reshape({1});
+  const auto value = scale.item<float>();
+  if (value > 0 && std::isfinite(value)) return scale;
+  return Status(Code::kNumeric, what + ": the calibration saw " + (value == 0 ? "only zeros" : "NaN or Inf") +
+                                    ", so they have no scale; leave out kv_cache, or calibrate on other samples");
+}
+
+}  // namespace
+
+Status OutputRun::create() {
+  const RunConfig& config = plan_.config;
+  WriterOptions options;
+  options.folder = config.output;
+  options.max_shard_size = config.max_shard_size;
+  options.stem = plan_.recipe.format->weights_stem(plan_.recipe.scheme);
+  options.overwrite = config.overwrite;
+  options.inputs = {config.model};
+  SLIM_ASSIGN(writer_, CheckpointWriter::create(options, plan_.plan.outputs));
+  return {};
+}
+
+Status OutputRun::make_block(BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration) {
+  SLIM_TRY(transform(state, statistics, exec, calibration));
+  SLIM_TRY(solve(state, statistics));
+  SLIM_TRY(write_changed(state));
+  if (plan_.plan.kv_cache) SLIM_TRY(write_cache_scales(*state.plan, statistics));
+  report_.record_experts(*state.plan, statistics);
+  return copy_block(*state.plan);
+}
+
+/// Function-preserving changes, and the proof that they are: on a batch at the block's entry, where there is one.
+Status OutputRun::transform(BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration) {
+  if (statistics.empty()) return {};
+  std::optional<EquivalenceProof> proof;
+  if (!calibration.batches.empty()) {
+    SLIM_ASSIGN(proof, EquivalenceProof::before(model_, state, calibration.batches[calibration.smallest]));
+  }
+  Folds folds;
+  bool function_changed = false;
+  SLIM_TRY(transform_parts(state, statistics, exec, calibration, folds, function_changed));
+  if (folds.empty() || function_changed) return {};
+  if (proof) SLIM_TRY(proof->check(state, folds, plan_.plan));
+  else notes().note("folded scales not proven on samples", state.plan->name, "the statistics come from a file");
+  report_.record_proof(folds.size(), proof ? proof->error() : 0);
+  return {};
+}
+
+Status OutputRun::transform_parts(BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration,
+                                  Folds& folds, bool& function_changed) {
+  for (size_t i = 0; i < plan_.recipe.parts.size(); ++i) {
+    const RecipePart& part = plan_.recipe.parts[i];
+    BlockTransform context(model_, plan_.plan, i, scale_dtype(part.scheme), state, statistics, exec, calibration.batches, notes());
+    for (size_t k = 0; k < part.algorithms.size(); ++k) {
+      SLIM_TRY(guarded(part.algorithm_ids[k] + ": " + state.plan->name, [&] { return part.algorithms[k]->transform(context); }));
+    }
+    folds.insert(folds.end(), context.folds().begin(), context.folds().end());
+    function_changed = function_changed || context.function_changed();
+  }
+  return {};
+}
+
+Status OutputRun::solve(BlockState& state, const StatisticSet& statistics) {
+  const BlockPlan& block = *state.plan;
+  std::map<std::pair<size_t, PortId>, TensorMap> port_caches;
+  std::vector<Solved> solved(block.layers.size());
+  for (const Layer& layer : block.layers) {
+    const LayerDecision& decision = plan_.plan.layers[block.index][layer.id];
+    if (!decision.scheme) continue;
+    const RecipePart& part = plan_.recipe.parts[decision.part];
+    Algorithm* solver = part.solver();
+    LayerSolve context(plan_.plan, state, layer, statistics, scale_dtype(*decision.scheme), plan_.config.seed,
+                       port_caches[{decision.part, layer.input}], notes());
+    SLIM_ASSIGN(solved[layer.id], guarded(part.solver_id() + ": " + layer.name, [&] {
+                  return solver ? solver->solve(context) : quant::round_to_nearest(context);
+                }));
+  }
+  for (const Layer& layer : block.layers) {
+    if (plan_.plan.scheme(block.index, layer.id)) SLIM_TRY(commit(state, layer, std::move(solved[layer.id])));
+  }
+  return {};
+}
+
+/// The layer as engines will compute it, for the next block's input; and its tensors on their way to the disk.
+Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved) {
+  const Scheme& scheme = *plan_.plan.scheme(state.plan->index, layer.id);
+  const auto* quantized = std::get_if<Quantized>(&solved.weight);
+  const at::Tensor weight = quantized ? quant::decode(*quantized) : std::get<Dense>(solved.weight).weight;
+  const at::Tensor before = state.weights.weight[layer.id].to(at::kFloat);
+  const double error = (weight - before).norm().item<double>(), size = before.norm().item<double>();
+  notes().metric(layer.name, "relative_error", size > 0 ? error / size : 0.0);
+  state.weights.weight[layer.id] = weight.to(model_.weights->dtype());
+  state.changed_layers.erase(layer.id);
+  if (scheme.input) state.weights.activation[layer.id] = ActivationQuantization{*scheme.input, solved.input_scale, solved.input_zero};
+  if (solved.bias.defined() && !layer.bias.empty()) {
+    state.weights.bias[layer.id] = solved.bias.to(state.weights.bias[layer.id].scalar_type());
+    state.changed_tensors.insert(layer.bias);
+  }
+  const int64_t bytes = layer.out * layer.in;
+  return jobs_.submit(bytes, [this, &layer, &scheme, solved = std::move(solved)]() -> Status {
+    SLIM_ASSIGN(const TensorMap tensors, guarded(layer.name, [&] {
+                  return plan_.recipe.format->encode(layer, scheme, solved, model_.weights->dtype());
+                }));
+    for (const auto& [name, tensor] : tensors) SLIM_TRY(writer_->put(name, tensor));
+    return {};
+  });
+}
+
+Status OutputRun::put_later(const std::string& name, const at::Tensor& tensor) {
+  written_.insert(name);
+  return jobs_.submit(static_cast<int64_t>(tensor.nbytes()), [this, name, tensor] { return writer_->put(name, tensor); });
+}
+
+/// Tensors that stay in float but were changed by a fold, and float layers cut out of a tensor that is replaced.
+Status OutputRun::write_changed(BlockState& state) {
+  const BlockPlan& block = *state.plan;
+  std::map<std::string, at::Tensor> assembled;  // float tensors that several layers are slices of
+  for (const Layer& layer : block.layers) {
+    const LayerDecision& decision = plan_.plan.layers[block.index][layer.id];
+    at::Tensor& weight = state.weights.weight[layer.id];
+    if (state.changed_tensors.contains(layer.bias)) SLIM_TRY(put_later(layer.bias, state.weights.bias[layer.id]));
+    if (decision.scheme) continue;
+    const bool changed = state.changed_layers.contains(layer.id);
+    if (!decision.outputs.empty()) {
+      const TensorSpec& spec = decision.outputs.front();
+      SLIM_TRY(put_later(spec.name, weight.to(*to_scalar_type(spec.dtype))));
+    } else if (changed) {
+      at::Tensor& whole = assembled[layer.weight.tensor];
+      if (!whole.defined()) {
+        SLIM_ASSIGN(whole, model_.weights->tensor(layer.weight.tensor));
+      }
+      at::Tensor target = layer.weight.index ? whole.select(0, *layer.weight.index) : whole;
+      if (layer.weight.transposed) target = target.t();
+      target.narrow(0, layer.weight.row_begin, layer.out).copy_(weight);
+    }
+    if (changed) weight = weight.to(model_.weights->dtype());
+  }
+  for (const auto& [name, tensor] : assembled) SLIM_TRY(put_later(name, tensor));
+  for (const std::string& name : block.params) {
+    if (state.changed_tensors.contains(name)) SLIM_TRY(put_later(name, state.weights.params.at(name)));
+  }
+  return {};
+}
+
+Status OutputRun::write_cache_scales(const BlockPlan& block, const StatisticSet& statistics) {
+  for (const CacheSite& site : block.caches) {
+    SLIM_ASSIGN(const at::Tensor key, cache_scale(statistics, site.key, site.name + ": keys"));
+    SLIM_ASSIGN(const at::Tensor value, cache_scale(statistics, site.value, site.name + ": values"));
+    SLIM_ASSIGN(const TensorMap tensors, guarded(plan_.recipe.format_id, [&] {
+                  return plan_.recipe.format->encode_cache(site, key, value, model_.weights->dtype());
+                }));
+    for (const auto& [name, tensor] : tensors) SLIM_TRY(put_later(name, tensor));
+    notes().metric(site.name, "key cache scale", key.item<float>());
+    notes().metric(site.name, "value cache scale", value.item<float>());
+  }
+  return {};
+}
+
+Status OutputRun::copy_later(const std::string& name) {
+  if (plan_.plan.replaced.contains(name) || !written_.insert(name).second) return {};
+  return jobs_.submit(0, [this, name] { return writer_->copy(name, model_.weights->checkpoint(), name); });
+}
+
+Status OutputRun::copy_block(const BlockPlan& block) {
+  for (const std::string& name : block.params) SLIM_TRY(copy_later(name));
+  for (const Layer& layer : block.layers) {
+    if (!layer.tied) SLIM_TRY(copy_later(layer.weight.tensor));
+    if (!layer.bias.empty()) SLIM_TRY(copy_later(layer.bias));
+  }
+  return {};
+}
+
+Status OutputRun::finish() {
+  for (const std::string& name : model_.plan.globals) SLIM_TRY(copy_later(name));
+  SLIM_TRY(jobs_.drain());
+  const OutputModel output = describe();
+  const Checkpoint& input = model_.weights->checkpoint();
+  SLIM_ASSIGN(const std::string config_json, output_config(input.config_json(), *plan_.recipe.format, output));
+  SLIM_ASSIGN(const auto side_files, plan_.recipe.format->side_files(output));
+  SLIM_TRY(writer_->write_file("config.json", config_json));
+  for (const std::string& name : input.side_files()) {
+    if (name != "config.json" && !side_files.contains(name)) SLIM_TRY(writer_->copy_file(name, input.folder() + "/" + name));
+  }
+  for (const auto& [name, text] : side_files) SLIM_TRY(writer_->write_file(name, text));
+  total_bytes_ = writer_->total_bytes();
+  return writer_->finish();
+}
+
+OutputModel OutputRun::describe() const {
+  OutputModel output;
+  output.plan = &model_.plan;
+  output.ignore = plan_.plan.ignore;
+  output.dtype = model_.weights->dtype();
+  output.kv_cache = plan_.plan.kv_cache;
+  for (const TensorSpec& spec : plan_.plan.outputs) output.tensors[spec.name] = spec;
+  for (const BlockPlan& block : model_.plan.blocks) {
+    for (const Layer& layer : block.layers) {
+      if (const Scheme* scheme = plan_.plan.scheme(block.index, layer.id)) output.schemes[layer.name] = *scheme;
+    }
+  }
+  return output;
+}
+
+Report OutputRun::report(const Calibration& calibration) const {
+  return report_.finish(plan_.config, plan_.recipe, plan_.plan, calibration, model_.weights->checkpoint().total_bytes(), total_bytes_);
+}
+
+}  // namespace slim

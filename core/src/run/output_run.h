@@ -1,0 +1,56 @@
+#pragma once
+#include <memory>
+#include <set>
+#include <string>
+
+#include "checkpoint/writer.h"
+#include "run/async_writer.h"
+#include "run/block_context.h"
+#include "run/calibration.h"
+#include "run/run_plan.h"
+#include "run/run_report.h"
+
+namespace slim {
+
+/// One checkpoint of a run while it is made: transforms, solves and writes each block. Used from the run's thread; packing and
+/// writing happen in the thread of `jobs`.
+class OutputRun {
+ public:
+  /// `model` and `jobs` must outlive it; the jobs that it gives must have ended before it does.
+  OutputRun(OutputPlan plan, const Model& model, AsyncWriter& jobs) : plan_(std::move(plan)), model_(model), jobs_(jobs) {}
+
+  const OutputPlan& plan() const { return plan_; }
+  bool changes(const BlockPlan& block) const { return plan_.plan.changes(block); }
+  RunNotes& notes() { return report_.notes; }
+  /// Reserves the output folder.
+  Status create();
+  /// Makes the block anew: the statistics follow what is folded, the state is then what engines will compute with.
+  Status make_block(BlockState&, StatisticSet&, BlockExec&, const Calibration&);
+  /// Writes a block that nothing changes.
+  Status copy_block(const BlockPlan&);
+  /// Globals and side files; all jobs must have ended before. Renames the folder to its final name.
+  Status finish();
+  Report report(const Calibration&) const;
+
+ private:
+  Status transform(BlockState&, StatisticSet&, BlockExec&, const Calibration&);
+  Status transform_parts(BlockState&, StatisticSet&, BlockExec&, const Calibration&, Folds&, bool& function_changed);
+  Status solve(BlockState&, const StatisticSet&);
+  Status commit(BlockState&, const Layer&, Solved);
+  Status write_changed(BlockState&);
+  Status write_cache_scales(const BlockPlan&, const StatisticSet&);
+  Status put_later(const std::string& name, const at::Tensor&);
+  Status copy_later(const std::string& name);
+  at::ScalarType scale_dtype(const Scheme& scheme) const { return plan_.recipe.format->scale_dtype(scheme, model_.weights->dtype()); }
+  OutputModel describe() const;
+
+  OutputPlan plan_;
+  const Model& model_;
+  AsyncWriter& jobs_;
+  RunReport report_;
+  std::set<std::string> written_;
+  std::unique_ptr<CheckpointWriter> writer_;
+  int64_t total_bytes_ = 0;
+};
+
+}  // namespace slim
