@@ -37,4 +37,17 @@ SLIM_API Result<ValueRange> input_range(const LayerContext&, const InputRange&);
 /// error about the weight names its tensor.
 SLIM_API Result<Solved> round_layer(LayerContext&, const Rounding&);
 
+/// Base of algorithms that round every layer by itself; they say which schemes they serve, and declare those of the options that
+/// they have: activation_range (minmax or absmax; percentile; mse or histogram), percentile, weight_range (minmax, mse),
+/// fuse_scales, arithmetic (fp32, bf16, fp16). Schemes without static activation scales ask for no statistic.
+class SLIM_API RoundingAlgorithm : public Algorithm {
+ public:
+  Status setup(const Options&) override;
+  void observe(const BlockPlan&, const std::vector<const Scheme*>& schemes, Observations&) const override;
+  Result<Solved> solve(LayerContext&) override;
+
+ private:
+  Rounding rounding_;
+};
+
 }  // namespace slim::quant

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <cstdlib>
 
 namespace slim::quant {
 namespace {
@@ -100,5 +101,35 @@ Result<Solved> round_to_nearest(LayerContext& context, const RangeOptions& optio
   const bool fuse = options.method == RangeOptions::Method::kMinMax;
   return round_layer(context, {options, {}, fuse, arithmetic});
 }
+
+Status RoundingAlgorithm::setup(const Options& options) {
+  const auto is = [&](std::string_view key, std::string_view value) {
+    const auto found = options.find(key);
+    return found != options.end() && found->second == value;
+  };
+  rounding_ = {};
+  InputRange& input = rounding_.input;
+  if (is("activation_range", "percentile")) input.method = InputRange::Method::kPercentile;
+  if (is("activation_range", "mse") || is("activation_range", "histogram")) input.method = InputRange::Method::kLeastSquares;
+  if (const auto percent = options.find("percentile"); percent != options.end()) {
+    input.percent = std::strtod(percent->second.c_str(), nullptr);
+  }
+  if (is("weight_range", "mse")) rounding_.weight.method = RangeOptions::Method::kMse;
+  rounding_.fuse_scales = is("fuse_scales", "true");
+  if (is("arithmetic", "bf16")) rounding_.arithmetic = at::kBFloat16;
+  if (is("arithmetic", "fp16")) rounding_.arithmetic = at::kHalf;
+  if (rounding_.fuse_scales && rounding_.weight.method == RangeOptions::Method::kMse) {
+    return {Code::kInvalidArgument, "fuse_scales = true and weight_range = mse contradict each other: a shared scale spans the "
+                                    "largest weight of all layers that share it; leave one out"};
+  }
+  return {};
+}
+
+void RoundingAlgorithm::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes,
+                                Observations& observations) const {
+  observe_inputs(plan, schemes, rounding_.input, observations);
+}
+
+Result<Solved> RoundingAlgorithm::solve(LayerContext& context) { return round_layer(context, rounding_); }
 
 }  // namespace slim::quant
