@@ -2,12 +2,15 @@
 
 #include <nlohmann/json.hpp>
 
-#include "bit_stream.h"
+#include "common/bit_stream.hpp"
+#include "common/stored_layer.hpp"
 #include "config.h"
 #include "slim/plugin.hpp"
 
 namespace slim::compressed_tensors {
 namespace {
+
+using namespace formats;
 
 /// Checkpoints of llm-compressor and vLLM: pack-quantized, int-quantized and float-quantized, as of compressed-tensors 0.19.
 class CompressedTensors final : public Format {
@@ -16,34 +19,32 @@ class CompressedTensors final : public Format {
   Result<std::vector<TensorSpec>> layout(const Layer&, const Scheme&, c10::ScalarType model_dtype) const override;
   Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&, c10::ScalarType model_dtype) const override;
   Result<std::string> quantization_config(const OutputModel& model) const override { return write_config(model); }
+  Result<std::vector<TensorSpec>> cache_layout(const CacheSite&, c10::ScalarType model_dtype) const override;
+  Result<TensorMap> encode_cache(const CacheSite&, const at::Tensor& key_scale, const at::Tensor& value_scale,
+                                 c10::ScalarType model_dtype) const override;
   bool recognises(std::string_view quantization_config, const std::vector<std::string>& files) const override;
   Result<std::vector<StoredLayer>> stored_layers(const TensorReader&, std::string_view quantization_config) const override;
   Result<Solved> decode(const StoredLayer&, const TensorReader&) const override;
 };
 
-std::vector<int64_t> scale_shape(const QuantArgs& args, int64_t out, int64_t in) {
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-  switch (args.granularity) {
-    case Granularity::kChannel: return {out, 1};
-    case Granularity::kGroup: return {out, in / args.group_size};
-    case Granularity::kBlock: return {ceil_div(out, args.block_rows), ceil_div(in, args.block_columns)};
-    default: return {1};
-  }
+/// Per-tensor scales have one dimension here.
+std::vector<int64_t> stored_scale_shape(const QuantArgs& args, int64_t out, int64_t in) {
+  return args.granularity == Granularity::kTensor ? std::vector<int64_t>{1} : scale_shape(args, out, in);
 }
 
 /// Everything that a quantized layer is stored in, in the order of writing.
 Result<std::vector<TensorSpec>> specs_of(const std::string& name, int64_t out, int64_t in, const Scheme& scheme, Dtype scale) {
   SLIM_ASSIGN(const Storage storage, storage_of(scheme));
-  const QuantArgs& weight = *scheme.weight;
-  if (weight.granularity == Granularity::kGroup && in % weight.group_size != 0) {
-    return Status(Code::kUnsupported, name + ": groups of " + std::to_string(weight.group_size) + " do not divide its " +
-                                          std::to_string(in) + " input channels; choose another group size, or ignore this layer");
-  }
   std::vector<TensorSpec> specs;
   const auto add = [&](const char* suffix, Dtype dtype, std::vector<int64_t> shape) {
     specs.push_back({name + suffix, dtype, std::move(shape)});
   };
-  const std::vector<int64_t> scales = scale_shape(weight, out, in);
+  if (storage == Storage::kDense) {
+    add(".weight", scale, {out, in});
+    return specs;
+  }
+  const QuantArgs& weight = *scheme.weight;
+  const std::vector<int64_t> scales = stored_scale_shape(weight, out, in);
   if (storage == Storage::kPacked) {
     add(".weight_packed", Dtype::kI32, {out, packed_words(in, weight.bits)});
     add(".weight_shape", Dtype::kI64, {2});
@@ -67,33 +68,27 @@ Result<Dtype> scale_type(c10::ScalarType model_dtype) {
 
 Result<std::vector<TensorSpec>> CompressedTensors::layout(const Layer& layer, const Scheme& scheme, c10::ScalarType model_dtype) const {
   SLIM_ASSIGN(const Dtype scale, scale_type(model_dtype));
+  if (scheme.weight) SLIM_TRY(check_groups(layer, *scheme.weight));
   return specs_of(layer.name, layer.out, layer.in, scheme, scale);
 }
 
-Status check_result(const Layer& layer, const Scheme& scheme, const Quantized& quantized) {
-  const auto wrong = [&](const std::string& what) { return Status(Code::kInternal, layer.name + ": the algorithm's result has " + what); };
-  if (quantized.args != *scheme.weight) return wrong("another quantization than scheme " + scheme.name);
-  if (quantized.codes.sizes() != at::IntArrayRef({layer.out, layer.in})) return wrong("codes of a wrong shape");
-  int64_t scales = 1;
-  for (const int64_t size : scale_shape(quantized.args, layer.out, layer.in)) scales *= size;
-  if (!quantized.scale.defined() || quantized.scale.numel() != scales) return wrong("scales of a wrong shape");
-  if (quantized.args.symmetric == quantized.zero.defined()) return wrong("zero points that contradict the scheme");
-  if (quantized.zero.defined() && quantized.zero.numel() != scales) return wrong("zero points of a wrong shape");
-  if (quantized.group_index.defined()) {
-    const at::Tensor plain = at::arange(layer.in, at::kInt).div(quantized.args.group_size, "floor");
-    if (!at::equal(quantized.group_index.cpu().to(at::kInt), plain)) {
-      return {Code::kUnsupported, layer.name + ": compressed-tensors has no index of groups since 0.19; use static activation order"};
-    }
-  }
-  return {};
+Result<TensorMap> encode_dense(const Layer& layer, const TensorSpec& spec, const Solved& solved) {
+  const auto* dense = std::get_if<Dense>(&solved.weight);
+  if (!dense) return Status(Code::kInternal, layer.name + ": the algorithm returned codes for a scheme that only prunes");
+  if (dense->weight.sizes() != at::IntArrayRef(spec.shape)) return Status(Code::kInternal, layer.name + ": a weight of a wrong shape");
+  const at::Tensor weight = dense->weight.to(at::kCPU, *to_scalar_type(spec.dtype)).contiguous();
+  if (!at::isfinite(weight).all().item<bool>()) return Status(Code::kNumeric, layer.name + ": the pruned weight holds NaN or Inf");
+  return TensorMap{{spec.name, weight}};
 }
 
 Result<TensorMap> CompressedTensors::encode(const Layer& layer, const Scheme& scheme, const Solved& solved,
                                             c10::ScalarType model_dtype) const {
   SLIM_ASSIGN(const std::vector<TensorSpec> specs, layout(layer, scheme, model_dtype));
-  const auto* quantized = std::get_if<Quantized>(&solved.weight);
-  if (!quantized) return Status(Code::kInternal, layer.name + ": the algorithm returned a float weight for scheme " + scheme.name);
-  SLIM_TRY(check_result(layer, scheme, *quantized));
+  if (!scheme.weight) return encode_dense(layer, specs.front(), solved);
+  SLIM_ASSIGN(const Quantized* quantized, check_result(layer, scheme, solved, scale_dtype(scheme, model_dtype)));
+  if (reordered(*quantized)) {
+    return Status(Code::kUnsupported, layer.name + ": compressed-tensors has no index of groups since 0.19; use static groups, or format gptq");
+  }
   const int bits = quantized->args.bits;
   TensorMap tensors;
   for (const TensorSpec& spec : specs) {
@@ -112,6 +107,23 @@ Result<TensorMap> CompressedTensors::encode(const Layer& layer, const Scheme& sc
   return tensors;
 }
 
+Result<std::vector<TensorSpec>> CompressedTensors::cache_layout(const CacheSite& site, c10::ScalarType model_dtype) const {
+  SLIM_ASSIGN(const Dtype scale, scale_type(model_dtype));
+  return std::vector<TensorSpec>{{site.name + ".k_scale", scale, {1}}, {site.name + ".v_scale", scale, {1}}};
+}
+
+Result<TensorMap> CompressedTensors::encode_cache(const CacheSite& site, const at::Tensor& key_scale, const at::Tensor& value_scale,
+                                                  c10::ScalarType model_dtype) const {
+  TensorMap tensors;
+  for (const auto& [suffix, scale] : {std::pair(".k_scale", key_scale), std::pair(".v_scale", value_scale)}) {
+    const at::Tensor stored = scale.to(at::kCPU, model_dtype).reshape({1});
+    const float value = stored.item<float>();
+    if (!std::isfinite(value) || value <= 0) return Status(Code::kNumeric, site.name + suffix + ": the scale is not positive and finite");
+    tensors[site.name + suffix] = stored;
+  }
+  return tensors;
+}
+
 bool CompressedTensors::recognises(std::string_view quantization_config, const std::vector<std::string>&) const {
   const auto json = nlohmann::json::parse(quantization_config, nullptr, /*allow_exceptions=*/false);
   return json.is_object() && json.contains("quant_method") && json["quant_method"] == "compressed-tensors";
@@ -119,21 +131,8 @@ bool CompressedTensors::recognises(std::string_view quantization_config, const s
 
 // ---- reading ----------------------------------------------------------------------------------------------------------
 
-Status corrupt(const std::string& where, const std::string& what) { return {Code::kCorrupt, where + ": " + what}; }
-
 constexpr std::string_view kSuffixes[] = {".weight_packed", ".weight_shape", ".weight_zero_point", ".weight_scale", ".input_scale",
                                           ".input_zero_point"};
-
-/// Modules that have any tensor of a quantized layer.
-std::set<std::string> quantized_modules(const std::map<std::string, TensorSpec>& tensors) {
-  std::set<std::string> modules;
-  for (const auto& [name, spec] : tensors) {
-    for (const std::string_view suffix : kSuffixes) {
-      if (name.ends_with(suffix)) modules.insert(name.substr(0, name.size() - suffix.size()));
-    }
-  }
-  return modules;
-}
 
 Result<std::pair<int64_t, int64_t>> stored_shape(const std::string& module, Storage storage, const TensorReader& reader) {
   const auto& tensors = reader.tensors();
@@ -159,29 +158,6 @@ Result<std::pair<int64_t, int64_t>> stored_shape(const std::string& module, Stor
   return std::pair{values[0], values[1]};
 }
 
-/// The tensors of a module must be exactly those of its scheme.
-Status check_tensors(const std::string& module, const std::vector<TensorSpec>& expected, const std::map<std::string, TensorSpec>& tensors) {
-  std::set<std::string> names;
-  for (const TensorSpec& spec : expected) {
-    names.insert(spec.name);
-    const auto found = tensors.find(spec.name);
-    if (found == tensors.end()) return corrupt(module, "tensor " + spec.name + " is missing");
-    const TensorSpec& stored = found->second;
-    if (stored.dtype != spec.dtype || stored.shape != spec.shape) {
-      return corrupt(spec.name, "expected " + std::string(dtype_name(spec.dtype)) + " " + shape_string(spec.shape) + ", found " +
-                                    std::string(dtype_name(stored.dtype)) + " " + shape_string(stored.shape));
-    }
-  }
-  for (const std::string_view suffix : kSuffixes) {
-    const std::string name = module + std::string(suffix);
-    if (tensors.contains(name) && !names.contains(name)) return corrupt(name, "the module's scheme has no such tensor");
-  }
-  if (!names.contains(module + ".weight") && tensors.contains(module + ".weight")) {
-    return corrupt(module + ".weight", "the module is packed and has a float weight too");
-  }
-  return {};
-}
-
 Result<StoredLayer> stored_layer(const std::string& module, const Scheme& scheme, const TensorReader& reader) {
   Result<Storage> storage = storage_of(scheme);
   if (!storage.ok()) return storage.status().in(module);
@@ -193,7 +169,7 @@ Result<StoredLayer> stored_layer(const std::string& module, const Scheme& scheme
     return corrupt(scale->first, "expected BF16, F16 or F32, found " + std::string(dtype_name(type)));
   }
   SLIM_ASSIGN(const std::vector<TensorSpec> expected, specs_of(module, shape.first, shape.second, scheme, type));
-  SLIM_TRY(check_tensors(module, expected, reader.tensors()));
+  SLIM_TRY(check_tensors(module, expected, reader.tensors(), kSuffixes));
   StoredLayer layer{module, shape.first, shape.second, scheme, {}};
   for (const TensorSpec& spec : expected) layer.tensors.push_back(spec.name);
   return layer;
@@ -202,19 +178,13 @@ Result<StoredLayer> stored_layer(const std::string& module, const Scheme& scheme
 Result<std::vector<StoredLayer>> CompressedTensors::stored_layers(const TensorReader& reader, std::string_view quantization_config) const {
   SLIM_ASSIGN(const Config config, Config::parse(quantization_config));
   std::vector<StoredLayer> layers;
-  for (const std::string& module : quantized_modules(reader.tensors())) {
+  for (const std::string& module : modules_with(reader.tensors(), kSuffixes)) {
     const Scheme* scheme = config.find(module);
     if (!scheme) return corrupt(module, "has quantized tensors, but no group of quantization_config covers it");
     SLIM_ASSIGN(StoredLayer layer, stored_layer(module, *scheme, reader));
     layers.push_back(std::move(layer));
   }
   return layers;
-}
-
-Result<at::Tensor> read_finite(const TensorReader& reader, const std::string& name) {
-  SLIM_ASSIGN(at::Tensor tensor, reader.read(name));
-  if (!at::isfinite(tensor.to(at::kFloat)).all().item<bool>()) return corrupt(name, "holds NaN or Inf");
-  return tensor;
 }
 
 Result<at::Tensor> read_codes(const StoredLayer& layer, const TensorReader& reader, Storage storage) {
@@ -234,7 +204,7 @@ Result<Solved> CompressedTensors::decode(const StoredLayer& layer, const TensorR
   const QuantArgs& args = *layer.scheme.weight;
   Quantized quantized{args, {}, {}, {}, {}};
   SLIM_ASSIGN(quantized.codes, read_codes(layer, reader, storage));
-  SLIM_ASSIGN(const at::Tensor scale, read_finite(reader, layer.name + ".weight_scale"));
+  SLIM_ASSIGN(const at::Tensor scale, read_scale(reader, layer.name + ".weight_scale"));
   quantized.scale = args.granularity == Granularity::kTensor ? scale.view({1, 1}) : scale;
   if (!args.symmetric) {
     SLIM_ASSIGN(const at::Tensor packed, reader.read(layer.name + ".weight_zero_point"));
@@ -243,7 +213,7 @@ Result<Solved> CompressedTensors::decode(const StoredLayer& layer, const TensorR
   Solved solved;
   solved.weight = std::move(quantized);
   if (layer.scheme.input && !layer.scheme.input->dynamic) {
-    SLIM_ASSIGN(solved.input_scale, read_finite(reader, layer.name + ".input_scale"));
+    SLIM_ASSIGN(solved.input_scale, read_scale(reader, layer.name + ".input_scale"));
     if (!layer.scheme.input->symmetric) {
       SLIM_ASSIGN(solved.input_zero, reader.read(layer.name + ".input_zero_point"));
     }

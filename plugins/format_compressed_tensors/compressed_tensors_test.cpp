@@ -3,148 +3,33 @@
 
 #include <nlohmann/json.hpp>
 
-#include "bit_stream.h"
+#include "common/format_checks.hpp"
 #include "config.h"
 #include "slim/abi.h"
-#include "slim/quant.hpp"
 
 using namespace slim;
 using namespace slim::compressed_tensors;
+using namespace slim::formats::checks;
 
 extern "C" const slim_plugin slim_plugin_v1;
 
 namespace {
-
-struct InMemory final : TensorReader {
-  const std::map<std::string, TensorSpec>& tensors() const override { return specs; }
-  Result<at::Tensor> read(std::string_view name) const override { return values.find(name)->second.clone(); }
-  void put(const std::string& name, const at::Tensor& value) {
-    specs[name] = {name, *from_scalar_type(value.scalar_type()), value.sizes().vec()};
-    values[name] = value;
-  }
-  std::map<std::string, TensorSpec> specs;
-  TensorMap values;
-};
 
 std::unique_ptr<Format> make_format() {
   slim_error error{};
   return std::unique_ptr<Format>(static_cast<Format*>(slim_plugin_v1.components[0].create(nullptr, &error)));
 }
 
-Layer layer(int64_t out, int64_t in) {
-  Layer layer;
-  layer.name = "model.layers.0.mlp.up_proj";
-  layer.out = out;
-  layer.in = in;
-  return layer;
-}
-
-Scheme packed(int bits, int64_t group, bool symmetric) {
-  QuantArgs args;
-  args.bits = bits;
-  args.granularity = group > 0 ? Granularity::kGroup : Granularity::kChannel;
-  if (group > 0) args.group_size = group;
-  args.symmetric = symmetric;
-  return {"packed", args, {}, {}};
-}
-
-Solved solve(const Layer& layer, const Scheme& scheme) {
-  at::manual_seed(static_cast<uint64_t>(layer.out * 1000 + layer.in));
-  const at::Tensor w = at::randn({layer.out, layer.in});
-  const auto params = quant::choose_params(w, *scheme.weight, at::kBFloat16);
-  REQUIRE(params.ok());
-  Solved solved;
-  solved.weight = Quantized{*scheme.weight, quant::encode(w, *params, *scheme.weight), params->scale, params->zero, {}};
-  if (scheme.input && !scheme.input->dynamic) {
-    solved.input_scale = at::full({1}, 0.5, at::kBFloat16);
-    if (!scheme.input->symmetric) solved.input_zero = at::full({1}, -3, at::kChar);
-  }
-  return solved;
-}
-
-InMemory stored(const Format& format, const Layer& layer, const Scheme& scheme) {
-  const auto tensors = format.encode(layer, scheme, solve(layer, scheme), at::kBFloat16);
-  REQUIRE(tensors.ok());
-  InMemory reader;
-  for (const auto& [name, value] : *tensors) reader.put(name, value);
-  return reader;
-}
-
-std::string config_of(const Format& format, const std::map<std::string, Scheme>& schemes, std::vector<std::string> ignore = {}) {
-  OutputModel model;
-  model.schemes = schemes;
-  model.ignore = std::move(ignore);
-  const auto config = format.quantization_config(model);
-  REQUIRE(config.ok());
-  return *config;
-}
-
-bool same(const at::Tensor& a, const at::Tensor& b) {
-  if (a.defined() != b.defined()) return false;
-  return !a.defined() || (a.scalar_type() == b.scalar_type() && at::equal(a.to(at::kFloat), b.to(at::kFloat)));
-}
-
-void check_round_trip(const Layer& layer, const Scheme& scheme) {
-  const auto format = make_format();
-  const Solved solved = solve(layer, scheme);
-  const InMemory reader = stored(*format, layer, scheme);
-  const auto layout = format->layout(layer, scheme, at::kBFloat16);
-  REQUIRE(layout.ok());
-  CHECK(layout->size() == reader.specs.size());
-  for (const TensorSpec& spec : *layout) {
-    REQUIRE(reader.specs.contains(spec.name));
-    CHECK(reader.specs.at(spec.name).dtype == spec.dtype);
-    CHECK((reader.specs.at(spec.name).shape == spec.shape));
-  }
-  const auto layers = format->stored_layers(reader, config_of(*format, {{layer.name, scheme}}));
-  REQUIRE_MESSAGE(layers.ok(), layers.status().message());
-  REQUIRE(layers->size() == 1);
-  CHECK((layers->front().scheme.weight == scheme.weight));
-  CHECK((layers->front().scheme.input == scheme.input));
-  CHECK(layers->front().out == layer.out);
-  CHECK(layers->front().in == layer.in);
-  const auto decoded = format->decode(layers->front(), reader);
-  REQUIRE_MESSAGE(decoded.ok(), decoded.status().message());
-  const auto& before = std::get<Quantized>(solved.weight);
-  const auto& after = std::get<Quantized>(decoded->weight);
-  CHECK(same(before.codes, after.codes));
-  CHECK(same(before.scale, after.scale));
-  CHECK(same(before.zero, after.zero));
-  CHECK(same(solved.input_scale, decoded->input_scale));
-  CHECK(same(solved.input_zero, decoded->input_zero));
-}
-
 }  // namespace
-
-TEST_CASE("compressed-tensors/ packing is undone by unpacking, for every width and length") {
-  for (int bits = 2; bits <= 8; ++bits) {
-    for (const int64_t count : {1, 7, 31, 32, 33, 100}) {
-      const at::Tensor codes = at::randint(-(1 << (bits - 1)), 1 << (bits - 1), {3, count}, at::kChar);
-      const at::Tensor words = pack_rows(codes, bits);
-      CHECK(words.size(1) == (count * bits + 31) / 32);
-      CHECK(at::equal(unpack_rows(words, bits, count), codes));
-    }
-  }
-}
-
-TEST_CASE("compressed-tensors/ value k of a stream takes the bits k*b and up, offset by half the range") {
-  CHECK(pack_rows(at::tensor({-8, -7, 7}, at::kChar).view({1, 3}), 4)[0][0].item<int32_t>() == 0xf10);
-  // Eleven values of three bits: the last straddles two words.
-  at::Tensor codes = at::full({1, 11}, -4, at::kChar);
-  codes[0][10] = 3;
-  const at::Tensor words = pack_rows(codes, 3);
-  CHECK(static_cast<uint32_t>(words[0][0].item<int32_t>()) == 0xC0000000u);
-  CHECK(words[0][1].item<int32_t>() == 1);
-}
 
 TEST_CASE("compressed-tensors/ packed layers decode to what was encoded, for every width, odd shapes and zero points") {
   for (int bits = 2; bits <= 8; ++bits) {
     for (const bool symmetric : {true, false}) {
-      check_round_trip(layer(5, 24), packed(bits, 8, symmetric));
-      check_round_trip(layer(37, 19), packed(bits, 0, symmetric));
+      check_round_trip(*make_format(), layer(5, 24), weight_only(bits, 8, symmetric));
+      check_round_trip(*make_format(), layer(37, 19), weight_only(bits, 0, symmetric));
     }
   }
-  check_round_trip(layer(1, 1), packed(4, 0, false));
+  check_round_trip(*make_format(), layer(1, 1), weight_only(4, 0, false));
 }
 
 TEST_CASE("compressed-tensors/ named schemes decode to what was encoded") {
@@ -152,7 +37,7 @@ TEST_CASE("compressed-tensors/ named schemes decode to what was encoded") {
     CAPTURE(name);
     const auto scheme = scheme_from_name(name);
     REQUIRE(scheme.ok());
-    check_round_trip(layer(130, 256), *scheme);
+    check_round_trip(*make_format(), layer(130, 256), *scheme);
   }
 }
 
@@ -167,7 +52,7 @@ TEST_CASE("compressed-tensors/ a scheme read back has the name that slim knows i
 TEST_CASE("compressed-tensors/ one scheme targets every linear, several are told apart by patterns") {
   const auto format = make_format();
   const Scheme four = *scheme_from_name("w4a16"), eight = *scheme_from_name("fp8_dynamic");
-  const auto one = nlohmann::json::parse(config_of(*format, {{"model.layers.0.mlp.up_proj", four}}, {"lm_head"}));
+  const auto one = nlohmann::json::parse(config_of(*format, {{"model.layers.0.mlp.up_proj", four}}, {}, {"lm_head"}));
   CHECK((one["format"] == "pack-quantized"));
   CHECK((one["quantization_status"] == "compressed"));
   CHECK((one["config_groups"]["group_0"]["targets"] == nlohmann::json{"Linear"}));
@@ -207,29 +92,13 @@ TEST_CASE("compressed-tensors/ exact names beat patterns, patterns beat classes,
 TEST_CASE("compressed-tensors/ damaged checkpoints are refused with the tensor's name") {
   const auto format = make_format();
   const Layer up = layer(6, 32);
-  const Scheme scheme = packed(4, 8, false);
+  const Scheme scheme = weight_only(4, 8, false);
   const std::string config = config_of(*format, {{up.name, scheme}});
-  const auto message = [&](auto&& damage) {
-    InMemory reader = stored(*format, up, scheme);
-    damage(reader);
-    const auto layers = format->stored_layers(reader, config);
-    if (!layers.ok()) return layers.status().message();
-    const auto solved = format->decode(layers->front(), reader);
-    return solved.ok() ? std::string("accepted") : solved.status().message();
-  };
-  const auto erase = [](InMemory& reader, const std::string& name) {
-    REQUIRE(reader.specs.erase(name) == 1);
-    reader.values.erase(name);
-  };
-  CHECK(message([](InMemory&) {}) == "accepted");
-  for (const auto& [name, spec] : stored(*format, up, scheme).specs) {
-    CAPTURE(name);
-    CHECK(message([&](InMemory& r) { erase(r, name); }).find(name) != std::string::npos);
-    CHECK(message([&](InMemory& r) { r.put(name, r.values.at(name).unsqueeze(0)); }).find(name) != std::string::npos);
-    CHECK(message([&](InMemory& r) { r.put(name, r.values.at(name).to(at::kDouble)); }).find(name) != std::string::npos);
-  }
+  check_damage(*format, up, scheme);
   const auto put = [&](const std::string& suffix, const at::Tensor& value) {
-    return message([&](InMemory& r) { r.put(up.name + suffix, value); });
+    InMemory reader = stored(*format, up, scheme);
+    reader.put(up.name + suffix, value);
+    return verdict(*format, reader, config);
   };
   CHECK(put(".weight_shape", at::tensor({6, 40}, at::kLong)).find("weight_packed") != std::string::npos);
   CHECK(put(".weight_shape", at::tensor({-6, 32}, at::kLong)).find("impossible") != std::string::npos);
@@ -253,8 +122,93 @@ TEST_CASE("compressed-tensors/ a broken quantization_config is refused") {
 TEST_CASE("compressed-tensors/ schemes and shapes that it cannot hold are refused before any weight is read") {
   const auto format = make_format();
   CHECK(format->layout(layer(8, 100), *scheme_from_name("w4a16"), at::kBFloat16).status().code() == Code::kUnsupported);
-  CHECK(format->layout(layer(8, 128), *scheme_from_name("2:4"), at::kBFloat16).status().code() == Code::kUnsupported);
+  Scheme only_input = *scheme_from_name("w8a8");
+  only_input.weight.reset();
+  CHECK(format->layout(layer(8, 128), only_input, at::kBFloat16).status().code() == Code::kUnsupported);
   CHECK(format->layout(layer(8, 128), *scheme_from_name("w4a16"), at::kBFloat16).ok());
+}
+
+TEST_CASE("compressed-tensors/ pruned layers keep their dtype and name, and no configuration tells of them") {
+  const auto format = make_format();
+  const Layer up = layer(6, 32);
+  const Scheme pruned = *scheme_from_name("2:4");
+  Solved solved;
+  solved.weight = Dense{at::randn({6, 32})};
+  const auto tensors = format->encode(up, pruned, solved, at::kBFloat16);
+  REQUIRE(tensors.ok());
+  REQUIRE(tensors->size() == 1);
+  CHECK(same(tensors->at(up.name + ".weight"), std::get<Dense>(solved.weight).weight.to(at::kBFloat16)));
+  CHECK(config_of(*format, {{up.name, pruned}}).empty());
+  solved.weight = Dense{at::full({6, 32}, NAN)};
+  CHECK(format->encode(up, pruned, solved, at::kBFloat16).status().message().find(up.name) != std::string::npos);
+}
+
+TEST_CASE("compressed-tensors/ layers that are only pruned are ignored beside quantized ones") {
+  const auto format = make_format();
+  std::map<std::string, Scheme> schemes;
+  for (int i = 0; i < 11; ++i) {
+    schemes["model.layers." + std::to_string(i) + ".mlp.up_proj"] = *scheme_from_name("2:4");
+    schemes["model.layers." + std::to_string(i) + ".mlp.down_proj"] = *scheme_from_name("w4a16");
+  }
+  const auto config = Config::parse(config_of(*format, schemes));
+  REQUIRE(config.ok());
+  for (const auto& [name, scheme] : schemes) CHECK((config->find(name) != nullptr) == scheme.weight.has_value());
+}
+
+TEST_CASE("compressed-tensors/ a pruned weight that is quantized too is stored as any other of its bits") {
+  Scheme scheme = *scheme_from_name("w4a16", 32);
+  const Layer up = layer(8, 64);
+  const auto plain = make_format()->layout(up, scheme, at::kBFloat16);
+  scheme.sparsity = Sparsity{2, 4};
+  const auto pruned = make_format()->layout(up, scheme, at::kBFloat16);
+  REQUIRE(pruned.ok());
+  REQUIRE(pruned->size() == plain->size());
+  for (size_t i = 0; i < plain->size(); ++i) CHECK((*pruned)[i].name == (*plain)[i].name);
+}
+
+TEST_CASE("compressed-tensors/ scales of an FP8 cache stand beside the attention's layers, in the model's dtype") {
+  const auto format = make_format();
+  CacheSite site;
+  site.name = "model.layers.3.self_attn";
+  const auto layout = format->cache_layout(site, at::kBFloat16);
+  REQUIRE(layout.ok());
+  const at::Tensor key = at::full({1}, 0.25), value = at::full({1}, 0.5);
+  const auto tensors = format->encode_cache(site, key, value, at::kBFloat16);
+  REQUIRE(tensors.ok());
+  REQUIRE(layout->size() == tensors->size());
+  for (const TensorSpec& spec : *layout) {
+    CHECK((tensors->at(spec.name).scalar_type() == *to_scalar_type(spec.dtype)));
+    CHECK((tensors->at(spec.name).sizes() == at::IntArrayRef(spec.shape)));
+  }
+  CHECK(tensors->at("model.layers.3.self_attn.k_scale").item<float>() == 0.25f);
+  CHECK(tensors->at("model.layers.3.self_attn.v_scale").item<float>() == 0.5f);
+  for (const double bad : {0.0, -1.0, static_cast<double>(INFINITY), static_cast<double>(NAN)}) {
+    CHECK(!format->encode_cache(site, at::full({1}, bad), value, at::kBFloat16).ok());
+  }
+  OutputModel model;
+  model.kv_cache = true;
+  const auto config = format->quantization_config(model);
+  REQUIRE(config.ok());
+  const auto cache = nlohmann::json::parse(*config)["kv_cache_scheme"];
+  CHECK((cache["num_bits"] == 8 && cache["type"] == "float" && cache["strategy"] == "tensor" && cache["dynamic"] == false));
+}
+
+TEST_CASE("compressed-tensors/ results that do not fit their scheme are refused") {
+  const auto format = make_format();
+  const Layer up = layer(6, 32);
+  const Scheme scheme = weight_only(4, 8, true);
+  const auto refused = [&](auto&& change) {
+    Solved solved = solve(up, scheme, at::kBFloat16);
+    change(std::get<Quantized>(solved.weight));
+    return !format->encode(up, scheme, solved, at::kBFloat16).ok();
+  };
+  CHECK(!refused([](Quantized&) {}));
+  CHECK(refused([](Quantized& q) { q.codes = q.codes.clone().fill_(8); }));
+  CHECK(refused([](Quantized& q) { q.scale = at::zeros_like(q.scale); }));
+  CHECK(refused([](Quantized& q) { q.scale = at::full_like(q.scale, INFINITY); }));
+  CHECK(refused([](Quantized& q) { q.zero = at::zeros_like(q.scale, at::kChar); }));
+  CHECK(refused([](Quantized& q) { q.group_index = at::arange(32, at::kInt).remainder(4).to(at::kInt); }));
+  CHECK(!refused([](Quantized& q) { q.group_index = at::arange(32, at::kInt).div(8, "floor").to(at::kInt); }));
 }
 
 TEST_CASE("compressed-tensors/ it recognises its own configuration only") {

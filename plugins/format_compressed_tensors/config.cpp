@@ -1,8 +1,12 @@
 #include "config.h"
 
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
+
+#include "common/name_patterns.hpp"
+#include "common/stored_layer.hpp"
 
 namespace slim::compressed_tensors {
 namespace {
@@ -44,56 +48,56 @@ Json args_json(const QuantArgs& args) {
   return json;
 }
 
-/// A pattern for one layer, or with `any_number` for the same layer of every block. What precedes "layers." is left open: engines
-/// and transformers put other prefixes there than the checkpoint.
-std::string pattern_of(const std::string& name, bool any_number) {
-  size_t begin = std::string::npos;
-  for (const char* word : {"layers.", "blocks."}) begin = std::min(begin, name.find(word));
-  std::string pattern = begin == std::string::npos ? "re:^" : "re:.*\\b";
-  for (size_t i = begin == std::string::npos ? 0 : begin; i < name.size();) {
-    const bool digit = name[i] >= '0' && name[i] <= '9';
-    if (digit && any_number && (i == 0 || name[i - 1] == '.')) {
-      while (i < name.size() && name[i] >= '0' && name[i] <= '9') ++i;
-      pattern += "\\d+";
-    } else {
-      if (std::string_view(".^$|()[]{}*+?\\").find(name[i]) != std::string_view::npos) pattern += '\\';
-      pattern += name[i++];
-    }
-  }
-  return pattern + "$";
-}
-
-bool matches_pattern(const std::string& pattern, const std::string& name) {
-  return std::regex_search(name, std::regex(pattern.substr(3)), std::regex_constants::match_continuous);
-}
-
 struct Group {
   const Scheme* scheme = nullptr;
   Storage storage = Storage::kPacked;
   std::vector<std::string> layers;
 };
 
-/// Patterns that match the layers of `group`, and none of another group. A pattern for all blocks is used where they agree.
-Result<std::vector<std::string>> targets_of(const Group& group, const std::map<std::string, const Scheme*>& scheme_of) {
-  std::map<std::string, bool> general;  // pattern -> no layer of another group matches it
-  std::vector<std::string> targets;
-  const auto only_ours = [&](const std::string& pattern) {
-    const std::regex regex(pattern.substr(3));
-    return std::all_of(scheme_of.begin(), scheme_of.end(), [&](const auto& entry) {
-      return entry.second == group.scheme || !std::regex_search(entry.first, regex, std::regex_constants::match_continuous);
+/// Layers by how they are stored; those that are only pruned are a group too.
+Result<std::vector<Group>> groups_of(const std::map<std::string, Scheme>& schemes) {
+  std::vector<Group> groups;
+  for (const auto& [name, scheme] : schemes) {
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& g) {
+      return g.scheme->weight == scheme.weight && g.scheme->input == scheme.input;
     });
-  };
-  for (const std::string& name : group.layers) {
-    const std::string any_block = pattern_of(name, true);
-    if (const auto [it, inserted] = general.emplace(any_block, false); inserted) {
-      it->second = only_ours(any_block);
-      if (it->second) targets.push_back(any_block);
+    if (group == groups.end()) {
+      SLIM_ASSIGN(const Storage storage, storage_of(scheme));
+      group = groups.insert(group, Group{&scheme, storage, {}});
     }
-    if (general[any_block]) continue;
-    const std::string one = pattern_of(name, false);
-    targets.push_back(only_ours(one) ? one : name);
+    group->layers.push_back(name);
   }
+  return groups;
+}
+
+/// "re:" patterns that cover the layers of one group, and none of another.
+std::vector<std::string> targets_of(const Group& group, const std::vector<Group>& groups) {
+  std::vector<std::string> others;
+  for (const Group& other : groups) {
+    if (&other != &group) others.insert(others.end(), other.layers.begin(), other.layers.end());
+  }
+  std::vector<std::string> targets = formats::patterns_of(group.layers, others);
+  for (std::string& target : targets) target = "re:" + target;
   return targets;
+}
+
+Json group_json(const Group& group, std::vector<std::string> targets) {
+  Json json;
+  json["targets"] = std::move(targets);
+  json["format"] = storage_name(group.storage);
+  json["weights"] = args_json(*group.scheme->weight);
+  json["input_activations"] = group.scheme->input ? args_json(*group.scheme->input) : Json(nullptr);
+  json["output_activations"] = nullptr;
+  return json;
+}
+
+/// FP8 keys and values with one scale each.
+Json cache_json() {
+  QuantArgs args;
+  args.type = NumberType::kFloat;
+  args.bits = 8;
+  args.granularity = Granularity::kTensor;
+  return args_json(args);
 }
 
 }  // namespace
@@ -103,15 +107,16 @@ std::string_view storage_name(Storage storage) {
     case Storage::kPacked: return "pack-quantized";
     case Storage::kInt: return "int-quantized";
     case Storage::kFloat: return "float-quantized";
+    case Storage::kDense: return "dense";
   }
   return "";
 }
 
 Result<Storage> storage_of(const Scheme& scheme) {
-  if (scheme.sparsity) {
-    return unsupported(scheme, "sparse formats were removed from compressed-tensors after 0.14; choose a scheme without pruning");
+  if (!scheme.weight) {
+    if (scheme.sparsity && !scheme.input) return Storage::kDense;
+    return unsupported(scheme, "it quantizes no weight");
   }
-  if (!scheme.weight) return unsupported(scheme, "it quantizes no weight");
   const QuantArgs& weight = *scheme.weight;
   const bool whole = weight.granularity == Granularity::kTensor || weight.granularity == Granularity::kChannel;
   if (weight.type == NumberType::kFloat) {
@@ -129,41 +134,32 @@ Result<Storage> storage_of(const Scheme& scheme) {
 }
 
 Result<std::string> write_config(const OutputModel& model) {
-  std::vector<Group> groups;
-  std::map<std::string, const Scheme*> scheme_of;
-  for (const auto& [name, scheme] : model.schemes) {
-    auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& g) {
-      return g.scheme->weight == scheme.weight && g.scheme->input == scheme.input;
-    });
-    if (group == groups.end()) {
-      SLIM_ASSIGN(const Storage storage, storage_of(scheme));
-      group = groups.insert(group, Group{&scheme, storage, {}});
+  SLIM_ASSIGN(const std::vector<Group> groups, groups_of(model.schemes));
+  std::vector<const Group*> quantized;
+  std::vector<std::string> ignore = model.ignore;
+  for (const Group& group : groups) {
+    if (group.storage != Storage::kDense) {
+      quantized.push_back(&group);
+    } else if (groups.size() > 1) {
+      const auto pruned = targets_of(group, groups);
+      ignore.insert(ignore.end(), pruned.begin(), pruned.end());
     }
-    group->layers.push_back(name);
-    scheme_of[name] = group->scheme;
   }
-  if (groups.empty()) return std::string();
+  if (quantized.empty() && !model.kv_cache) return std::string();
 
   Json config;
-  const bool one_storage = std::all_of(groups.begin(), groups.end(), [&](const Group& g) { return g.storage == groups[0].storage; });
+  const bool one_storage = std::all_of(quantized.begin(), quantized.end(), [&](auto* g) { return g->storage == quantized[0]->storage; });
+  const Storage first = quantized.empty() ? Storage::kDense : quantized[0]->storage;
   config["quant_method"] = "compressed-tensors";
-  config["format"] = one_storage ? storage_name(groups[0].storage) : "mixed-precision";
+  config["format"] = one_storage ? storage_name(first) : "mixed-precision";
   config["quantization_status"] = "compressed";
-  for (size_t i = 0; i < groups.size(); ++i) {
-    Json group;
-    if (groups.size() == 1) {
-      group["targets"] = {"Linear"};
-    } else {
-      SLIM_ASSIGN(group["targets"], targets_of(groups[i], scheme_of));
-    }
-    group["format"] = storage_name(groups[i].storage);
-    group["weights"] = args_json(*groups[i].scheme->weight);
-    group["input_activations"] = groups[i].scheme->input ? args_json(*groups[i].scheme->input) : Json(nullptr);
-    group["output_activations"] = nullptr;
-    config["config_groups"]["group_" + std::to_string(i)] = std::move(group);
+  config["config_groups"] = Json::object();
+  for (size_t i = 0; i < quantized.size(); ++i) {
+    const auto targets = quantized.size() == 1 ? std::vector<std::string>{"Linear"} : targets_of(*quantized[i], groups);
+    config["config_groups"]["group_" + std::to_string(i)] = group_json(*quantized[i], targets);
   }
-  config["ignore"] = model.ignore;
-  config["kv_cache_scheme"] = nullptr;
+  config["ignore"] = ignore;
+  config["kv_cache_scheme"] = model.kv_cache ? cache_json() : Json(nullptr);
   config["global_compression_ratio"] = nullptr;
   config["sparsity_config"] = Json::object();
   config["transform_config"] = Json::object();
@@ -238,18 +234,6 @@ Result<QuantArgs> read_args(const Json& json, const std::string& where) {
   return args;
 }
 
-/// The name under which slim knows the scheme, or a description.
-std::string scheme_name(const Scheme& scheme) {
-  const bool grouped = scheme.weight && scheme.weight->granularity == Granularity::kGroup;
-  for (const std::string& name : scheme_names()) {
-    for (const int64_t size : {int64_t{0}, grouped ? scheme.weight->group_size : int64_t{-1}}) {
-      const Result<Scheme> known = scheme_from_name(name, size);
-      if (known.ok() && known->weight == scheme.weight && known->input == scheme.input && known->sparsity == scheme.sparsity) return name;
-    }
-  }
-  return "compressed-tensors " + std::to_string(scheme.weight ? scheme.weight->bits : 16) + " bit";
-}
-
 Result<std::vector<std::string>> read_strings(const Json& object, const char* key, const std::string& where) {
   std::vector<std::string> strings;
   const auto found = object.find(key);
@@ -289,7 +273,7 @@ Result<Config> Config::parse(std::string_view text) try {
     if (part("input_activations")) {
       SLIM_ASSIGN(scheme.input, read_args(group["input_activations"], where + ".input_activations"));
     }
-    scheme.name = scheme_name(scheme);
+    scheme.name = formats::scheme_name(scheme);
     SLIM_ASSIGN(const std::vector<std::string> targets, read_strings(group, "targets", where + "."));
     for (const std::string& target : targets) config.targets_.push_back({target, config.schemes_.size()});
     config.schemes_.push_back(std::move(scheme));
@@ -301,7 +285,7 @@ Result<Config> Config::parse(std::string_view text) try {
 
 const Scheme* Config::find(const std::string& module) const {
   const auto matches = [&](const std::string& text) {
-    return text == module || (text.starts_with("re:") && matches_pattern(text, module));
+    return text == module || (text.starts_with("re:") && formats::matches_start(text.substr(3), module));
   };
   if (std::any_of(ignore_.begin(), ignore_.end(), matches)) return nullptr;
   const Target* best = nullptr;

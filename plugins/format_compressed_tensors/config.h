@@ -9,7 +9,8 @@
 namespace slim::compressed_tensors {
 
 /// How a scheme lies on disk; the value of "format" in quantization_config.
-enum class Storage : uint8_t { kPacked, kInt, kFloat };
+/// kDense: in the model's dtype, for layers that are only pruned.
+enum class Storage : uint8_t { kPacked, kInt, kFloat, kDense };
 std::string_view storage_name(Storage);
 /// kUnsupported (what and why) for schemes that the format, or every engine that reads it, cannot hold.
 Result<Storage> storage_of(const Scheme&);

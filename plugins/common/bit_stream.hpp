@@ -1,7 +1,9 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
-namespace slim::compressed_tensors {
+#include <cstdint>
+
+namespace slim::formats {
 
 /// Words that a dense stream of `count` values of `bits` bits takes.
 inline int64_t packed_words(int64_t count, int bits) { return (count * bits + 31) / 32; }
@@ -13,4 +15,4 @@ at::Tensor pack_rows(const at::Tensor& codes, int bits);
 /// The opposite: words int32 [rows, packed_words(count, bits)] -> int8 [rows, count].
 at::Tensor unpack_rows(const at::Tensor& words, int bits, int64_t count);
 
-}  // namespace slim::compressed_tensors
+}  // namespace slim::formats

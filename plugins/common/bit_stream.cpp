@@ -1,9 +1,9 @@
-#include "bit_stream.h"
+#include "common/bit_stream.hpp"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-namespace slim::compressed_tensors {
+namespace slim::formats {
 namespace {
 
 void pack_row(const int8_t* codes, int64_t count, int bits, int32_t* words) {
@@ -69,4 +69,4 @@ at::Tensor unpack_rows(const at::Tensor& words, int bits, int64_t count) {
   return codes;
 }
 
-}  // namespace slim::compressed_tensors
+}  // namespace slim::formats

@@ -1,0 +1,33 @@
+#pragma once
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "slim/format.hpp"
+
+namespace slim::formats {
+
+/// quantization_config of a model in GPTQ format: the quantization that most layers have, others and those left in float under
+/// "dynamic", as GPTQModel and vLLM read it. `desc_act`: some layer's groups are scattered.
+std::string write_gptq_config(const OutputModel&, int version, bool desc_act);
+
+/// quantization_config of a GPTQ checkpoint.
+class GptqConfig {
+ public:
+  static Result<GptqConfig> parse(std::string_view json);
+  /// 1 or 2 by "checkpoint_format" (or "format"); nullopt if the text is no GPTQ configuration.
+  static std::optional<int> version(std::string_view json);
+  /// How a module's weight is quantized; kCorrupt if the configuration leaves it in float.
+  Result<QuantArgs> find(const std::string& module) const;
+
+ private:
+  struct Rule {
+    std::string pattern;
+    std::optional<QuantArgs> args;  ///< empty: left in float
+  };
+  QuantArgs base_;
+  std::vector<Rule> rules_;
+};
+
+}  // namespace slim::formats
