@@ -6,8 +6,7 @@
 #include "interrupt.h"
 #include "output.h"
 #include "progress.h"
-#include "run/commands.h"
-#include "util/nearest.h"
+#include "slim/session.hpp"
 
 namespace slim::cli {
 namespace {
@@ -29,6 +28,9 @@ std::vector<Flag> run_flags() {
       {"format", "ID", "see `slim plugins list` (default: what the scheme's users expect)", "output.format"},
       {"ignore", "NAME", "a layer to leave in float: name, glob or re:... (repeatable)",
        quantization + "ignore_layers", true},
+      {"rule", "MATCH=SCHEME[:ID]", "another scheme (or none) and algorithm for some layers (repeatable)",
+       "compression.rule", true},
+      {"kv-cache", "TYPE", "fp8: write scales for an FP8 key/value cache", quantization + "kv_cache"},
       {"quant-vit", "", "compress the vision tower too", quantization + "quant_vit"},
       {"num-samples", "N", "calibration samples", "dataset.num_samples"},
       {"max-seq-length", "N", "tokens of a sample", "dataset.max_seq_length"},
@@ -42,6 +44,8 @@ std::vector<Flag> run_flags() {
       {"dtype", "TYPE", "auto | float32 | bfloat16 | float16", "run.dtype"},
       {"threads", "N", "CPU threads", "run.threads"},
       {"max-memory", "BYTES", "limit of working memory, as 8GiB", "run.max_memory"},
+      {"save-statistics", "FILE", "keep what calibration finds, for --statistics", "run.save_statistics"},
+      {"statistics", "FILE", "what an earlier run kept, instead of calibration data", "run.statistics"},
       {"max-shard-size", "BYTES", "largest file of tensors, as 5GB", "output.max_shard_size"},
       {"overwrite", "", "replace an existing output folder", "output.overwrite"},
       {"set", "KEY=VALUE", "any configuration key, or plugin.option (repeatable)", "", true},
@@ -60,65 +64,52 @@ std::vector<std::string> split_ids(const std::vector<std::string>& values) {
   return ids;
 }
 
-Status apply_flags(const Arguments& arguments, RunConfig& config) {
+/// The configuration keys that flags set.
+void add_flags(const Arguments& arguments, std::vector<Setting>& settings) {
   for (const Flag& flag : run_flags() + common_flags()) {
     if (flag.key.empty() || !arguments.has(flag.name)) continue;
     const auto& values = arguments.all(flag.name);
-    SLIM_TRY(set_config_key(flag.key, flag.name == "plugin" ? split_ids(values) : values, config)
-                 .in("--" + flag.name));
+    settings.push_back({flag.key, flag.name == "plugin" ? split_ids(values) : values, "--" + flag.name});
   }
-  return {};
 }
 
 /// --set of a scheme's name starts the scheme over, so it comes before flags that refine it.
-Status apply_assignments(const std::vector<std::string>& assignments, bool scheme_names, RunConfig& config) {
+void add_assignments(const std::vector<std::string>& assignments, bool scheme_names, std::vector<Setting>& settings) {
   for (const std::string& assignment : assignments) {
     const bool names_scheme = assignment.starts_with(kSchemeKey + "=");
-    if (names_scheme == scheme_names) SLIM_TRY(set_config_value(assignment, config));
+    if (names_scheme == scheme_names) settings.push_back({assignment, {}, ""});
   }
-  return {};
 }
 
-Status require(const std::string& value, const std::string& flag, const std::string& what) {
-  if (!value.empty()) return {};
-  return Status(Code::kInvalidArgument, "--" + flag + " is missing: " + what);
-}
-
-Result<RunConfig> read_config(const Arguments& arguments, bool needs_output) {
+Result<std::unique_ptr<Session>> open_session(const Arguments& arguments) {
   if (!arguments.positional().empty()) {
     return Status(Code::kInvalidArgument, "unexpected argument '" + arguments.positional()[0] + "'");
   }
-  RunConfig config;
   SLIM_TRY(plugin_dirs(arguments).status());
-  if (arguments.has("config")) SLIM_TRY(read_config_file(arguments.text("config"), config));
-  SLIM_TRY(apply_assignments(arguments.all("set"), true, config));
-  SLIM_TRY(apply_flags(arguments, config));
-  SLIM_TRY(apply_assignments(arguments.all("set"), false, config));
-  SLIM_TRY(require(config.model, "model", "the folder of a Hugging Face checkpoint"));
-  SLIM_TRY(require(join(config.plugins), "plugin", "an algorithm; `slim plugins list` shows them"));
-  if (needs_output) SLIM_TRY(require(config.output, "output", "the folder to write"));
-  SLIM_TRY(check_plugin_options(config));
-  return config;
+  SessionOptions options;
+  options.config_file = arguments.text("config");
+  add_assignments(arguments.all("set"), true, options.settings);
+  add_flags(arguments, options.settings);
+  add_assignments(arguments.all("set"), false, options.settings);
+  return Session::open(options);
 }
 
 int run_quantize(const Arguments& arguments) {
   if (arguments.has("help-keys")) return print(config_keys_help());
-  const auto config = read_config(arguments, /*needs_output=*/true);
-  if (!config.ok()) return fail(config.status());
-  PluginRegistry registry(config->plugin_dirs);
+  const auto session = open_session(arguments);
+  if (!session.ok()) return fail(session.status());
   catch_interrupts();
   auto progress = make_progress(arguments.has("quiet"));
-  const auto report = quantize(*config, registry, *progress);
+  const Status status = (*session)->run(*progress);
   progress.reset();  // ends its line before anything else is printed
-  return print(report, arguments.has("json"));
+  return status.ok() ? print((*session)->report(), arguments.has("json")) : fail(status);
 }
 
 int run_plan(const Arguments& arguments) {
   if (arguments.has("help-keys")) return print(config_keys_help());
-  const auto config = read_config(arguments, /*needs_output=*/false);
-  if (!config.ok()) return fail(config.status());
-  PluginRegistry registry(config->plugin_dirs);
-  return print(plan(*config, registry), arguments.has("json"));
+  const auto session = open_session(arguments);
+  if (!session.ok()) return fail(session.status());
+  return print((*session)->plan(), arguments.has("json"));
 }
 
 }  // namespace

@@ -1,15 +1,20 @@
-# slim_add_plugin(KIND ID [LIBS libs...]): one folder, one shared library libslim_KIND_ID.so that exports only slim_plugin_v1.
-# KIND: algorithm, adapter, backend, format. Sources: every *.cpp of the folder; *_test.cpp become the test program `ID_KIND`.
-# Serves slim's own tree and, through find_package(slim), plugins outside of it: those have no precompiled header and no tests.
+# slim_add_plugin(KIND ID [LIBS libs...] [TEST_MODEL DIR]): one folder, one shared library libslim_KIND_ID.so that exports only
+# slim_plugin_v1. KIND: algorithm, adapter, backend, format. Sources: every *.cpp of the folder.
+# Serves slim's own tree, where *_test.cpp become the test program `ID_KIND`, and through find_package(slim) plugins outside of it:
+# those have no precompiled header; with enable_testing() (or include(CTest)) they get the test `validate_ID`, slim's conformance
+# kit, in which an adapter reads the checkpoint TEST_MODEL (relative to the build folder).
 include_guard(GLOBAL)
 include(GNUInstallDirs)
 add_custom_target(slim_plugins)
 set(SLIM_PLUGIN_EXPORTS ${CMAKE_CURRENT_LIST_DIR}/plugin.map)
 function(slim_add_plugin kind id)
-  cmake_parse_arguments(arg "" "" "LIBS" ${ARGN})
+  cmake_parse_arguments(arg "" "TEST_MODEL" "LIBS" ${ARGN})
   string(REPLACE "-" "_" file_id ${id})
   set(target slim_${kind}_${file_id})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.cpp)
+  if(NOT COMMAND slim_use_pch)  # a build folder may lie inside an outside plugin's folder
+    list(FILTER sources EXCLUDE REGEX "^${CMAKE_CURRENT_BINARY_DIR}/")
+  endif()
   set(tests ${sources})
   list(FILTER sources EXCLUDE REGEX "_test\\.cpp$")
   list(FILTER tests INCLUDE REGEX "_test\\.cpp$")
@@ -35,5 +40,13 @@ function(slim_add_plugin kind id)
   add_dependencies(slim_plugins ${target})
   if(tests AND COMMAND slim_add_test)
     slim_add_test(${file_id}_${kind} SOURCES ${tests} LIBS ${target}_objects ${arg_LIBS})
+  endif()
+  if(TARGET slim::slim)
+    set(model)
+    if(arg_TEST_MODEL)
+      set(model --model ${arg_TEST_MODEL})
+    endif()
+    add_test(NAME validate_${id} COMMAND slim::slim plugins validate $<TARGET_FILE:${target}> ${model}
+      WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
   endif()
 endfunction()

@@ -103,6 +103,33 @@ Result<std::string_view> find_section(std::string_view file) {
   return Status(Code::kNotFound, "no slim plugin: it has no section slim_meta");
 }
 
+/// The bytes of a section, and of the string table that belongs to it.
+struct Table {
+  std::string_view entries, names;
+};
+
+/// The first section of a type; empty if there is none.
+Result<Table> find_table(std::string_view file, uint32_t type) {
+  SLIM_ASSIGN(const Elf64_Ehdr header, read_header(file));
+  for (uint16_t i = 0; i < header.e_shnum; ++i) {
+    SLIM_ASSIGN(const Elf64_Shdr section, read_section(file, header, i));
+    if (section.sh_type != type) continue;
+    if (section.sh_link >= header.e_shnum) return corrupt("a section names a string table that it does not have");
+    SLIM_ASSIGN(const Elf64_Shdr names, read_section(file, header, static_cast<uint16_t>(section.sh_link)));
+    const auto entry_bytes = slice(file, section.sh_offset, section.sh_size);
+    const auto name_bytes = slice(file, names.sh_offset, names.sh_size);
+    if (!entry_bytes || !name_bytes || names.sh_type != SHT_STRTAB) return corrupt("its dynamic sections lie beyond its end (cut off?)");
+    return Table{*entry_bytes, *name_bytes};
+  }
+  return Table{};
+}
+
+/// Calls f(entry) for every whole entry of a table.
+template <class Entry, class F>
+void for_each_entry(const Table& table, F&& f) {
+  for (uint64_t at = 0; at + sizeof(Entry) <= table.entries.size(); at += sizeof(Entry)) f(*read_struct<Entry>(table.entries, at));
+}
+
 /// These texts are printed: nothing in them may steer a terminal.
 bool printable(std::string_view text) {
   for (const char c : text) {
@@ -134,6 +161,25 @@ Result<Metadata> read_plugin_metadata(std::span<const std::byte> file) {
     section.remove_prefix(std::min(end + 1, section.size()));
   }
   return metadata;
+}
+
+Result<LibraryFacts> read_library_facts(std::span<const std::byte> file) {
+  const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+  LibraryFacts facts;
+  SLIM_ASSIGN(const Table dynamic, find_table(text, SHT_DYNAMIC));
+  for_each_entry<Elf64_Dyn>(dynamic, [&](const Elf64_Dyn& entry) {
+    if (entry.d_tag != DT_NEEDED || entry.d_un.d_val > UINT32_MAX) return;
+    const auto name = name_at(dynamic.names, static_cast<uint32_t>(entry.d_un.d_val));
+    if (name && printable(*name)) facts.needed.emplace_back(*name);
+  });
+  SLIM_ASSIGN(const Table symbols, find_table(text, SHT_DYNSYM));
+  for_each_entry<Elf64_Sym>(symbols, [&](const Elf64_Sym& symbol) {
+    const unsigned binding = ELF64_ST_BIND(symbol.st_info), visibility = ELF64_ST_VISIBILITY(symbol.st_other);
+    if (symbol.st_shndx == SHN_UNDEF || binding == STB_LOCAL || visibility == STV_HIDDEN || visibility == STV_INTERNAL) return;
+    const auto name = name_at(symbols.names, symbol.st_name);
+    if (name && !name->empty() && printable(*name)) facts.exported.emplace_back(*name);
+  });
+  return facts;
 }
 
 }  // namespace slim

@@ -3,6 +3,7 @@
 #include <map>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "slim/status.hpp"
 
@@ -13,5 +14,13 @@ namespace slim {
 /// machine only. kIncompatible: not such a library; kCorrupt: it contradicts itself; kNotFound: no such section, so no slim
 /// plugin. Messages name no file.
 SLIM_API Result<std::map<std::string, std::string>> read_plugin_metadata(std::span<const std::byte> file);
+
+/// What the dynamic linker would do with a shared library.
+struct LibraryFacts {
+  std::vector<std::string> needed;    ///< the libraries that it asks for, as written there
+  std::vector<std::string> exported;  ///< its defined symbols that others may use, unsorted
+};
+/// The same promises as read_plugin_metadata; a library without dynamic sections has no facts.
+SLIM_API Result<LibraryFacts> read_library_facts(std::span<const std::byte> file);
 
 }  // namespace slim

@@ -4,6 +4,7 @@
 #include <boost/dll/shared_library.hpp>
 #include <filesystem>
 #include <map>
+#include <mutex>
 #include <utility>
 
 #include "plugin/compatibility.h"
@@ -24,12 +25,14 @@ Result<const boost::dll::shared_library*> open_library(const std::string& path) 
   using boost::dll::load_mode::rtld_local;
   using boost::dll::load_mode::rtld_now;
   static auto* const handles = new std::vector<std::unique_ptr<boost::dll::shared_library>>();
+  static std::mutex mutex;  // registries of several threads share the list
   auto library = std::make_unique<boost::dll::shared_library>();
   try {  // only the throwing form tells what the loader said
     library->load(path, rtld_now | rtld_local);
   } catch (const std::exception& e) {
     return Status(Code::kIncompatible, path + ": cannot be loaded: " + e.what());
   }
+  const std::lock_guard lock(mutex);
   handles->push_back(std::move(library));
   return handles->back().get();
 }

@@ -5,25 +5,10 @@
 
 #include "config/run_config.h"
 #include "plugin/registry.h"
+#include "slim/progress.hpp"
 
 /// What the `slim` commands do, without flags and printing.
 namespace slim {
-
-/// Where a run tells how far it is. Called from the run's own thread.
-class SLIM_API Progress {
- public:
-  virtual ~Progress();
-  virtual void begin(std::string_view phase, int64_t steps) = 0;
-  virtual void step(std::string_view what) = 0;  ///< one more step of the phase is done
-  virtual void warn(std::string_view message) = 0;
-  virtual bool cancelled() = 0;                  ///< true: stop at the next safe point with kCancelled
-};
-
-/// A result for people and for machines.
-struct Report {
-  std::string text;  ///< ends with a line break
-  std::string json;  ///< one object
-};
 
 /// The main job. On failure no output folder is left.
 SLIM_API Result<Report> quantize(const RunConfig&, PluginRegistry&, Progress&);
