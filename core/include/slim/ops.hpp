@@ -38,4 +38,85 @@ SLIM_API void column_sweep_(at::Tensor weight, at::Tensor errors, at::Tensor cod
                             const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& zero,
                             const std::optional<at::Tensor>& group, int64_t min_code, int64_t max_code, int64_t keep, int64_t of);
 
+/// How a weight [out, in] is rounded: the blocks of elements that share a scale, and their codes.
+struct Rounding {
+  int64_t unit_rows = 1, unit_columns = 0;  ///< blocks at the last rows and columns may be cut short; [out, in]: the whole tensor
+  int64_t bits = 4;                         ///< codes lie in [-2^(bits-1), 2^(bits-1) - 1]
+  bool e4m3 = false;                        ///< float codes in [-448, 448] instead; symmetric
+  bool symmetric = true;
+  at::ScalarType scale_dtype = at::ScalarType::Float;  ///< scales are numbers of this dtype
+};
+
+/// How ranges are found. steps 0: the extremes; else they are shrunk to 1 - max_shrink in equal steps, and the step of least
+/// Σ importance |ŵ - w|^norm wins.
+struct RangeSearch {
+  at::Tensor importance;  ///< [in] fp32; undefined: 1
+  double max_shrink = 0, norm = 2;
+  int64_t steps = 0;
+  double abs_max = 0;  ///< > 0 and the unit is a whole symmetric tensor: stands for max|w|, which must not be larger
+};
+
+struct ScaleZero {
+  at::Tensor scale, zero;  ///< fp32 [ceil(out / unit_rows), ceil(in / unit_columns)]; zero undefined when symmetric
+};
+struct RoundedUnits {
+  at::Tensor codes, scale, zero;
+};
+
+// In all of the following a weight is bf16, fp16 or fp32 [out, in], scale and zero are as in ScaleZero, and arithmetic is fp32 in
+// the order that slim/quant.hpp documents: the results are bit-equal on every CPU.
+
+/// `slim::choose_params(Tensor weight, int unit_rows, int unit_columns, int bits, bool e4m3, bool symmetric, ScalarType
+/// scale_dtype, Tensor? importance, float max_shrink, float norm, int steps, float abs_max) -> (Tensor scale, Tensor zero)`.
+/// A unit that holds NaN or Inf gets a scale that is not finite. (Ranges found by search may differ from the reference's where
+/// two steps have nearly the same error.)
+SLIM_API ScaleZero choose_params(const at::Tensor& weight, const Rounding&, const RangeSearch& = {});
+
+/// `slim::encode(Tensor weight, Tensor scale, Tensor? zero, int unit_rows, int unit_columns, int bits, ScalarType arithmetic) ->
+/// Tensor`: int8 codes clamp(round(w / scale + zero)), ties to even. Quotient and sum are rounded to `arithmetic` first.
+/// `slim::cast_e4m3(Tensor weight, Tensor scale, int unit_rows, int unit_columns, ScalarType arithmetic) -> Tensor`: float8_e4m3fn,
+/// ties to even, saturating. The weight must be finite.
+SLIM_API at::Tensor encode(const at::Tensor& weight, const ScaleZero&, const Rounding&, at::ScalarType arithmetic);
+
+/// `slim::round_units(Tensor weight, int unit_rows, int unit_columns, int bits, bool e4m3, bool symmetric, ScalarType scale_dtype,
+/// ScalarType arithmetic, Tensor? importance, float max_shrink, float norm, int steps, float abs_max) -> (Tensor codes, Tensor
+/// scale, Tensor zero)`: choose_params and encode in one pass over the weight.
+SLIM_API RoundedUnits round_units(const at::Tensor& weight, const Rounding&, const RangeSearch&, at::ScalarType arithmetic);
+
+/// `slim::decode(Tensor codes, Tensor scale, Tensor? zero, int unit_rows, int unit_columns) -> Tensor`: (codes - zero) * scale,
+/// fp32. codes int8 or float8_e4m3fn without NaN.
+SLIM_API at::Tensor decode(const at::Tensor& codes, const ScaleZero&, const Rounding&);
+
+/// `slim::rounding_error(Tensor weight, Tensor codes, Tensor scale, Tensor? zero, int unit_rows, int unit_columns) -> Tensor`:
+/// Σ (ŵ - w)² and Σ w², fp64 [2] on the CPU.
+struct RoundingError {
+  double error = 0, weight = 0;
+};
+SLIM_API RoundingError rounding_error(const at::Tensor& weight, const at::Tensor& codes, const ScaleZero&, const Rounding&);
+
+/// `slim::pack_codes(Tensor codes, int bits) -> Tensor`: int8 [rows, count] as dense little-endian streams int32
+/// [rows, ceil(count * bits / 32)], one per row: value k, moved to be unsigned by adding 2^(bits-1), takes the bits
+/// k*bits .. k*bits+bits-1, and may straddle two words; unused bits are 0. bits 1..8.
+SLIM_API at::Tensor pack_codes(const at::Tensor& codes, int64_t bits);
+
+/// `slim::gram_ranges(Tensor weight, Tensor blocks, int bits, bool e4m3, bool symmetric, ScalarType scale_dtype) -> (Tensor low,
+/// Tensor high)`: for each group of g = blocks.size(-1) input channels of each row, the range whose rounding changes the layer's
+/// output least: δ E[x xᵀ]_gg δᵀ with δ = ŵ - w, which is exact for the group alone. Both ends shrink together in steps of 1/40 of
+/// the extremes down to a half; with zero points each end is then moved alone by 1/20 and 1/10 either way, the low one first.
+/// weight fp32 [out, in], finite; blocks fp32 [in / g, g, g], the blocks of E[x xᵀ] on its diagonal. Results fp32 [out, in / g].
+/// (Kernels may choose another range where two have nearly the same error.)
+struct GroupRanges {
+  at::Tensor low, high;
+};
+SLIM_API GroupRanges gram_ranges(const at::Tensor& weight, const at::Tensor& blocks, const Rounding&);
+
+/// `slim::scale_losses(Tensor weight, Tensor scales, Tensor? gram, Tensor? inputs, int unit_columns, int bits, bool e4m3, bool
+/// symmetric, ScalarType scale_dtype, Tensor? importance, float max_shrink, float norm, int steps) -> Tensor`: the error of the
+/// layer's output for every candidate s of AWQ (Lin et al. 2023) at once: with δ = Q(W s) / s - W, Σ over rows of δ gram δᵀ, or
+/// Σ (δ inputsᵀ)². weight fp32 [rows, in]; scales fp32 [candidates, in], positive; gram fp32 [in, in], symmetric; inputs
+/// [tokens, in] any float dtype: exactly one of the two. Units are rows of unit_columns. A search of ranges weighs channel i of
+/// candidate s by importance_i / s_i². fp64 [candidates] on the CPU.
+SLIM_API at::Tensor scale_losses(const at::Tensor& weight, const at::Tensor& scales, const at::Tensor& gram, const at::Tensor& inputs,
+                                 const Rounding&, const RangeSearch&);
+
 }  // namespace slim::ops

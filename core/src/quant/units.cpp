@@ -38,6 +38,18 @@ Result<Units> Units::make(const QuantArgs& args, int64_t out, int64_t in) {
   return units;
 }
 
+Units Units::of(int64_t unit_rows, int64_t unit_columns, int64_t out, int64_t in) {
+  Units units;
+  units.out_ = out;
+  units.in_ = in;
+  units.columns_ = std::min(unit_columns, in);
+  units.whole_tensor_ = unit_rows > 1 && unit_rows >= out && unit_columns >= in;
+  units.row_step_ = units.whole_tensor_ ? 1 : unit_rows;
+  units.steps_ = ceil_div(out, units.row_step_);
+  units.units_ = ceil_div(in, units.columns_);
+  return units;
+}
+
 at::Tensor Units::split(const at::Tensor& rows) const {
   const int64_t count = rows.size(0);
   if (row_step_ == 1) return rows.reshape({count, units_, columns_});

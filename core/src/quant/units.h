@@ -13,6 +13,10 @@ class Units {
  public:
   /// kInvalidArgument for granularities of activations and for groups that do not divide the row.
   static Result<Units> make(const QuantArgs& args, int64_t out, int64_t in);
+  /// Blocks of unit_rows x unit_columns.
+  static Units of(int64_t unit_rows, int64_t unit_columns, int64_t out, int64_t in);
+  int64_t unit_rows() const { return whole_tensor_ ? out_ : row_step_; }
+  int64_t unit_columns() const { return columns_; }
 
   /// Shape of the scale: [1,1], [out,1], [out,groups] or [block rows, block columns].
   int64_t scale_rows() const { return whole_tensor_ ? 1 : steps_; }

@@ -1,0 +1,13 @@
+#pragma once
+#include "slim/ops.hpp"
+#include "slim/quant.hpp"
+
+namespace slim::quant {
+
+/// choose_params() and encode() in one pass; weight bf16, fp16 or fp32.
+SLIM_API Result<Quantized> quantize(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype, const RangeOptions&,
+                                    at::ScalarType arithmetic);
+/// What rounding did to a weight (bf16, fp16 or fp32), without making the decoded weight; not for groups of scattered channels.
+SLIM_API ops::RoundingError rounding_error(const at::Tensor& weight, const Quantized&);
+
+}  // namespace slim::quant
