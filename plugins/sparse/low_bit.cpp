@@ -34,7 +34,8 @@ at::Tensor kth_largest(const at::Tensor& magnitudes, int64_t k) {
 
 /// What a weight must exceed to be protected: [rows, 1].
 at::Tensor row_thresholds(const at::Tensor& magnitudes, const LowBitOptions& options) {
-  if (!options.open_outlier) return kth_largest(magnitudes, 0);
+  const bool one_column = magnitudes.size(1) == 1;  // its own largest, without a deviation
+  if (!options.open_outlier || one_column) return kth_largest(magnitudes, 0);
   if (options.use_sigma) return magnitudes.std(1, /*unbiased=*/true, /*keepdim=*/true) * options.sigma_factor;
   return kth_largest(magnitudes, static_cast<int64_t>(static_cast<double>(magnitudes.size(1)) * options.fraction));
 }
