@@ -57,9 +57,9 @@ Status Gptq::accepts(const Scheme& scheme) const {
   if (!scheme.weight) return {Code::kUnsupported, "gptq rounds weights; scheme " + scheme.name + " leaves them in float"};
   const QuantArgs& args = *scheme.weight;
   const bool by_row = args.granularity == Granularity::kGroup || args.granularity == Granularity::kChannel;
-  if (args.type == NumberType::kInt && by_row) return {};
-  return {Code::kUnsupported, "gptq rounds to integers with scales per group or channel, which scheme " + scheme.name +
-                                  " has not; use w2a16, w3a16, w4a16, w8a16 (also _asym), w8a8 or w8a8_static"};
+  if (args.type == NumberType::kInt && by_row && scheme.name != "w8a8s") return {};
+  return {Code::kUnsupported, "gptq rounds to integers with scales per group or channel, which is not what scheme " + scheme.name +
+                                  " asks for; use w2a16, w3a16, w4a16, w8a16 (also _asym), w8a8 or w8a8_static"};
 }
 
 void Gptq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes, Observations& observations) const {
@@ -160,7 +160,7 @@ Result<Solved> Gptq::solve(LayerContext& context) {
   const bool seen = gram && gram->tokens > 0;
   const at::Tensor mean_square = seen ? at::Tensor(gram->sum().diagonal() / gram->tokens) : at::Tensor();
   SLIM_ASSIGN(Solved solved, quant::round_to_nearest(context, seen ? range_options(mean_square) : quant::RangeOptions{}));
-  SLIM_ASSIGN(const auto factor, quant::input_factor(context, "gptq", damp_, order(args), args.group_size));
+  SLIM_ASSIGN(const auto factor, quant::input_factor(context, "rounding instead of gptq", damp_, order(args), args.group_size));
   if (!factor) return solved;
   auto& rounded = std::get<Quantized>(solved.weight);
   if (scatters_groups(args)) {

@@ -143,7 +143,7 @@ TEST_CASE("gptq/ with given ranges the codes are those of the textbook in double
                                                  group < 0 ? in : group, *wanted.weight);
       quant::SweepRequest request;
       request.weight = layer.weight();
-      request.factor = **quant::input_factor(layer, "gptq", 0.01, quant::SweepOrder::kStored, group);
+      request.factor = **quant::input_factor(layer, "rounding", 0.01, quant::SweepOrder::kStored);
       request.args = &*wanted.weight;
       request.group = at::arange(in, at::kInt).floor_divide(group < 0 ? in : group);
       request.params = {rounded.scale, rounded.zero};
@@ -170,7 +170,7 @@ TEST_CASE("gptq/ is never worse than rounding on its own loss, and better on dep
         const Quantized result = solve(*algorithm, layer);
         const bool mse = !changes.contains("range") || changes.at("range") != "minmax";
         const double loss = layer.loss(quant::decode(result)), rounding = rounding_loss(layer, mse);
-        CAPTURE(name << " " << out << "x" << in << " group " << group);
+        INFO(name, " ", out, "x", in, " group ", group);
         check_ranges(result, *wanted.weight);
         CHECK(result.scale.size(1) == (group < 0 ? 1 : in / group));
         if (!result.group_index.defined()) CHECK(loss <= rounding * (1 + 1e-4));

@@ -28,10 +28,10 @@ struct InputFactor {
 /// The factor of E[x xᵀ] of the layer's Gram plus `damp` times its mean diagonal, shared through the port cache. Channels that
 /// calibration never excited stand alone, so that they are rounded as they are. If fp32 cannot factorize: fp64; then, in fp64,
 /// half way to the diagonal (an expert's Gram is already shrunk toward its layer's); each step is noted. nullopt: there is no
-/// factor (no token, or only zeros), which is noted as "rounding instead of `method`". kNumeric: the Gram holds NaN or Inf.
-/// `group_size` matters to kGroupAware only and divides `in`.
-SLIM_API Result<std::optional<InputFactor>> input_factor(LayerContext&, std::string_view method, double damp, SweepOrder,
-                                                         int64_t group_size);
+/// factor (no token, or only zeros), which is noted under `fallback` ("rounding instead of gptq"). kNumeric: the Gram holds NaN or
+/// Inf. `group_size` matters to kGroupAware only and divides `in`.
+SLIM_API Result<std::optional<InputFactor>> input_factor(LayerContext&, std::string_view fallback, double damp, SweepOrder,
+                                                         int64_t group_size = 0);
 
 /// U = J chol(J H J)⁻¹ J with J the reversal: one Cholesky and one triangular inverse. H [n, n] symmetric, fp32 or fp64; U has its
 /// dtype. nullopt: H is not positive definite in this precision (a pivot that is mostly rounding error counts as none).

@@ -201,10 +201,9 @@ std::optional<at::Tensor> inverse_factor(const at::Tensor& hessian) {
   return upper;
 }
 
-Result<std::optional<InputFactor>> input_factor(LayerContext& context, std::string_view method, double damp, SweepOrder order,
+Result<std::optional<InputFactor>> input_factor(LayerContext& context, std::string_view fallback, double damp, SweepOrder order,
                                                 int64_t group_size) {
   const std::string& name = context.layer().name;
-  const std::string fallback = "rounding instead of " + std::string(method);
   const auto* gram = context.statistic<Gram>();
   if (!gram || gram->tokens <= 0) {
     context.notes().note(fallback, name, "no calibration token reached this layer");
