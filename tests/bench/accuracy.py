@@ -49,7 +49,7 @@ class Toy:
         self.name, self.work = name, work
         self.slim = build / "bin/slim"
         folder = ROOT / "tests/data" / name
-        self.model = folder if (folder / "model.safetensors").exists() else packed_model.unpacked(build, name)
+        self.model = packed_model.unpacked(build, name) if any(folder.glob("*.packed")) else folder
         self.calibration = SAMPLES / CALIBRATION[name]
 
     def judge(self, folder):
@@ -106,4 +106,5 @@ def main():
             Toy(name, arguments.build, work).table(arguments.peer)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """peer_llmcompressor.py MODEL CALIB OUT METHOD SCHEME: the same job by llm-compressor 0.14 on the CPU, for comparison.
 
-METHOD: rtn, awq or gptq. SCHEME: a preset of compressed-tensors (W4A16, W4A16_ASYM, W8A8, FP8, FP8_DYNAMIC, FP8_BLOCK), or W3A16.
+METHOD: rtn, awq or gptq. SCHEME: a preset of compressed-tensors (W4A16, W4A16_ASYM, W8A8, FP8, FP8_DYNAMIC, FP8_BLOCK), W3A16, or
+W8A8_STATIC (activations per tensor, asymmetric).
 Prints one JSON line: seconds, peak memory."""
 import json
 import os
@@ -22,7 +23,7 @@ from llmcompressor.modifiers.transform.awq import AWQModifier
 from PIL import Image
 
 IGNORE = ["re:.*lm_head", "re:.*visual.*", "re:.*mlp.gate$", "re:.*mlp.gate.wg$"]
-NEEDS_SAMPLES = ("awq", "gptq")
+NEEDS_SAMPLES = ("awq", "gptq", "FP8", "W8A8_STATIC")
 TENSORS = ("input_ids", "attention_mask", "mm_token_type_ids", "pixel_values", "image_grid_thw")
 torch.Tensor.pin_memory = lambda self, *_, **__: self  # 0.14 pins memory even without CUDA
 
@@ -45,6 +46,10 @@ def collate(batch):
 
 
 def target(scheme):
+    if scheme == "W8A8_STATIC":
+        weights = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="channel")
+        inputs = QuantizationArgs(num_bits=8, type="int", symmetric=False, strategy="tensor", observer="static_minmax")
+        return dict(config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs)})
     if scheme != "W3A16":
         return dict(targets="Linear", scheme=scheme)
     weights = QuantizationArgs(num_bits=3, type="int", symmetric=True, strategy="group", group_size=128)
@@ -63,7 +68,7 @@ def main():
     rounding = kind(ignore=IGNORE, **target(scheme))
     calibration = dict(dataset=Dataset.from_list(rows), num_calibration_samples=len(rows), max_seq_length=2048, data_collator=collate,
                        shuffle_calibration_samples=False)
-    calibrate = method in NEEDS_SAMPLES or scheme == "FP8"
+    calibrate = method in NEEDS_SAMPLES or scheme in NEEDS_SAMPLES
     recipe = [AWQModifier(), rounding] if method == "awq" else [rounding]
     oneshot(model=model, tokenizer=transformers.AutoTokenizer.from_pretrained(model_folder), recipe=recipe,
             **(calibration if calibrate else dict(pipeline="datafree")))
