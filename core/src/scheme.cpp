@@ -43,9 +43,13 @@ std::vector<Scheme> named_schemes() {
   }
   schemes.push_back({"w8a8", int8_channel, int8_token, std::nullopt});
   schemes.push_back({"w8a8_static", int8_channel, int8_static, std::nullopt});
+  schemes.push_back({"w8a8_static_sym", int8_channel, args(kInt, 8, Granularity::kTensor), std::nullopt});
   schemes.push_back({"fp8_static", fp8_tensor, fp8_tensor, std::nullopt});
+  schemes.push_back({"fp8_static_channel", fp8_channel, fp8_tensor, std::nullopt});
   schemes.push_back(
       {"fp8_dynamic", fp8_channel, args(kFloat, 8, Granularity::kToken, true, true), std::nullopt});
+  schemes.push_back(
+      {"fp8_dynamic_tensor", fp8_tensor, args(kFloat, 8, Granularity::kTensor, true, true), std::nullopt});
   schemes.push_back({"fp8_block", args(kFloat, 8, Granularity::kBlock),
                      args(kFloat, 8, Granularity::kGroup, true, true), std::nullopt});
   schemes.push_back({"fp8_a16", fp8_channel, std::nullopt, std::nullopt});
@@ -80,11 +84,26 @@ std::optional<Sparsity> parse_sparsity(std::string_view name) {
   return result;
 }
 
+Result<Scheme> find_scheme(std::string_view name);
+
+/// "n:m+NAME": pruned as the left side says, what stays is quantized as the right side says.
+Result<Scheme> find_combination(const std::string& name, size_t plus) {
+  SLIM_ASSIGN(const Scheme pruned, find_scheme(name.substr(0, plus)));
+  SLIM_ASSIGN(Scheme scheme, find_scheme(name.substr(plus + 1)));
+  if (!pruned.sparsity || pruned.weight || !scheme.weight || scheme.sparsity) {
+    return Status(Code::kInvalidArgument, "scheme '" + name + "': expected n:m and how the weights that stay are quantized, as in 2:4+w4a16");
+  }
+  scheme.name = name;
+  scheme.sparsity = pruned.sparsity;
+  return scheme;
+}
+
 Result<Scheme> find_scheme(std::string_view name) {
   const std::string wanted = canonical_name(name);
   for (const Scheme& scheme : all_schemes()) {
     if (scheme.name == wanted) return scheme;
   }
+  if (const size_t plus = wanted.find('+'); plus != std::string::npos) return find_combination(wanted, plus);
   if (const auto sparsity = parse_sparsity(wanted)) {
     if (sparsity->keep < 1 || sparsity->keep >= sparsity->of || sparsity->of > 64) {
       return Status(Code::kInvalidArgument,
@@ -92,7 +111,7 @@ Result<Scheme> find_scheme(std::string_view name) {
     }
     return Scheme{wanted, std::nullopt, std::nullopt, sparsity};
   }
-  const std::string known = " (known: " + join(scheme_names()) + ", and n:m)";
+  const std::string known = " (known: " + join(scheme_names()) + ", n:m, and n:m+weights as in 2:4+w4a16)";
   return Status(Code::kInvalidArgument,
                 "unknown scheme '" + std::string(name) + "'" + did_you_mean(name, scheme_names()) + known);
 }

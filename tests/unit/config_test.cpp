@@ -134,6 +134,11 @@ data_path = "./calib.jsonl"
   const RunConfig fp8 = read_ok(quantization("name = 'fp8_static'\nquant_method = 'per-tensor'"));
   CHECK(fp8.plugins == std::vector<std::string>{"fp8"});
   CHECK(fp8.scheme == "fp8_static");
+  CHECK(read_ok(quantization("name = 'fp8_static'\nquant_method = 'per-channel'")).scheme == "fp8_static_channel");
+  CHECK(read_ok(quantization("name = 'fp8_dynamic'\nquant_method = 'per-tensor'")).scheme == "fp8_dynamic_tensor");
+  CHECK(read_ok(quantization("name = 'fp8_dynamic'")).scheme == "fp8_dynamic");
+  CHECK(read_ok(quantization("name = 'fp8_blockwise'")).scheme == "fp8_block");
+  CHECK(read_ok(quantization("name = 'int8_dynamic'")).scheme == "w8a8");
 }
 
 TEST_CASE("config/ bits, zero points and granularities make up a scheme") {
@@ -150,8 +155,8 @@ TEST_CASE("config/ bits, zero points and granularities make up a scheme") {
 TEST_CASE("config/ words about the scheme that contradict each other are errors") {
   check_error(quantization("name = 'w4a16'\nbits = 8"), {"bits = 8", "w4a16", "4 bits"});
   check_error(quantization("name = 'w4a16'\nzero_point = true"), {"zero_point", "w4a16"});
-  check_error(quantization("name = 'fp8_dynamic'\nquant_method = 'per-tensor'"),
-              {"per-tensor", "fp8_dynamic", "per-channel"});
+  check_error(quantization("name = 'fp8_block'\nquant_method = 'per-tensor'"),
+              {"per-tensor", "fp8_block", "per-block"});
   check_error(quantization("name = 'w8a8'\nquant_method = { activation = 'per-tensor' }"),
               {"per-tensor", "per-token"});
   check_error(quantization("bits = 4\nquant_method = 'per-channel'\ngroup_size = 64"), {"per-channel", "64"});
@@ -241,6 +246,102 @@ TEST_CASE("config/ options of a plugin outside the chain are an error") {
   CHECK(check_plugin_options(config).message().find("did you mean 'quantization'?") != std::string::npos);
   config = read_ok("[compression]\nplugin = '/x/libslim_algorithm_mine.so'\n[compression.mine]\nx = 1\n");
   CHECK(check_plugin_options(config).ok());
+}
+
+TEST_CASE("config/ rules are read from tables, and from one text each") {
+  RunConfig config = read_ok(R"(
+[[rule]]
+match = "re:.*down_proj"
+scheme = "w8a16"
+algorithm = "awq,gptq"
+group_size = 64
+[[rule]]
+match = ["*.q_proj", "*.k_proj"]
+scheme = "none"
+)");
+  REQUIRE(config.rules.size() == 2);
+  CHECK(config.rules[0].match == std::vector<std::string>{"re:.*down_proj"});
+  CHECK(config.rules[0].scheme == "w8a16");
+  CHECK(config.rules[0].plugins == std::vector<std::string>{"awq", "gptq"});
+  CHECK(config.rules[0].group_size == 64);
+  CHECK(config.rules[1].match.size() == 2);
+  REQUIRE(set_config_key("compression.rule", {"re:.*[=:]x=w8a16:awq,gptq", "a.*=none"}, config).ok());
+  REQUIRE(config.rules.size() == 2);
+  CHECK(config.rules[0].match == std::vector<std::string>{"re:.*[=:]x"});
+  CHECK(config.rules[0].scheme == "w8a16");
+  CHECK(config.rules[0].plugins == std::vector<std::string>{"awq", "gptq"});
+  CHECK(config.rules[1].text() == "a.*=none");
+}
+
+TEST_CASE("config/ a rule that says nothing, or what no rule has, is an error with its line") {
+  check_error("[[rule]]\nscheme = 'w8a16'\n", {".toml:1", "match"});
+  check_error("[[rule]]\nmatch = 'a'\n", {".toml:1", "says nothing"});
+  check_error("[[rule]]\nmatch = 'a'\nschem = 'w8a16'\n", {".toml:3", "did you mean 'scheme'?"});
+  check_error("[[rule]]\nmatch = 'a'\ngroup_size = 'x'\n", {".toml:3", "integer"});
+  check_error("[rule]\nmatch = 'a'\n", {"[[rule]]"});
+  RunConfig config;
+  for (const char* text : {"", "w8a16", "=w8a16", "a="}) CHECK_MESSAGE(!set_config_key("compression.rule", {text}, config).ok(), text);
+}
+
+TEST_CASE("config/ each of several outputs says only what differs") {
+  const RunConfig config = read_ok(R"(
+[compression]
+plugin = "awq"
+[compression.quantization]
+name = "w4a16"
+group_size = 64
+[[output]]
+path = "a"
+[[output]]
+path = "b"
+scheme = "fp8_dynamic"
+algorithm = ["rtn"]
+kv_cache = "fp8"
+[output.rtn]
+range = "mse"
+[[output]]
+path = "c"
+group_size = 32
+[[output.rule]]
+match = "x"
+scheme = "none"
+)");
+  const auto all = output_configs(config);
+  REQUIRE_MESSAGE(all.ok(), all.status().message());
+  REQUIRE(all->size() == 3);
+  CHECK((*all)[0].output == "a");
+  CHECK((*all)[0].scheme == "w4a16");
+  CHECK((*all)[0].group_size == 64);
+  CHECK((*all)[1].scheme == "fp8_dynamic");
+  CHECK((*all)[1].group_size == 0);
+  CHECK((*all)[1].plugins == std::vector<std::string>{"rtn"});
+  CHECK((*all)[1].kv_cache == "fp8");
+  CHECK((*all)[1].plugin_options.at("rtn").at("range") == "mse");
+  CHECK((*all)[2].group_size == 32);
+  CHECK((*all)[2].kv_cache == "none");
+  CHECK((*all)[2].rules.size() == 1);
+  CHECK(check_plugin_options(config).ok());
+}
+
+TEST_CASE("config/ outputs alone name algorithm and path for the run") {
+  const RunConfig config = read_ok("[[output]]\npath = 'a'\nalgorithm = 'rtn'\n[[output]]\npath = 'b'\nplugin = 'awq,gptq'\n");
+  CHECK(config.plugins == std::vector<std::string>{"rtn"});
+  CHECK(config.output == "a");
+  const auto all = output_configs(config);
+  REQUIRE(all.ok());
+  CHECK((*all)[1].plugins == std::vector<std::string>{"awq", "gptq"});
+}
+
+TEST_CASE("config/ outputs without a path, with the same one, or beside --output are errors") {
+  const auto message = [](const std::string& text, const char* flag) {
+    RunConfig config = read_ok(text);
+    if (flag) REQUIRE(set_config_key("output.path", {flag}, config).ok());
+    return output_configs(config).status().message();
+  };
+  CHECK(message("[[output]]\npath = 'a'\n[[output]]\nscheme = 'w4a16'\n", nullptr).find("without path") != std::string::npos);
+  CHECK(message("[[output]]\npath = 'a'\n[[output]]\npath = 'a'\n", nullptr).find("path a") != std::string::npos);
+  CHECK(message("[[output]]\npath = 'a'\n", "b").find("exclude each other") != std::string::npos);
+  check_error("[[output]]\npath = 'a'\nsheme = 'w4a16'\n", {".toml:3", "sheme"});
 }
 
 TEST_CASE("config/ the table has no name twice, and the listing shows every key") {

@@ -53,6 +53,14 @@ Result<std::string> scheme_from_bits(const Keys& keys) {
                                             " activations; known: " + join(scheme_names()));
 }
 
+/// AngelSlim's FP8 names leave the granularity of weights to quant_method; here each has a scheme of its own.
+std::string with_granularity(const std::string& scheme, const Keys& keys) {
+  const std::string weight = get(keys, "weight");
+  if (scheme == "fp8_static" && weight == "per-channel") return "fp8_static_channel";
+  if (scheme == "fp8_dynamic" && weight == "per-tensor") return "fp8_dynamic_tensor";
+  return scheme;
+}
+
 Result<std::string> scheme_name(const Keys& keys) {
   const std::string name = get(keys, "name");
   if (name.empty()) return scheme_from_bits(keys);
@@ -60,7 +68,7 @@ Result<std::string> scheme_name(const Keys& keys) {
   if (!alias) return name;
   const std::string zero_point = get(keys, "zero_point");
   const bool asymmetric = zero_point.empty() ? alias->asymmetric : zero_point == "true";
-  return std::string(asymmetric && alias->asymmetric_scheme ? alias->asymmetric_scheme : alias->scheme);
+  return with_granularity(asymmetric && alias->asymmetric_scheme ? alias->asymmetric_scheme : alias->scheme, keys);
 }
 
 std::string granularity_text(const std::optional<QuantArgs>& args) {
