@@ -85,7 +85,7 @@ Result<at::Tensor> BlockTransform::fold(const ScaleEdge& edge, const at::Tensor&
     state_.changed_layers.insert(id);
     state_.rounded = state_.rounded || stays_in_float(id);
   }
-  SLIM_TRY(statistics_.rescale(edge.port, columns));
+  statistics_.rescale(edge.port, columns);
   folds_.emplace_back(&edge, applied);
   return applied;
 }
@@ -114,7 +114,7 @@ Result<at::Tensor> BlockTransform::fold_norm(const ScaleEdge& edge, const at::Te
 Result<at::Tensor> BlockTransform::fold_rows(const ScaleEdge& edge, const at::Tensor& s) {
   for (const CacheSite& site : state_.plan->caches) {
     const bool cached = std::find(edge.producers.begin(), edge.producers.end(), site.value_layer) != edge.producers.end();
-    if (cached) SLIM_TRY(statistics_.rescale(site.value, s));
+    if (cached) statistics_.rescale(site.value, s);
   }
   for (const LayerId id : edge.producers) {
     state_.weights.weight[id] = weight(id) / s.unsqueeze(1);

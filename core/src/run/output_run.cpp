@@ -41,6 +41,7 @@ Status OutputRun::create() {
 
 Status OutputRun::make_block(BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration) {
   SLIM_TRY(transform(state, statistics, exec, calibration));
+  if (statistics.stale()) SLIM_TRY(collect_stale(state, statistics, exec, calibration));
   SLIM_TRY(solve(state, statistics));
   SLIM_TRY(write_changed(state));
   if (plan_.plan.kv_cache) SLIM_TRY(write_cache_scales(*state.plan, statistics));
@@ -77,6 +78,25 @@ Status OutputRun::transform_parts(BlockState& state, StatisticSet& statistics, B
     function_changed = function_changed || context.function_changed();
   }
   return {};
+}
+
+/// Another pass over the transformed block, for statistics that could not follow its folds (histograms).
+Status OutputRun::collect_stale(const BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration) {
+  if (calibration.batches.empty()) {
+    return {Code::kInvalidArgument, state.plan->name + ": a statistic of the file cannot follow a folded scale and must be collected "
+                                                       "anew; run with --calib and without --statistics, or choose ranges by minmax"};
+  }
+  const auto fresh = statistics.renewed();
+  exec.set_block(state.plan, &state.weights);
+  exec.set_statistics(fresh.get());
+  Status status;
+  for (size_t i = 0; i < calibration.batches.size() && status.ok(); ++i) {
+    Carry carry = calibration.batches[i];
+    status = model_.forward(*state.plan, exec, carry);
+  }
+  exec.set_statistics(nullptr);
+  if (status.ok()) statistics.renew(*fresh);
+  return status;
 }
 
 Status OutputRun::solve(BlockState& state, const StatisticSet& statistics) {

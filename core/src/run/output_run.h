@@ -35,6 +35,7 @@ class OutputRun {
  private:
   Status transform(BlockState&, StatisticSet&, BlockExec&, const Calibration&);
   Status transform_parts(BlockState&, StatisticSet&, BlockExec&, const Calibration&, Folds&, bool& function_changed);
+  Status collect_stale(const BlockState&, StatisticSet&, BlockExec&, const Calibration&);
   Status solve(BlockState&, const StatisticSet&);
   Status commit(BlockState&, const Layer&, Solved);
   Status write_changed(BlockState&);

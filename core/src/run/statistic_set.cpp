@@ -5,8 +5,12 @@
 namespace slim {
 
 void StatisticSet::add(PortId port, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) {
-  auto& slot = statistics_[{port, std::string(id)}];
-  if (!slot) slot = make();
+  const Key key{port, std::string(id)};
+  auto& slot = statistics_[key];
+  if (!slot) {
+    slot = make();
+    makers_[key] = make;
+  }
   const PortId parent = block_.ports.at(port).parent;
   if (parent >= 0) add(parent, id, std::move(make));
 }
@@ -14,6 +18,9 @@ void StatisticSet::add(PortId port, std::string_view id, std::function<std::uniq
 std::unique_ptr<StatisticSet> StatisticSet::clone() const {
   auto copy = std::make_unique<StatisticSet>(block_, expected_tokens_);
   for (const auto& [key, statistic] : statistics_) copy->statistics_[key] = statistic->clone();
+  copy->makers_ = makers_;
+  copy->stale_ = stale_;
+  copy->prior_tokens_ = prior_tokens_;
   copy->tokens_ = tokens_;
   copy->regions_ = regions_;
   return copy;
@@ -31,6 +38,7 @@ void StatisticSet::update(PortId port, const at::Tensor& x) {
 }
 
 void StatisticSet::finish(double prior_tokens) {
+  prior_tokens_ = prior_tokens;
   for (auto& [key, statistic] : statistics_) {
     const Port& port = block_.ports.at(key.first);
     if (port.parent >= 0 && block_.ports.at(port.parent).pooled) {
@@ -47,20 +55,28 @@ void StatisticSet::finish(double prior_tokens) {
 }
 
 const Statistic* StatisticSet::find(PortId port, std::string_view id) const {
-  const auto it = statistics_.find({port, std::string(id)});
-  return it == statistics_.end() ? nullptr : it->second.get();
+  const Key key{port, std::string(id)};
+  const auto it = statistics_.find(key);
+  return it == statistics_.end() || stale_.contains(key) ? nullptr : it->second.get();
 }
 
-Status StatisticSet::rescale(PortId port, const at::Tensor& s) {
+void StatisticSet::rescale(PortId port, const at::Tensor& s) {
   for (auto& [key, statistic] : statistics_) {
     const bool below = block_.ports.at(key.first).parent == port && !block_.ports.at(port).pooled;
-    if (key.first != port && !below) continue;
-    if (!statistic->rescale(s)) {
-      return {Code::kInternal, "statistic " + key.second + " of port " + block_.ports.at(key.first).name +
-                                   " cannot follow a scale; collect it after the fold"};
-    }
+    if ((key.first == port || below) && !statistic->rescale(s)) stale_.insert(key);
   }
-  return {};
+}
+
+std::unique_ptr<StatisticSet> StatisticSet::renewed() const {
+  auto fresh = std::make_unique<StatisticSet>(block_, expected_tokens_);
+  for (const Key& key : stale_) fresh->add(key.first, key.second, makers_.at(key));
+  return fresh;
+}
+
+void StatisticSet::renew(StatisticSet& fed) {
+  fed.finish(prior_tokens_);
+  for (const Key& key : stale_) statistics_[key] = std::move(fed.statistics_.at(key));
+  stale_.clear();
 }
 
 double StatisticSet::tokens(PortId port) const {

@@ -33,17 +33,27 @@ class SLIM_API StatisticSet final : public Observations {
   /// After the last batch: fills pooled ports from their children, then shrinks every expert's statistics toward its parent's:
   /// (n_e M_e + k M_layer) / (n_e + k) with k = prior_tokens, so that a rarely used expert has a full-rank Gram.
   void finish(double prior_tokens);
+  /// Null also for one that is stale.
   const Statistic* find(PortId, std::string_view id) const;
-  /// Follows x -> x / s at the port and at the expert ports below it. kInternal if a statistic cannot.
-  Status rescale(PortId, const at::Tensor& s);
+  /// Follows x -> x / s at the port and at the expert ports below it. What cannot follow becomes stale.
+  void rescale(PortId, const at::Tensor& s);
+  bool stale() const { return !stale_.empty(); }
+  /// The stale statistics anew, to be fed by another pass over the block as it is now.
+  std::unique_ptr<StatisticSet> renewed() const;
+  /// Takes them over after that pass, finished as the others were.
+  void renew(StatisticSet& fed);
   /// Tokens that reached the port before shrinking; -1 if nothing was collected there.
   double tokens(PortId) const;
 
  private:
   using Key = std::pair<PortId, std::string>;
+  using Make = std::function<std::unique_ptr<Statistic>()>;
   const BlockPlan& block_;
   int64_t expected_tokens_;
   std::map<Key, std::unique_ptr<Statistic>> statistics_;
+  std::map<Key, Make> makers_;
+  std::set<Key> stale_;
+  double prior_tokens_ = 0;
   std::map<PortId, double> tokens_;
   std::set<RegionId> regions_;
 };
