@@ -25,6 +25,8 @@ Command plan_command();
 Command inspect_command();
 Command eval_command();
 Command verify_command();
+// compress_command.cpp
+Command compress_command();
 // plugins_command.cpp
 Command plugins_command();
 

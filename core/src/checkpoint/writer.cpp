@@ -16,6 +16,7 @@
 
 #include "checkpoint/file.h"
 #include "checkpoint/safetensors.h"
+#include "util/hash.h"
 
 namespace slim {
 namespace {
@@ -71,7 +72,7 @@ struct ShardPlan {
 };
 
 Result<std::vector<ShardPlan>> plan_shards(const std::vector<TensorSpec>& tensors, int64_t max_bytes) {
-  if (tensors.empty()) return Status(Code::kInternal, "a checkpoint without tensors cannot be written");
+  if (tensors.empty()) return std::vector<ShardPlan>();
   std::vector<ShardPlan> shards(1);
   std::set<std::string_view> names;
   for (const auto& spec : tensors) {
@@ -160,6 +161,7 @@ struct CheckpointWriter::State {
     int64_t offset = 0, bytes = 0;
     std::string shard;
     Stage stage = Stage::kPending;
+    uint64_t checksum = 0;
   };
 
   WriterOptions options;
@@ -172,14 +174,16 @@ struct CheckpointWriter::State {
   std::set<std::string> own_files;
   std::set<fs::path> folders;  // below partial
   int64_t total_bytes = 0;
-  bool owns_partial = false, finished = false;
-  std::mutex mutex;  // guards the stages
+  bool owns_partial = false, keep_partial = false, finished = false;
+  std::vector<std::string> unsynced;  // finished since the last sync_finished()
+  std::mutex mutex;  // guards the stages, checksums and `unsynced`
 
   ~State() {
     if (finished) return;
     shards.clear();
     std::error_code ignored;
-    if (owns_partial && !options.keep_partial) fs::remove_all(partial, ignored);
+    if (keep_partial) return;
+    if (owns_partial) fs::remove_all(partial, ignored);
     for (auto parent = made_parents.rbegin(); parent != made_parents.rend(); ++parent)
       ::rmdir(parent->c_str());
   }
@@ -200,6 +204,7 @@ struct CheckpointWriter::State {
   // A FOLDER.partial that nobody has locked was left by a crash.
   Status take_partial() {
     std::error_code error;
+    if (options.resume) return adopt_partial();
     if (fs::symlink_status(partial, error).type() != fs::file_type::not_found) {
       SLIM_ASSIGN(const File stale, File::open_folder(partial_name));
       SLIM_TRY(lock_folder(stale));
@@ -217,6 +222,23 @@ struct CheckpointWriter::State {
     return locked;
   }
 
+  Status adopt_partial() {
+    SLIM_ASSIGN(lock, File::open_folder(partial_name));
+    SLIM_TRY(lock_folder(*lock));
+    owns_partial = keep_partial = true;
+    return {};
+  }
+
+  // The shard of an earlier process, which must have been planned like this one's.
+  Result<File> adopt_shard(const std::string& name, const std::string& header, int64_t bytes) {
+    SLIM_ASSIGN(File file, File::open_write((partial / name).string()));
+    SLIM_ASSIGN(const int64_t size, file.size());
+    std::string found(header.size(), '\0');
+    if (size == bytes) SLIM_TRY(file.read_at(0, std::as_writable_bytes(std::span(found))));
+    if (found == header) return file;
+    return Status(Code::kCorrupt, file.path() + ": is not what the interrupted run began; start again without --resume");
+  }
+
   Status make_shards(const std::vector<ShardPlan>& plans) {
     std::vector<std::string> headers;
     int64_t needed = 0;
@@ -226,18 +248,20 @@ struct CheckpointWriter::State {
       needed += static_cast<int64_t>(headers.back().size()) + plan.bytes;
     }
     SLIM_ASSIGN(const int64_t available, available_bytes(partial));
-    if (needed > available) return disk_full(target, needed, available);
+    if (!options.resume && needed > available) return disk_full(target, needed, available);
     for (size_t i = 0; i < plans.size(); ++i) {
       const std::string name = shard_name(options.stem, i, plans.size());
-      SLIM_ASSIGN(File file, File::create((partial / name).string()));
+      int64_t offset = static_cast<int64_t>(headers[i].size());
+      SLIM_ASSIGN(File file, options.resume ? adopt_shard(name, headers[i], offset + plans[i].bytes) : File::create((partial / name).string()));
       shards.push_back(std::make_unique<File>(std::move(file)));
       own_files.insert(name);
-      int64_t offset = static_cast<int64_t>(headers[i].size());
-      SLIM_TRY(reserve(*shards[i], offset + plans[i].bytes, target, needed, available));
-      SLIM_TRY(shards[i]->write_at(0, std::as_bytes(std::span(headers[i]))));
+      if (!options.resume) {
+        SLIM_TRY(reserve(*shards[i], offset + plans[i].bytes, target, needed, available));
+        SLIM_TRY(shards[i]->write_at(0, std::as_bytes(std::span(headers[i]))));
+      }
       for (const auto& spec : plans[i].tensors) {
         const int64_t bytes = *byte_size(spec);
-        slots[spec.name] = Slot{spec, shards[i].get(), offset, bytes, name, Stage::kPending};
+        slots[spec.name] = Slot{spec, shards[i].get(), offset, bytes, name, Stage::kPending, 0};
         offset += bytes;
       }
     }
@@ -246,7 +270,7 @@ struct CheckpointWriter::State {
 
   // Runs `write` for the slot of a tensor that is exactly what was announced and has not come before.
   Status fill(const std::string& name, Dtype dtype, const std::vector<int64_t>& shape,
-              const std::function<Status(const Slot&)>& write) {
+              const std::function<Status(Slot&)>& write) {
     const auto found = slots.find(name);
     if (found == slots.end())
       return Status(Code::kInternal, target.string() + ": tensor '" + name + "' was not announced");
@@ -266,7 +290,25 @@ struct CheckpointWriter::State {
     Status status = write(slot);
     const std::lock_guard guard(mutex);
     slot.stage = status.ok() ? Stage::kDone : Stage::kPending;
+    if (status.ok()) unsynced.push_back(name);
     return status;
+  }
+
+  Status check_checksum(Slot& slot, uint64_t expected) {
+    std::vector<std::byte> buffer(static_cast<size_t>(std::min(kChunk, slot.bytes)));
+    uint64_t checksum = kHashStart;
+    for (int64_t done = 0; done < slot.bytes; done += kChunk) {
+      const std::span chunk = std::span(buffer).first(static_cast<size_t>(std::min(kChunk, slot.bytes - done)));
+      SLIM_TRY(slot.file->read_at(slot.offset + done, chunk));
+      checksum = hash_bytes(chunk, checksum);
+    }
+    if (checksum != expected) {
+      return Status(Code::kCorrupt, slot.file->path() + ": the bytes of '" + slot.spec.name +
+                                        "' are not those that the interrupted run wrote; start again without --resume");
+    }
+    slot.checksum = checksum;
+    slot.stage = Stage::kDone;
+    return {};
   }
 
   Status check_complete() {
@@ -366,12 +408,14 @@ Status CheckpointWriter::put(const std::string& name, const at::Tensor& value) {
   if (!dtype)
     return Status(Code::kInternal,
                   "tensor '" + name + "' has no value, or a type that safetensors cannot hold");
-  return state_->fill(name, *dtype, value.sizes().vec(), [&](const State::Slot& slot) -> Status {
+  return state_->fill(name, *dtype, value.sizes().vec(), [&](State::Slot& slot) -> Status {
+    slot.checksum = kHashStart;
     try {
       const at::Tensor plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous();
       if (slot.bytes == 0) return {};
-      SLIM_TRY(slot.file->write_at(slot.offset, {static_cast<const std::byte*>(plain.const_data_ptr()),
-                                                 static_cast<size_t>(slot.bytes)}));
+      const std::span bytes(static_cast<const std::byte*>(plain.const_data_ptr()), static_cast<size_t>(slot.bytes));
+      SLIM_TRY(slot.file->write_at(slot.offset, bytes));
+      slot.checksum = hash_bytes(bytes);
     } catch (const std::exception& error) {
       return Status(Code::kOutOfMemory, "tensor '" + name + "': cannot copy it to the CPU: " + error.what());
     }
@@ -384,13 +428,15 @@ Status CheckpointWriter::copy(const std::string& name, const Checkpoint& from, c
   const auto spec = from.tensors().find(from_name);
   if (spec == from.tensors().end())
     return Status(Code::kNotFound, from.folder() + ": has no tensor '" + from_name + "'");
-  return state_->fill(name, spec->second.dtype, spec->second.shape, [&](const State::Slot& slot) -> Status {
+  return state_->fill(name, spec->second.dtype, spec->second.shape, [&](State::Slot& slot) -> Status {
+    slot.checksum = kHashStart;
     std::vector<std::byte> buffer(static_cast<size_t>(std::min(kChunk, slot.bytes)));
     for (int64_t done = 0; done < slot.bytes;) {
       const std::span chunk =
           std::span(buffer).first(static_cast<size_t>(std::min(kChunk, slot.bytes - done)));
       SLIM_TRY(from.read_bytes(from_name, done, chunk));
       SLIM_TRY(slot.file->write_at(slot.offset + done, chunk));
+      slot.checksum = hash_bytes(chunk, slot.checksum);
       done += static_cast<int64_t>(chunk.size());
     }
     start_writeback(*slot.file, slot.offset, slot.bytes);
@@ -432,6 +478,36 @@ Status CheckpointWriter::finish() {
   SLIM_TRY(state.lock->sync());
   return state.put_in_place();
 }
+
+Result<std::map<std::string, uint64_t>> CheckpointWriter::sync_finished() {
+  State& state = *state_;
+  std::map<std::string, uint64_t> checksums;
+  std::set<const File*> files;
+  {
+    const std::lock_guard guard(state.mutex);
+    for (const std::string& name : state.unsynced) {
+      const State::Slot& slot = state.slots.at(name);
+      checksums[name] = slot.checksum;
+      files.insert(slot.file);
+    }
+    state.unsynced.clear();
+  }
+  for (const File* file : files) SLIM_TRY(file->sync());
+  return checksums;
+}
+
+Status CheckpointWriter::adopt(const std::map<std::string, uint64_t>& finished) {
+  for (const auto& [name, checksum] : finished) {
+    const auto found = state_->slots.find(name);
+    if (found == state_->slots.end()) {
+      return Status(Code::kCorrupt, state_->partial_name + ": the interrupted run wrote '" + name + "', which this one does not");
+    }
+    SLIM_TRY(state_->check_checksum(found->second, checksum));
+  }
+  return {};
+}
+
+void CheckpointWriter::keep_partial(bool keep) { state_->keep_partial = keep; }
 
 const std::string& CheckpointWriter::partial_folder() const { return state_->partial_name; }
 int64_t CheckpointWriter::total_bytes() const { return state_->total_bytes; }

@@ -1,4 +1,6 @@
 #pragma once
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,14 +15,14 @@ struct WriterOptions {
       5'000'000'000;  ///< bytes of tensor data in one shard; a larger single tensor gets its own
   std::string stem = "model";  ///< STEM.safetensors, STEM-00001-of-00002.safetensors, STEM.safetensors.index.json
   bool overwrite = false;
-  bool keep_partial = false;  ///< leave FOLDER.partial on failure, to look at
+  bool resume = false;        ///< go on in the FOLDER.partial of an earlier process, with the same tensors
   std::vector<std::string> inputs = {};  ///< folders that the output may not be, contain or lie in
 };
 
 /// Writes a checkpoint whose tensors are all known beforehand: headers, offsets and shard names are fixed at
 /// the start, space is reserved on the disk, and tensors may come in any order from any thread. Everything
-/// goes to FOLDER.partial, which finish() syncs and renames; an unfinished writer removes it. The same
-/// tensors and values give the same bytes.
+/// goes to FOLDER.partial, which finish() syncs and renames; an unfinished writer removes it, or keeps it for a later one. The same
+/// tensors and values give the same bytes. Without tensors there are no shards: a folder of side files alone.
 ///
 /// Shards are filled in the given order. Within one, wider element types come first (equal ones in the given
 /// order): the format allows no padding, and readers that map files want every tensor at a multiple of its
@@ -38,6 +40,12 @@ class SLIM_API CheckpointWriter {
   Status put(const std::string& name, const at::Tensor& value);
   /// The stored bytes of a tensor of the input, unchanged; counts as its put(). Any dtype. Thread-safe.
   Status copy(const std::string& name, const Checkpoint& from, const std::string& from_name);
+  /// Checksums of the tensors that came since the last call, by name; their bytes are on the disk when it returns.
+  Result<std::map<std::string, uint64_t>> sync_finished();
+  /// With WriterOptions::resume: these tensors came in an earlier process. kCorrupt names one whose bytes are others.
+  Status adopt(const std::map<std::string, uint64_t>& finished);
+  /// Whether FOLDER.partial stays if the writer ends unfinished (at first: no).
+  void keep_partial(bool keep);
   /// Side files: `name` is relative to the folder ("config.json", "sub/file"); one of the same name is
   /// replaced.
   Status write_file(const std::string& name, std::string_view contents);

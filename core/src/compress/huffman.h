@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "slim/export.hpp"
 #include "slim/status.hpp"
 
 /// Canonical Huffman codes of bytes, at most 12 bits long. Pure; safe from any thread.
@@ -16,9 +17,9 @@ using ByteCounts = std::array<uint64_t, 256>;
 using CodeLengths = std::array<uint8_t, 256>;
 
 /// Lengths of least total size, none above kLongestCode (package-merge; Larmore and Hirschberg 1990). A single byte gets one bit.
-CodeLengths code_lengths(const ByteCounts&);
+SLIM_API CodeLengths code_lengths(const ByteCounts&);
 
-class HuffmanEncoder {
+class SLIM_API HuffmanEncoder {
  public:
   /// `lengths` from code_lengths().
   explicit HuffmanEncoder(const CodeLengths& lengths);
@@ -30,7 +31,7 @@ class HuffmanEncoder {
   std::array<uint16_t, 256> codes_{};
 };
 
-class HuffmanDecoder {
+class SLIM_API HuffmanDecoder {
  public:
   /// kCorrupt unless the lengths belong to a complete code (or to a single byte).
   static Result<HuffmanDecoder> make(const CodeLengths& lengths);
