@@ -21,6 +21,7 @@ class Checks:
         if not good:
             self.failures.append(f"{name}: {why}")
             print("FAILED", self.failures[-1], flush=True)
+        return good
 
 
 class Slim:
