@@ -320,6 +320,10 @@ def usage_cases(work):
     for name, args, says in [("unknown command", ["plam"], ["plam", "plan"]),
                              ("inspect of nothing", ["inspect"], ["folder|DIR"]),
                              ("plugins without a word", ["plugins"], ["list"]),
+                             ("unknown format", [*rtn, "--format", "compressed-tensor"], ["compressed-tensor", "compressed-tensors"]),
+                             ("unknown backend", [*rtn, "--backend", "cpuu"], ["cpuu", "cpu"]),
+                             ("unknown adapter", [*rtn, "--adapter", "qwen3lv"], ["qwen3lv", "qwen3vl"]),
+                             ("unknown plugin", ["--plugin", "rtm", "--model", TOY], ["rtm", "rtn", "lib/slim/plugins"]),
                              ("verify with an unknown flag", ["verify", TOY, "--referense", TOY], ["--reference"])]:
         yield Case(name, args, says, code=2)
     for name, args, says in [("inspect of a missing folder", ["inspect", work.path("nowhere")], ["nowhere"]),
@@ -327,10 +331,6 @@ def usage_cases(work):
                              ("plan of a missing folder", ["plan", "--plugin", "rtn", "--model", work.path("nowhere")], ["nowhere"]),
                              ("eval of missing data", ["eval", TOY, "--data", work.path("nowhere.jsonl")], ["nowhere"]),
                              ("missing TOML file", [*rtn, "--config", work.path("gone.toml")], ["gone.toml"]),
-                             ("unknown format", [*rtn, "--format", "compressed-tensor"], ["compressed-tensor", "compressed-tensors"]),
-                             ("unknown backend", [*rtn, "--backend", "cpuu"], ["cpuu", "cpu"]),
-                             ("unknown adapter", [*rtn, "--adapter", "qwen3lv"], ["qwen3lv", "qwen3vl"]),
-                             ("unknown plugin", ["--plugin", "rtm", "--model", TOY], ["rtm", "rtn", "lib/slim/plugins"]),
                              ("info on an unknown plugin", ["plugins", "info", "awk"], ["awk", "awq"])]:
         yield Case(name, args, says)
 

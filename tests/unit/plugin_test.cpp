@@ -11,6 +11,7 @@
 
 #include "plugin/compatibility.h"
 #include "plugin/elf_metadata.h"
+#include "plugin/guard.h"
 #include "plugin/options_schema.h"
 #include "slim/version.hpp"
 
@@ -79,7 +80,7 @@ TEST_CASE("plugin/ the build tree's plugins are found beside libslim_core and ca
 
 TEST_CASE("plugin/ an unknown id names the nearest one and where was searched") {
   PluginRegistry registry({bad_dir()});
-  check_mentions(registry.find(SLIM_ALGORITHM, "rnt").status(), Code::kNotFound,
+  check_mentions(registry.find(SLIM_ALGORITHM, "rnt").status(), Code::kInvalidArgument,
                  {"'rnt'", "did you mean 'rtn'?", bad_dir()});
   check_mentions(registry.adapter_for("no_such_model").status(), Code::kNotFound, {"no_such_model"});
 }
@@ -95,6 +96,9 @@ TEST_CASE("plugin/ every kind of bad plugin has an error of its own") {
   check_mentions(load("other_torch"), Code::kIncompatible, {"LibTorch 9.99.0", host_facts().torch, remedy});
   check_mentions(load("other_build_tag"), Code::kIncompatible, {"slim-0.1-other", SLIM_BUILD_TAG, remedy});
   check_mentions(load("newer_api"), Code::kIncompatible, {"API 0.99", remedy});
+  check_mentions(load("other_cxx_abi"), Code::kIncompatible, {"_GLIBCXX_USE_CXX11_ABI 0", remedy});
+  check_mentions(load("other_compiler_abi"), Code::kIncompatible, {"__GXX_ABI_VERSION 1002", remedy});
+  check_mentions(load("second_torch"), Code::kIncompatible, {"second copy of LibTorch", "libtorch_cpu_copy.so"});
   check_mentions(load("stale_descriptor"), Code::kIncompatible,
                  {"LibTorch 1.0.0", host_facts().torch, remedy});
   check_mentions(load("no_descriptor"), Code::kCorrupt, {"exports no slim_plugin_v1"});
@@ -102,6 +106,24 @@ TEST_CASE("plugin/ every kind of bad plugin has an error of its own") {
   check_mentions(load("throws"), Code::kInternal, {"'throws'", "the factory broke its promise"});
   check_mentions(load("returns_null"), Code::kInternal, {"'returns_null'", "neither an object nor an error"});
   check_mentions(load("reports_error"), Code::kUnsupported, {"'reports_error'", "xxxx"});
+}
+
+TEST_CASE("plugin/ a type of its own that a virtual function throws becomes an error") {
+  const TemporaryFolder folder;
+  const std::string path =
+      folder.write("libslim_algorithm_throws_own_type.so", read_file(bad_dir() + "/misbehaving/libslim_algorithm_misbehaving.so"));
+  PluginRegistry registry;
+  auto algorithm = registry.algorithm(path);
+  REQUIRE_MESSAGE(algorithm.ok(), algorithm.status().message());
+  const Status status = guarded("setup", [&] { return (*algorithm)->setup({}); });
+  check_mentions(status, Code::kInternal, {"setup", "no std::exception was thrown"});
+}
+
+TEST_CASE("plugin/ symbols that a library exports and libraries that it needs are read without loading it") {
+  const auto facts = read_library_facts(bytes(read_file(bad_file("second_torch"))));
+  REQUIRE_MESSAGE(facts.ok(), facts.status().message());
+  CHECK(std::count(facts->needed.begin(), facts->needed.end(), "libtorch_cpu_copy.so") == 1);
+  CHECK(std::count(facts->exported.begin(), facts->exported.end(), "slim_plugin_v1") == 1);
 }
 
 TEST_CASE("plugin/ errors of files name the file") {
@@ -122,7 +144,7 @@ TEST_CASE("plugin/ files that are no libraries, cut off, missing or writable by 
   check_mentions(load(cut), Code::kCorrupt, {cut, "beyond its end"});
   check_mentions(load(open), Code::kInvalidArgument, {open, "0646", "chmod o-w"});
   check_mentions(load(empty), Code::kIncompatible, {empty, "no ELF file"});
-  check_mentions(load(folder.path.string() + "/none.so"), Code::kNotFound, {"none.so"});
+  check_mentions(load(folder.path.string() + "/none.so"), Code::kInvalidArgument, {"none.so"});
   check_mentions(load(folder.path.string() + "/"), Code::kInvalidArgument, {"no regular file"});
 }
 
@@ -144,7 +166,7 @@ TEST_CASE("plugin/ listing runs no code and marks what is hidden by an earlier f
     incompatible += !info.compatible.ok();
   }
   CHECK(hidden == 1);
-  CHECK(incompatible == 4);  // other_torch, other_build_tag, newer_api, no_metadata
+  CHECK(incompatible == 7);  // other_torch, other_build_tag, newer_api, other_cxx_abi, other_compiler_abi, second_torch, no_metadata
 }
 
 TEST_CASE("plugin/ the current directory is never searched") {
@@ -182,6 +204,8 @@ TEST_CASE("plugin/ changed bytes never make the reader leave the file") {
     }
     const auto metadata = read_plugin_metadata(bytes(changed));
     if (!metadata.ok()) CHECK_FALSE(metadata.status().message().empty());
+    const auto facts = read_library_facts(bytes(changed));
+    if (!facts.ok()) CHECK_FALSE(facts.status().message().empty());
   }
 }
 

@@ -19,7 +19,7 @@ struct LayerRule {
   int64_t group_size = 0;            ///< 0: the scheme's (the run's if the scheme is the run's); -1: whole rows
 
   /// "re:.*down_proj=w8a16:rtn": how messages name it, and how --rule says it.
-  std::string text() const;
+  SLIM_API std::string text() const;
 };
 
 /// One [[output]] of several: what it says differently from the rest of the configuration.
@@ -69,6 +69,8 @@ struct RunConfig {
   bool all_experts = false;
   uint64_t seed = 0;
   int threads = 0;                     ///< 0: LibTorch's choice
+  bool resume = false;                 ///< run.resume: go on where an interrupted run into the same output stopped
+  int64_t stop_after_blocks = 0;       ///< run.stop_after_blocks: stop at a point where a run can be resumed; 0: never
   int64_t max_memory = 0;              ///< bytes; 0: no limit
   std::vector<std::string> plugin_dirs;
 };

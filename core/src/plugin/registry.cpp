@@ -88,7 +88,7 @@ std::vector<std::string> ids_of(const std::vector<PluginInfo>& plugins, slim_kin
 Result<PluginInfo> find_path(slim_kind kind, const std::string& name) {
   std::error_code error;
   const fs::path path = fs::canonical(name, error);
-  if (error) return Status(Code::kNotFound, "plugin " + name + ": " + error.message());
+  if (error) return Status(Code::kInvalidArgument, "plugin " + name + ": " + error.message());
   PluginInfo info = read_plugin_info(path.string());
   if (info.compatible.ok() && info.kind != kind) {
     return Status(Code::kInvalidArgument, name + ": holds the " + kind_name(info.kind) + " '" + info.id + "', expected an " +
@@ -144,7 +144,7 @@ Result<PluginInfo> PluginRegistry::find(slim_kind kind, const std::string& name)
     if (info.kind == kind && has_id(info, name)) return info;
   }
   const std::vector<std::string> ids = ids_of(plugins, kind);
-  return Status(Code::kNotFound, "no " + kind_name(kind) + " plugin '" + name + "'" + did_you_mean(name, ids) +
+  return Status(Code::kInvalidArgument, "no " + kind_name(kind) + " plugin '" + name + "'" + did_you_mean(name, ids) +
                                      " (found: " + (ids.empty() ? "none" : join(ids)) +
                                      "; searched: " + join(state_->search_path, ":") + ")");
 }

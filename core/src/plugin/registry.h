@@ -35,7 +35,7 @@ class SLIM_API PluginRegistry {
   const std::vector<std::string>& search_path() const;
   /// Every plugin file on the search path, shadowed and incompatible ones included.
   std::vector<PluginInfo> list() const;
-  /// By id ("awq") or path. kNotFound names the nearest id and the search path.
+  /// By id ("awq") or path. kInvalidArgument names the nearest id and the search path.
   Result<PluginInfo> find(slim_kind, const std::string& name) const;
   /// The adapter that serves a model_type; kNotFound lists the adapters and what they serve.
   Result<PluginInfo> adapter_for(const std::string& model_type) const;

@@ -9,11 +9,6 @@ namespace {
 
 std::string default_format(const Scheme& scheme) { return scheme.name == "w8a8s" ? "ascend" : "compressed-tensors"; }
 
-/// A plugin that is not there was misspelt by the user.
-Status as_usage(const Status& status) {
-  return status.code() == Code::kNotFound ? Status(Code::kInvalidArgument, status.message()) : status;
-}
-
 /// The scheme of a name; -1 for a scheme that has whole rows anyway is no contradiction.
 Result<Scheme> scheme_of(const std::string& name, int64_t group_size) {
   SLIM_ASSIGN(const Scheme plain, scheme_from_name(name));
@@ -24,14 +19,13 @@ Result<Scheme> scheme_of(const std::string& name, int64_t group_size) {
 Result<RecipePart> make_part(const std::vector<std::string>& plugins, const RunConfig& config, PluginRegistry& registry) {
   RecipePart part;
   for (const std::string& name : plugins) {
-    const auto info = registry.find(SLIM_ALGORITHM, name);
-    if (!info.ok()) return as_usage(info.status());
+    SLIM_ASSIGN(const PluginInfo info, registry.find(SLIM_ALGORITHM, name));
     SLIM_ASSIGN(Owned<Algorithm> algorithm, registry.algorithm(name));
-    const auto raw = config.plugin_options.find(info->id);
+    const auto raw = config.plugin_options.find(info.id);
     SLIM_ASSIGN(const Options options,
                 registry.checked_options(SLIM_ALGORITHM, name, raw == config.plugin_options.end() ? Options{} : raw->second));
-    SLIM_TRY(guarded(info->id, [&] { return algorithm->setup(options); }));
-    part.algorithm_ids.push_back(info->id);
+    SLIM_TRY(guarded(info.id, [&] { return algorithm->setup(options); }));
+    part.algorithm_ids.push_back(info.id);
     part.algorithms.push_back(std::move(algorithm));
   }
   return part;
@@ -99,9 +93,7 @@ Result<Recipe> Recipe::make(const RunConfig& config, PluginRegistry& registry) {
   for (const LayerRule& rule : config.rules) SLIM_TRY(recipe.add_rule(rule, config, registry).in("rule '" + rule.text() + "'"));
   for (const RecipePart& part : recipe.parts) add_ids(part, recipe.algorithm_ids);
   recipe.format_id = config.format.empty() ? default_format(recipe.scheme) : config.format;
-  auto output_format = registry.format(recipe.format_id);
-  if (!output_format.ok()) return as_usage(output_format.status());
-  recipe.format = *std::move(output_format);
+  SLIM_ASSIGN(recipe.format, registry.format(recipe.format_id));
   return recipe;
 }
 

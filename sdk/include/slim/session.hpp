@@ -31,7 +31,7 @@ struct SessionOptions {
 class SLIM_API Session {
  public:
   /// Reads and checks the configuration, finds the plugins and checks their options. Touches neither checkpoint nor output.
-  /// kInvalidArgument: an unknown key, a wrong value, no model or no plugin named; kNotFound: the file, or a plugin;
+  /// kInvalidArgument: an unknown key, a wrong value, no model, no plugin or an unknown one; kNotFound: the file;
   /// kIncompatible, kCorrupt: a plugin cannot be loaded.
   static Result<std::unique_ptr<Session>> open(const SessionOptions& options);
   ~Session();
