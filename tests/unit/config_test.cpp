@@ -61,6 +61,42 @@ TEST_CASE("config/ every shipped file loads and names a plugin and a scheme that
   CHECK(files > 0);
 }
 
+TEST_CASE("config/ every shipped file means the same in both dialects of quant_method") {
+  const char* source = std::getenv("SLIM_SOURCE_DIR");
+  REQUIRE(source);
+  for (const auto& entry : fs::recursive_directory_iterator(std::string(source) + "/configs")) {
+    if (entry.path().extension() != ".toml") continue;
+    std::ifstream stream(entry.path());
+    std::string shipped, plain, table;
+    for (std::string line; std::getline(stream, line);) {
+      const bool method = line.starts_with("quant_method = ");
+      shipped += line + "\n";
+      const std::string value = method ? line.substr(strlen("quant_method = ")) : "";
+      const size_t quote = value.find('"');
+      const std::string weight = method ? value.substr(quote, value.find('"', quote + 1) + 1 - quote) : "";
+      plain += method ? "quant_method = " + weight + "\n" : line + "\n";
+      table += method ? value.starts_with("{") ? line + "\n" : "quant_method = { weight = " + weight + " }\n" : line + "\n";
+    }
+    INFO(entry.path().string());
+    CHECK(plain != table);
+    const RunConfig expected = read_ok(shipped);
+    for (const std::string& text : {plain, table}) {
+      const RunConfig config = read_ok(text);
+      CHECK(config.scheme == expected.scheme);
+      CHECK(config.group_size == expected.group_size);
+      CHECK(config.plugins == expected.plugins);
+    }
+  }
+}
+
+TEST_CASE("config/ AngelSlim's class names stand for adapters") {
+  for (const auto& [name, adapter] : {std::pair("Qwen", "qwen"), {"QwenVL", "qwen2_5_vl"}, {"Qwen3VL", "qwen3vl"},
+                                      {"Qwen3VLMoE", "qwen3vl"}, {"HunyuanDense", "hunyuan"}, {"HunyuanMoE", "hunyuan"},
+                                      {"Llama", "qwen"}, {"qwen3vl", "qwen3vl"}}) {
+    CHECK(read_ok(std::string("[model]\nname = '") + name + "'\n").adapter == adapter);
+  }
+}
+
 TEST_CASE("config/ a file sets every kind of value") {
   const RunConfig config = read_ok(R"(
 [model]

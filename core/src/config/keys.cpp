@@ -38,8 +38,8 @@ Status set_max_memory(RunConfig& config, const std::string& text) {
 /// AngelSlim names the model class; slim the adapter.
 Status set_model_name(RunConfig& config, const std::string& text) {
   constexpr std::pair<const char*, const char*> kClasses[] = {
-      {"Qwen3VL", "qwen3vl"},      {"Qwen3VLMoE", "qwen3vl"}, {"QwenVL", "qwen2_5_vl"},
-      {"HunyuanDense", "hunyuan"}, {"HunyuanMoE", "hunyuan"}, {"HunyuanVL", "hunyuan"}};
+      {"Qwen", "qwen"},       {"Llama", "qwen"},           {"QwenVL", "qwen2_5_vl"},   {"Qwen3VL", "qwen3vl"},
+      {"Qwen3VLMoE", "qwen3vl"}, {"HunyuanDense", "hunyuan"}, {"HunyuanMoE", "hunyuan"}};
   config.adapter = text;
   for (const auto& [name, adapter] : kClasses) {
     if (text == name) config.adapter = adapter;
@@ -80,7 +80,7 @@ void add_model_keys(std::vector<ConfigKey>& keys) {
                   "name",
                   0,
                   INT64_MAX,
-                  "the same, by the class names of AngelSlim (Qwen3VL, QwenVL, HunyuanMoE, ...)"});
+                  "the same, by the class names of AngelSlim (Qwen, QwenVL, Qwen3VL, Qwen3VLMoE, HunyuanDense, HunyuanMoE, Llama)"});
   keys.push_back({"model.device_map",
                   {},
                   &set_device_map,
@@ -331,6 +331,20 @@ void add_run_keys(std::vector<ConfigKey>& keys) {
                   0,
                   INT64_MAX,
                   "limit of working memory; 0: none"});
+  keys.push_back({"run.resume",
+                  {},
+                  &RunConfig::resume,
+                  "",
+                  0,
+                  INT64_MAX,
+                  "go on where an interrupted run into the same output stopped"});
+  keys.push_back({"run.stop_after_blocks",
+                  {},
+                  &RunConfig::stop_after_blocks,
+                  "",
+                  0,
+                  INT64_MAX,
+                  "stop after so many blocks of the model, for run.resume; 0: never"});
   keys.push_back({"run.plugin_dirs",
                   {},
                   &RunConfig::plugin_dirs,
@@ -448,25 +462,38 @@ std::string type_text(const ConfigKey& key) {
   return "integer " + std::to_string(key.minimum) + ".." + std::to_string(key.maximum);
 }
 
-/// Its value in a fresh RunConfig; "" for none.
-std::string default_text(const ConfigKey& key) {
-  static const RunConfig defaults;
+std::string rules_text(const std::vector<LayerRule>& rules) {
+  std::vector<std::string> texts;
+  for (const LayerRule& rule : rules) texts.push_back(rule.text() + (rule.group_size ? " group " + std::to_string(rule.group_size) : ""));
+  return join(texts, "; ");
+}
+
+/// Its value; "" for none, and for a key that is more than a field.
+std::string value_text(const ConfigKey& key, const RunConfig& config) {
   return std::visit(
-      [](auto target) -> std::string {
+      [&](auto target) -> std::string {
         using Target = decltype(target);
         if constexpr (std::is_same_v<Target, std::string RunConfig::*>) {
-          return defaults.*target;
+          return config.*target;
         } else if constexpr (std::is_same_v<Target, bool RunConfig::*>) {
-          return defaults.*target ? "true" : "false";
-        } else if constexpr (std::is_same_v<Target, ConfigKey::Custom> ||
-                             std::is_same_v<Target, std::vector<std::string> RunConfig::*> ||
-                             std::is_same_v<Target, std::vector<LayerRule> RunConfig::*>) {
+          return config.*target ? "true" : "false";
+        } else if constexpr (std::is_same_v<Target, std::vector<std::string> RunConfig::*>) {
+          return join(config.*target);
+        } else if constexpr (std::is_same_v<Target, std::vector<LayerRule> RunConfig::*>) {
+          return rules_text(config.*target);
+        } else if constexpr (std::is_same_v<Target, ConfigKey::Custom>) {
           return "";
         } else {
-          return std::to_string(defaults.*target);
+          return std::to_string(config.*target);
         }
       },
       key.target);
+}
+
+/// Its value in a fresh RunConfig.
+std::string default_text(const ConfigKey& key) {
+  static const RunConfig defaults;
+  return value_text(key, defaults);
 }
 
 std::string describe(const ConfigKey& key, size_t section_size) {
@@ -491,6 +518,24 @@ const ConfigKey* find_config_key(std::string_view name) {
     if (key.name == name || alias) return &key;
   }
   return nullptr;
+}
+
+std::map<std::string, std::string> config_values(const RunConfig& config) {
+  std::map<std::string, std::string> values;
+  for (const ConfigKey& key : config_keys()) {
+    if (const std::string text = value_text(key, config); !text.empty()) values[key.name] = text;
+  }
+  for (const auto& [word, text] : config.scheme_keys) values["compression.quantization." + word] = text;
+  values["output.max_shard_size"] = std::to_string(config.max_shard_size);
+  for (const auto& [plugin, options] : config.plugin_options) {
+    for (const auto& [option, text] : options) values["compression." + plugin + "." + option] = text;
+  }
+  for (size_t i = 0; i < config.outputs.size(); ++i) {
+    const std::string prefix = "output " + std::to_string(i + 1) + " ";
+    for (const auto& [key, texts] : config.outputs[i].settings) values[prefix + key] = join(texts);
+    if (config.outputs[i].rules) values[prefix + "rules"] = rules_text(*config.outputs[i].rules);
+  }
+  return values;
 }
 
 std::vector<std::string> config_key_names() {
