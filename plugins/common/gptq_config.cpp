@@ -108,7 +108,7 @@ Status read_args(const Json& json, const std::string& where, QuantArgs& args) {
   const int64_t size = json.value("group_size", group_size_of(args));
   if (size <= 0 && size != -1) return wrong(where + "group_size", "expected a positive number or -1, found " + std::to_string(size));
   args.granularity = size == -1 ? Granularity::kChannel : Granularity::kGroup;
-  if (size > 0) args.group_size = size;
+  args.group_size = size > 0 ? size : QuantArgs{}.group_size;
   return {};
 }
 

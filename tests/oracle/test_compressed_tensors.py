@@ -91,7 +91,7 @@ def same(a, b):
 
 class Check:
     def __init__(self, build):
-        self.codec = os.path.join(build, "bin", "slim_ct_codec")
+        self.codec = os.path.join(build, "bin", "slim_format_codec")
         self.plugin = os.path.join(build, "lib", "slim", "plugins", "libslim_format_compressed_tensors.so")
         self.failures, self.count = [], 0
 
