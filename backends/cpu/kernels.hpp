@@ -1,0 +1,88 @@
+#pragma once
+#include <cstddef>
+
+#include "../common/arithmetic.hpp"
+
+/// The CPU's kernels, compiled once per instruction set. Plain pointers and one thread: the callers (ops.cpp) check, allocate and
+/// share the work out. Matrices are row-major; `row` and `rows` choose the rows of one step, that is, of the units (blocks that share
+/// a scale) beside each other, which are `unit_columns` wide (the last may be cut short).
+namespace slim::kernels {
+
+struct Matrix {
+  const void* data = nullptr;
+  Float type = Float::kFloat;
+  int64_t columns = 0, row_stride = 0;
+};
+
+/// Rows [row, row + rows).
+struct Step {
+  int64_t row = 0, rows = 1, unit_columns = 0;
+};
+
+/// Least Σ importance |ŵ - w|^norm over ranges shrunk in `steps` equal steps to 1 - max_shrink. importance null: 1.
+struct Shrink {
+  const float* importance = nullptr;
+  double max_shrink = 0, norm = 2;
+  int64_t steps = 0;
+};
+
+/// A block of columns of the error-feedback sweep; see column_sweep_ in slim/ops.hpp.
+struct Sweep {
+  const float* factor = nullptr;  ///< transposed: row i holds U_0i .. U_ii
+  const float *scale = nullptr, *zero = nullptr;  ///< [rows, groups]; null: nothing is rounded; 0
+  const int32_t* group = nullptr;
+  int64_t columns = 0, groups = 0;
+  float min_code = 0, max_code = 0;
+  int64_t keep = 0, of = 0;
+};
+struct SweepRows {
+  float *weight = nullptr, *errors = nullptr;
+  int8_t* codes = nullptr;
+  int64_t weight_stride = 0, errors_stride = 0, codes_stride = 0, row = 0, rows = 0;
+};
+
+struct Kernels {
+  const char* name;
+  /// Extremes of each unit: low and high [units]. Both are NaN where a unit holds NaN.
+  void (*extremes)(const Matrix& w, const Step&, float* low, float* high);
+  /// params_of() of each unit.
+  void (*params)(const float* low, const float* high, int64_t units, const CodeRange&, Float scale_type, float* scale, float* zero);
+  /// Shrinks low and high [units] in place.
+  void (*shrink)(const Matrix& w, const Step&, const Shrink&, const CodeRange&, Float scale_type, float* low, float* high);
+  /// Σ importance |ŵ - w|^norm of one step in which all units have one scale.
+  double (*shared_error)(const Matrix& w, const Step&, const Shrink&, const CodeRange&, float scale, float zero);
+  /// codes: of the step's first row, [rows, columns], int8 or E4M3.
+  void (*encode)(const Matrix& w, const Step&, const float* scale, const float* zero, const CodeRange&, Float arithmetic,
+                 uint8_t* codes);
+  void (*decode)(const uint8_t* codes, int64_t columns, const Step&, const float* scale, const float* zero, const CodeRange&,
+                 float* w);
+  /// Adds Σ (ŵ - w)² and Σ w² to sums[0] and sums[1].
+  void (*error)(const Matrix& w, const uint8_t* codes, const Step&, const float* scale, const float* zero, const CodeRange&,
+                double* sums);
+  /// delta = Q(w * s) / s - w for one row, with the units' extremes as ranges, shrunk if shrink.steps > 0. scratch [columns].
+  void (*scaled_error)(const float* w, const float* s, int64_t columns, int64_t unit_columns, const Shrink&, const CodeRange&,
+                       Float scale_type, float* scratch, float* delta);
+  /// gram_ranges of slim/ops.hpp for one group and up to 16 rows. w: their first element of the group. triangle [group, group]: the
+  /// upper triangle of the group's second moments, entries off the diagonal doubled, zeros below. `group` is a multiple of 16.
+  void (*gram_ranges)(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle, const CodeRange&,
+                      Float scale_type, float* low, float* high);
+  /// channel_moments_ over all rows of x for the columns [begin, end); the pointers are those of column 0.
+  void (*moments)(const Matrix& x, int64_t rows, int64_t begin, int64_t end, float* sum_abs, float* sum_square, float* min, float* max);
+  /// Dense little-endian stream of one row of codes, moved to be unsigned; see pack_codes in slim/ops.hpp.
+  void (*pack)(const int8_t* codes, int64_t count, int bits, uint32_t* words);
+  void (*sweep)(const Sweep&, const SweepRows&, float* scratch);
+  /// Floats of scratch that sweep() needs.
+  size_t (*sweep_scratch)(const Sweep&);
+};
+
+const Kernels& portable_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+/// acc[i][j] += Σ_t x[t][i] x[t][j] for i in [row, row + rows), j in [column, column + columns): bf16 products, fp32 sums.
+/// pairs: see pack_pairs. All sizes and offsets are multiples of 16.
+void gram_bf16_tile(const uint32_t* pairs, int64_t steps, int64_t features, int64_t row, int64_t rows, int64_t column,
+                    int64_t columns, float* acc, int64_t stride);
+#endif
+
+}  // namespace slim::kernels

@@ -1,0 +1,607 @@
+// Included by kernels_*.cpp, once per instruction set, with SLIM_KERNELS naming the table. Everything has internal linkage and the
+// standard library stays out: a function of these flags must not be the one that the rest of the program links.
+#include "kernels.hpp"
+#include "vector.hpp"
+
+namespace slim::kernels {
+namespace {
+
+template <class T>
+const T* row_of(const Matrix& m, int64_t row) {
+  return static_cast<const T*>(m.data) + row * m.row_stride;
+}
+
+/// f(T{}) with the element type.
+template <class F>
+inline void with_type(Float type, F&& f) {
+  if (type == Float::kFloat) return f(float{});
+  if (type == Float::kBFloat16) return f(BFloat16{});
+  return f(Half{});
+}
+
+/// f(range) with a range whose kind is known to the compiler.
+template <class F>
+inline void with_range(const CodeRange& range, F&& f) {
+  if (range.is_e4m3) return f(FixedCodeRange<true, true>{range.min, range.max});
+  if (range.symmetric) return f(FixedCodeRange<false, true>{range.min, range.max});
+  return f(FixedCodeRange<false, false>{range.min, range.max});
+}
+
+template <Float kType>
+struct Arithmetic {
+  static constexpr Float value = kType;
+};
+template <class F>
+inline void with_arithmetic(Float type, F&& f) {
+  if (type == Float::kFloat) return f(Arithmetic<Float::kFloat>{});
+  if (type == Float::kBFloat16) return f(Arithmetic<Float::kBFloat16>{});
+  return f(Arithmetic<Float::kHalf>{});
+}
+
+/// f(unit, first column, columns) for the units side by side.
+template <class F>
+inline void for_each_unit(int64_t columns, int64_t unit_columns, F&& f) {
+  int64_t unit = 0;
+  for (int64_t begin = 0; begin < columns; begin += unit_columns, ++unit) {
+    f(unit, begin, columns - begin < unit_columns ? columns - begin : unit_columns);
+  }
+}
+
+/// f(first, count) for runs of up to kLanes elements.
+template <class F>
+SLIM_KERNEL void for_each_vector(int64_t count, F&& f) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) f(i, kLanes);
+  if (i < count) f(i, count - i);
+}
+
+// ---- ranges -----------------------------------------------------------------------------------------------------------
+
+struct Extremes {
+  F16 low, high;
+  U16 size;  // largest |x| by its bits: beyond those of Inf for NaN
+};
+
+template <class T>
+SLIM_KERNEL void widen(Extremes& extremes, const T* x, int64_t count) {
+  Extremes e = extremes;
+  for_each_vector(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    const F16 v = load_some(x + i, n);
+    const U16 size = bit_cast<U16>(v) & 0x7fffffffu;
+    e.low = v < e.low ? v : e.low;
+    e.high = v > e.high ? v : e.high;
+    e.size = size > e.size ? size : e.size;
+  });
+  extremes = e;
+}
+
+template <class T>
+void extremes_of(const Matrix& w, const Step& step, float* low, float* high) {
+  for_each_unit(w.columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
+    const F16 first = broadcast(sum(keep_first(load_some(row_of<T>(w, step.row) + begin, 1), 1)));
+    Extremes e{first, first, bit_cast<U16>(first) & 0x7fffffffu};
+    for (int64_t r = 0; r < step.rows; ++r) widen(e, row_of<T>(w, step.row + r) + begin, count);
+    bool has_nan = false;
+    for (int i = 0; i < kLanes; ++i) has_nan |= e.size[i] > 0x7f800000u;
+    low[unit] = has_nan ? __builtin_nanf("") : smallest(e.low);
+    high[unit] = has_nan ? __builtin_nanf("") : largest(e.high);
+  });
+}
+
+void extremes(const Matrix& w, const Step& step, float* low, float* high) {
+  with_type(w.type, [&](auto type) { extremes_of<decltype(type)>(w, step, low, high); });
+}
+
+void params(const float* low, const float* high, int64_t units, const CodeRange& range, Float scale_type, float* scale, float* zero) {
+  for_each_vector(units, [&](int64_t i, int64_t n) {
+    const ScaleZero<F16> p = params_of(load_some(low + i, n), load_some(high + i, n), range, scale_type);
+    store_some(scale + i, p.scale, n);
+    if (!range.symmetric) store_some(zero + i, p.zero, n);
+  });
+}
+
+/// Σ importance |ŵ - w|^norm over one row of a unit.
+template <class T, class Range>
+SLIM_KERNEL double row_error(const T* w, const float* importance, int64_t count, const Range& range, float scale, float zero,
+                             double norm) {
+  const F16 s = broadcast(scale), z = broadcast(zero);
+  F16 total{};
+  for_each_vector(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+    const F16 x = load_some(w + i, n);
+    const F16 e = decoded(code_value(x, s, z, range, Float::kFloat), s, z, range) - x;
+    F16 power = e * e;
+    if (norm != 2) {
+      for (int k = 0; k < kLanes; ++k) power[k] = __builtin_powf(__builtin_fabsf(e[k]), static_cast<float>(norm));
+    }
+    if (importance) power *= load_some(importance + i, n);
+    total += keep_first(power, n);
+  });
+  return sum_double(total);
+}
+
+template <class T, class Range>
+void shrink_units(const Matrix& w, const Step& step, const Shrink& options, const Range& range, Float scale_type, float* low, float* high) {
+  for_each_unit(w.columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
+    const float* importance = options.importance ? options.importance + begin : nullptr;
+    double best_error = 0;
+    float best = 1;
+    for (int64_t k = 0; k <= options.steps; ++k) {
+      const auto ratio = static_cast<float>(1.0 - options.max_shrink * static_cast<double>(k) / static_cast<double>(options.steps));
+      const ScaleZero<float> p = params_of(low[unit] * ratio, high[unit] * ratio, range, scale_type);
+      double error = 0;
+      for (int64_t r = 0; r < step.rows && (k == 0 || error < best_error); ++r) {
+        error += row_error(row_of<T>(w, step.row + r) + begin, importance, count, range, p.scale, p.zero, options.norm);
+      }
+      if (k == 0 || error < best_error) {
+        best_error = error;
+        best = ratio;
+      }
+    }
+    low[unit] *= best;
+    high[unit] *= best;
+  });
+}
+
+void shrink(const Matrix& w, const Step& step, const Shrink& options, const CodeRange& codes, Float scale_type, float* low, float* high) {
+  with_type(w.type, [&](auto type) {
+    with_range(codes, [&](auto range) { shrink_units<decltype(type)>(w, step, options, range, scale_type, low, high); });
+  });
+}
+
+double shared_error(const Matrix& w, const Step& step, const Shrink& options, const CodeRange& codes, float scale, float zero) {
+  double error = 0;
+  with_type(w.type, [&](auto type) {
+    with_range(codes, [&](auto range) {
+      for (int64_t r = 0; r < step.rows; ++r) {
+        error += row_error(row_of<decltype(type)>(w, step.row + r), options.importance, w.columns, range, scale, zero, options.norm);
+      }
+    });
+  });
+  return error;
+}
+
+// ---- codes ------------------------------------------------------------------------------------------------------------
+
+SLIM_KERNEL UB16 bytes_of(F16 scaled, bool is_e4m3) {
+  if (is_e4m3) return __builtin_convertvector(e4m3_from_float(scaled), UB16);
+  return bit_cast<UB16>(__builtin_convertvector(__builtin_convertvector(round_even(scaled), I16), B16));
+}
+template <class Range>
+SLIM_KERNEL F16 code_from(UB16 bytes, const Range& range) {
+  if (range.is_e4m3) return e4m3_to_float<F16>(__builtin_convertvector(bytes, U16));
+  return __builtin_convertvector(__builtin_convertvector(bit_cast<B16>(bytes), I16), F16);
+}
+SLIM_KERNEL UB16 load_codes(const uint8_t* from, int64_t count) {
+  if (count >= kLanes) return load_bytes<UB16>(from);
+  UB16 bytes{};
+  memcpy(&bytes, from, static_cast<size_t>(count));
+  return bytes;
+}
+
+void encode(const Matrix& w, const Step& step, const float* scale, const float* zero, const CodeRange& codes, Float type,
+            uint8_t* out) {
+  with_type(w.type, [&](auto element) {
+    with_range(codes, [&](auto range) {
+      with_arithmetic(type, [&](auto arithmetic) {
+        for (int64_t r = 0; r < step.rows; ++r, out += w.columns) {
+          const auto* from = row_of<decltype(element)>(w, step.row + r);
+          for_each_unit(w.columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
+            const F16 s = broadcast(scale[unit]), z = range.symmetric ? F16{} : broadcast(zero[unit]);
+            for_each_vector(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+              const F16 x = scaled(load_some(from + begin + i, n), s, z, range, decltype(arithmetic)::value);
+              store_some(out + begin + i, bytes_of(x, range.is_e4m3), n);
+            });
+          });
+        }
+      });
+    });
+  });
+}
+
+void decode(const uint8_t* in, int64_t columns, const Step& step, const float* scale, const float* zero, const CodeRange& codes,
+            float* w) {
+  with_range(codes, [&](auto range) {
+    for (int64_t r = 0; r < step.rows; ++r, in += columns, w += columns) {
+      for_each_unit(columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
+        const F16 s = broadcast(scale[unit]), z = range.symmetric ? F16{} : broadcast(zero[unit]);
+        for_each_vector(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+          store_some(w + begin + i, decoded(code_from(load_codes(in + begin + i, n), range), s, z, range), n);
+        });
+      });
+    }
+  });
+}
+
+void error(const Matrix& w, const uint8_t* in, const Step& step, const float* scale, const float* zero, const CodeRange& codes,
+           double* sums) {
+  with_type(w.type, [&](auto element) {
+    with_range(codes, [&](auto range) {
+      for (int64_t r = 0; r < step.rows; ++r, in += w.columns) {
+        const auto* from = row_of<decltype(element)>(w, step.row + r);
+        F16 error{}, size{};
+        for_each_unit(w.columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
+          const F16 s = broadcast(scale[unit]), z = range.symmetric ? F16{} : broadcast(zero[unit]);
+          for_each_vector(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+            const F16 x = keep_first(load_some(from + begin + i, n), n);
+            const F16 e = keep_first(decoded(code_from(load_codes(in + begin + i, n), range), s, z, range), n) - x;
+            error += e * e;
+            size += x * x;
+          });
+        });
+        sums[0] += sum_double(error);
+        sums[1] += sum_double(size);
+      }
+    });
+  });
+}
+
+void pack(const int8_t* codes, int64_t count, int bits, uint32_t* words) {
+  const int offset = 1 << (bits - 1);
+  int64_t i = 0;
+  if (bits == 4) {
+    for (; i + 8 <= count; i += 8, ++words) {
+      // Eight bytes in one word: the low nibbles are drawn together in three steps.
+      uint64_t x = (load_bytes<uint64_t>(codes + i) & 0x0f0f0f0f0f0f0f0fu) ^ 0x0808080808080808u;
+      x = (x | (x >> 4)) & 0x00ff00ff00ff00ffu;
+      x = (x | (x >> 8)) & 0x0000ffff0000ffffu;
+      *words = static_cast<uint32_t>(x | (x >> 16));
+    }
+  } else if (bits == 8) {
+    for (; i + 4 <= count; i += 4, ++words) *words = load_bytes<uint32_t>(codes + i) ^ 0x80808080u;
+  }
+  uint64_t pending = 0;
+  int held = 0;
+  const uint64_t mask = (uint64_t{1} << bits) - 1;
+  for (; i < count; ++i) {
+    pending |= (static_cast<uint64_t>(codes[i] + offset) & mask) << held;
+    held += bits;
+    if (held >= 32) {
+      *words++ = static_cast<uint32_t>(pending);
+      pending >>= 32;
+      held -= 32;
+    }
+  }
+  if (held > 0) *words = static_cast<uint32_t>(pending);
+}
+
+// ---- AWQ --------------------------------------------------------------------------------------------------------------
+
+void scaled_error(const float* w, const float* s, int64_t columns, int64_t unit_columns, const Shrink& options, const CodeRange& codes,
+                  Float scale_type, float* scratch, float* delta) {
+  float* const product = scratch;
+  for_each_vector(columns, [&](int64_t i, int64_t n) { store_some(product + i, load_some(w + i, n) * load_some(s + i, n), n); });
+  with_range(codes, [&](auto range) {
+    for_each_unit(columns, unit_columns, [&](int64_t, int64_t begin, int64_t count) {
+      float ends[2];
+      const Matrix unit{product + begin, Float::kFloat, count, count};
+      const Step step{0, 1, count};
+      extremes_of<float>(unit, step, &ends[0], &ends[1]);
+      Shrink shrinking = options;
+      if (options.importance) shrinking.importance = options.importance + begin;
+      if (options.steps > 0) shrink_units<float>(unit, step, shrinking, range, scale_type, &ends[0], &ends[1]);
+      const ScaleZero<float> p = params_of(ends[0], ends[1], range, scale_type);
+      const F16 scale = broadcast(p.scale), zero = broadcast(p.zero);
+      for_each_vector(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+        const F16 x = load_some(product + begin + i, n);
+        const F16 rounded = decoded(code_value(x, scale, zero, range, Float::kFloat), scale, zero, range);
+        store_some(delta + begin + i, rounded / load_some(s + begin + i, n) - load_some(w + begin + i, n), n);
+      });
+    });
+  });
+}
+
+constexpr int64_t kGroupRows = 16;   // rows whose ranges are searched together: one lane each
+constexpr int64_t kLargestGroup = 256;
+
+/// Error of kGroupRows candidates of one group.
+template <class Range>
+class GroupError {
+ public:
+  GroupError(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle, const Range& range, Float scale_type)
+      : group_(group), triangle_(triangle), range_(range), scale_type_(scale_type) {
+    for (int64_t r = 0; r < kGroupRows; ++r) {
+      const float* from = w + (r < rows ? r : 0) * row_stride;  // lanes beyond the last row repeat the first
+      memcpy(w_ + r * group, from, static_cast<size_t>(group) * sizeof(float));
+      F16 low{}, high{};
+      for (int64_t i = 0; i < group; i += kLanes) {
+        const F16 x = load(from + i);
+        low = x < low ? x : low;
+        high = x > high ? x : high;
+      }
+      min[r] = smallest(low);
+      max[r] = largest(high);
+    }
+  }
+
+  F16 operator()(F16 low, F16 high) {
+    const ScaleZero<F16> p = params_of(F16(min * low), F16(max * high), range_, scale_type_);
+    for (int64_t r = 0; r < kGroupRows; ++r) {
+      const F16 scale = broadcast(p.scale[r]), zero = broadcast(p.zero[r]);
+      for (int64_t i = 0; i < group_; i += kLanes) {
+        const F16 x = load(w_ + r * group_ + i);
+        store(delta_ + r * group_ + i, decoded(code_value(x, scale, zero, range_, Float::kFloat), scale, zero, range_) - x);
+      }
+    }
+    F16 error{};
+    for (int64_t r = 0; r < kGroupRows; r += kTile) quadratic(r, error);
+    return error;
+  }
+
+  F16 min, max;
+
+ private:
+  static constexpr int64_t kTile = 8;
+
+  /// δ T δᵀ of the rows [first, first + kTile), T upper triangular.
+  void quadratic(int64_t first, F16& error) const {
+    const float* delta = delta_ + first * group_;
+    F16 total[kTile] = {};
+    for (int64_t column = 0; column < group_; column += kLanes) {
+      F16 product[kTile] = {};
+      for (int64_t i = 0; i < column + kLanes; ++i) {
+        const F16 t = load(triangle_ + i * group_ + column);
+        for (int64_t r = 0; r < kTile; ++r) product[r] = multiply_add(broadcast(delta[r * group_ + i]), t, product[r]);
+      }
+      for (int64_t r = 0; r < kTile; ++r) total[r] = multiply_add(product[r], load(delta + r * group_ + column), total[r]);
+    }
+    for (int64_t r = 0; r < kTile; ++r) error[first + r] = sum(total[r]);
+  }
+
+  int64_t group_;
+  const float* triangle_;
+  const Range& range_;
+  Float scale_type_;
+  float w_[kGroupRows * kLargestGroup], delta_[kGroupRows * kLargestGroup];
+};
+
+template <class Range>
+void search_ranges(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle, const Range& range,
+                   Float scale_type, float* low_out, float* high_out) {
+  constexpr double kSmallest = 0.5, kStep = 0.025;
+  GroupError<Range> error(w, row_stride, rows, group, triangle, range, scale_type);
+  F16 low = broadcast(1), high = low, best = error(low, high);
+  const auto keep_if_better = [&](F16 a, F16 b) {
+    const F16 candidate = error(a, b);
+    const I16 better = candidate < best;
+    best = better ? candidate : best;
+    low = better ? a : low;
+    high = better ? b : high;
+  };
+  const double largest_ratio = range.symmetric ? static_cast<double>(-range.min) / static_cast<double>(range.max) : 1;
+  for (double ratio = largest_ratio; ratio >= kSmallest; ratio -= kStep) {
+    keep_if_better(broadcast(static_cast<float>(ratio)), broadcast(static_cast<float>(ratio)));
+  }
+  if (!range.symmetric) {
+    constexpr double kMoves[] = {-4 * kStep, -2 * kStep, 2 * kStep, 4 * kStep};
+    const F16 one = broadcast(1), start = low, end = high;
+    for (const double move : kMoves) keep_if_better(smaller(F16(start + static_cast<float>(move)), one), end);
+    const F16 moved = low;
+    for (const double move : kMoves) keep_if_better(moved, smaller(F16(end + static_cast<float>(move)), one));
+  }
+  store_some(low_out, F16(error.min * low), rows);
+  store_some(high_out, F16(error.max * high), rows);
+}
+
+void gram_ranges(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle, const CodeRange& codes,
+                 Float scale_type, float* low, float* high) {
+  with_range(codes, [&](auto range) { search_ranges(w, row_stride, rows, group, triangle, range, scale_type, low, high); });
+}
+
+// ---- activations ------------------------------------------------------------------------------------------------------
+
+/// Sums of this many rows are added up at a time, which bounds the error of long sums.
+constexpr int64_t kMomentRows = 1024;
+
+template <int kVectors, class T>
+SLIM_KERNEL void moments_of_columns(const Matrix& x, int64_t begin_row, int64_t end_row, int64_t column, int64_t count, float* sum_abs,
+                                    float* sum_square, float* min, float* max) {
+  F16 abs[kVectors] = {}, square[kVectors] = {}, low[kVectors], high[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    low[v] = load_some(min + column + v * kLanes, count);
+    high[v] = load_some(max + column + v * kLanes, count);
+  }
+  for (int64_t r = begin_row; r < end_row; ++r) {
+    const T* row = row_of<T>(x, r) + column;
+    for (int v = 0; v < kVectors; ++v) {
+      const F16 value = load_some(row + v * kLanes, count);
+      abs[v] += value < 0.0F ? -value : value;
+      square[v] += value * value;
+      low[v] = value >= low[v] ? low[v] : value;  // NaN wins, as in ATen
+      high[v] = value <= high[v] ? high[v] : value;
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t at = column + v * kLanes;
+    store_some(sum_abs + at, F16(load_some(sum_abs + at, count) + abs[v]), count);
+    store_some(sum_square + at, F16(load_some(sum_square + at, count) + square[v]), count);
+    store_some(min + at, low[v], count);
+    store_some(max + at, high[v], count);
+  }
+}
+
+template <class T>
+void moments_of(const Matrix& x, int64_t rows, int64_t begin, int64_t end, float* sum_abs, float* sum_square, float* min, float* max) {
+  constexpr int64_t kWide = 4 * kLanes;
+  for (int64_t r = 0; r < rows; r += kMomentRows) {
+    const int64_t last = smaller(r + kMomentRows, rows);
+    int64_t c = begin;
+    for (; c + kWide <= end; c += kWide) moments_of_columns<4, T>(x, r, last, c, kLanes, sum_abs, sum_square, min, max);
+    for (; c < end; c += kLanes) moments_of_columns<1, T>(x, r, last, c, smaller(kLanes, end - c), sum_abs, sum_square, min, max);
+  }
+}
+
+void moments(const Matrix& x, int64_t rows, int64_t begin, int64_t end, float* sum_abs, float* sum_square, float* min, float* max) {
+  with_type(x.type, [&](auto type) { moments_of<decltype(type)>(x, rows, begin, end, sum_abs, sum_square, min, max); });
+}
+
+// ---- the column sweep -------------------------------------------------------------------------------------------------
+
+/// Rows are the lanes: a tile holds two vectors of rows, column by column. Columns are taken in panels, for which the errors of
+/// all earlier columns are subtracted with the panel in registers. Sums are in the columns' order, as in the reference.
+constexpr int64_t kTileVectors = 2, kTileRows = kTileVectors * kLanes, kPanel = 8;
+
+struct Pair {
+  F16 v[kTileVectors];
+};
+
+size_t sweep_scratch(const Sweep& sweep) {
+  const int64_t pairs = 3 * sweep.columns + 2 * sweep.groups + 2 * sweep.of;
+  return static_cast<size_t>(pairs * kTileRows + kLanes);
+}
+
+class Tile {
+ public:
+  Tile(const Sweep& sweep, float* scratch) : sweep_(sweep) {
+    const auto address = reinterpret_cast<uintptr_t>(scratch);
+    Pair* const next = reinterpret_cast<Pair*>((address + 63) / 64 * 64);
+    weight_ = next;
+    error_ = weight_ + sweep.columns;
+    code_ = error_ + sweep.columns;
+    scale_ = code_ + sweep.columns;
+    zero_ = scale_ + sweep.groups;
+    salience_ = zero_ + sweep.groups;
+    kept_ = salience_ + sweep.of;
+  }
+
+  void load(const SweepRows& rows, int64_t first, int64_t count) {
+    for (int64_t lane = 0; lane < kTileRows; ++lane) {
+      const int64_t row = first + (lane < count ? lane : count - 1);  // lanes beyond the last row repeat it
+      const float* from = rows.weight + row * rows.weight_stride;
+      for (int64_t c = 0; c < sweep_.columns; ++c) at(weight_[c], lane) = from[c];
+      for (int64_t g = 0; g < sweep_.groups; ++g) {
+        const int64_t entry = (rows.row + row) * sweep_.groups + g;
+        at(scale_[g], lane) = sweep_.scale[entry];
+        at(zero_[g], lane) = sweep_.zero ? sweep_.zero[entry] : 0.0F;
+      }
+    }
+  }
+
+  void run() {
+    const int64_t run_length = sweep_.of > 0 ? sweep_.of : 1;
+    for (int64_t begin = 0; begin < sweep_.columns; begin += panel_columns()) {
+      const int64_t end = smaller(begin + panel_columns(), sweep_.columns);
+      for (int64_t i = begin; i < end; i += kPanel) subtract_earlier(i, smaller(i + kPanel, end), begin);
+      for (int64_t run = begin; run < end; run += run_length) {
+        const int64_t last = smaller(run + run_length, end);
+        for (int64_t i = run; i < last; ++i) subtract(i, begin, run);
+        if (sweep_.of > 0) choose_kept(run, last);
+        for (int64_t i = run; i < last; ++i) {
+          subtract(i, run, i);
+          for (int v = 0; v < kTileVectors; ++v) settle(i, v, sweep_.of > 0 ? kept_[i - run].v[v] : broadcast(1));
+        }
+      }
+    }
+  }
+
+  void store(const SweepRows& rows, int64_t first, int64_t count) const {
+    for (int64_t lane = 0; lane < count; ++lane) {
+      const int64_t row = first + lane;
+      float* weight = rows.weight + row * rows.weight_stride;
+      float* errors = rows.errors + row * rows.errors_stride;
+      for (int64_t c = 0; c < sweep_.columns; ++c) weight[c] = at(weight_[c], lane);
+      for (int64_t c = 0; c < sweep_.columns; ++c) errors[c] = at(error_[c], lane);
+      if (!sweep_.scale) continue;
+      int8_t* codes = rows.codes + row * rows.codes_stride;
+      for (int64_t c = 0; c < sweep_.columns; ++c) codes[c] = static_cast<int8_t>(at(code_[c], lane));
+    }
+  }
+
+ private:
+  static float& at(Pair& pair, int64_t lane) { return reinterpret_cast<float*>(&pair)[lane]; }
+  static float at(const Pair& pair, int64_t lane) { return reinterpret_cast<const float*>(&pair)[lane]; }
+  const float* factor(int64_t i) const { return sweep_.factor + i * sweep_.columns; }
+  /// Whole runs.
+  int64_t panel_columns() const {
+    if (sweep_.of == 0) return kPanel;
+    return sweep_.of >= kPanel ? sweep_.of : kPanel / sweep_.of * sweep_.of;
+  }
+
+  /// w_i -= Σ e_k U_ki over the columns k < `before`, for the columns [begin, end) of a panel.
+  void subtract_earlier(int64_t begin, int64_t end, int64_t before) {
+    if (end - begin < kPanel) {
+      for (int64_t i = begin; i < end; ++i) subtract(i, 0, before);
+      return;
+    }
+    Pair w[kPanel];
+    memcpy(w, weight_ + begin, sizeof w);
+    const float* u = factor(begin);
+    for (int64_t k = 0; k < before; ++k) {
+      const Pair error = error_[k];
+      for (int64_t i = 0; i < kPanel; ++i) {
+        const F16 entry = broadcast(u[i * sweep_.columns + k]);
+        for (int v = 0; v < kTileVectors; ++v) w[i].v[v] -= error.v[v] * entry;
+      }
+    }
+    memcpy(weight_ + begin, w, sizeof w);
+  }
+
+  void subtract(int64_t i, int64_t from, int64_t to) {
+    Pair w = weight_[i];
+    for (int64_t k = from; k < to; ++k) {
+      const F16 entry = broadcast(factor(i)[k]);
+      for (int v = 0; v < kTileVectors; ++v) w.v[v] -= error_[k].v[v] * entry;
+    }
+    weight_[i] = w;
+  }
+
+  void choose_kept(int64_t begin, int64_t end) {
+    const int64_t count = end - begin;
+    for (int64_t c = 0; c < count; ++c) {
+      for (int v = 0; v < kTileVectors; ++v) {
+        const F16 ratio = weight_[begin + c].v[v] / broadcast(factor(begin + c)[begin + c]);
+        salience_[c].v[v] = ratio * ratio;
+      }
+    }
+    for (int64_t c = 0; c < count; ++c) {  // kept: fewer than `keep` columns rank before it
+      for (int v = 0; v < kTileVectors; ++v) {
+        F16 rank{};
+        const F16 mine = salience_[c].v[v];
+        for (int64_t other = 0; other < count; ++other) {
+          const F16 its = salience_[other].v[v];
+          const I16 before = other < c ? its >= mine : its > mine;
+          rank += before ? broadcast(1) : F16{};
+        }
+        kept_[c].v[v] = rank < static_cast<float>(sweep_.keep) ? broadcast(1) : F16{};
+      }
+    }
+  }
+
+  /// Gives column i its final value, and remembers what that costs the columns after it.
+  void settle(int64_t i, int v, F16 kept) {
+    const F16 w = weight_[i].v[v];
+    F16 value = kept != 0.0F ? w : F16{};
+    if (sweep_.scale) {
+      const F16 scale = scale_[sweep_.group[i]].v[v], zero = zero_[sweep_.group[i]].v[v];
+      const F16 rounded = round_even(clamp(F16(w / scale + zero), sweep_.min_code, sweep_.max_code));
+      const F16 code = kept != 0.0F ? rounded : zero;
+      code_[i].v[v] = code;
+      value = (code - zero) * scale;
+    }
+    error_[i].v[v] = (w - value) / broadcast(factor(i)[i]);
+    weight_[i].v[v] = value;
+  }
+
+  const Sweep& sweep_;
+  Pair *weight_, *error_, *code_;           // by column
+  Pair *scale_, *zero_, *salience_, *kept_;  // by group; by column of a run
+};
+
+void sweep(const Sweep& sweep, const SweepRows& rows, float* scratch) {
+  Tile tile(sweep, scratch);
+  for (int64_t first = 0; first < rows.rows; first += kTileRows) {
+    const int64_t count = smaller(kTileRows, rows.rows - first);
+    tile.load(rows, first, count);
+    tile.run();
+    tile.store(rows, first, count);
+  }
+}
+
+}  // namespace
+
+const Kernels& SLIM_KERNELS() {
+  static constexpr Kernels kernels = {SLIM_KERNELS_NAME, extremes, params,       shrink,  shared_error, encode, decode, error,
+                                      scaled_error,      gram_ranges, moments, pack,    sweep,        sweep_scratch};
+  return kernels;
+}
+
+}  // namespace slim::kernels

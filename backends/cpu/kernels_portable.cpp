@@ -1,0 +1,3 @@
+#define SLIM_KERNELS portable_kernels
+#define SLIM_KERNELS_NAME "portable"
+#include "kernels_impl.hpp"

@@ -1,0 +1,103 @@
+#pragma once
+#include "../common/arithmetic.hpp"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+/// Vectors of 16 floats with the compiler's operators. The same source becomes one AVX-512 register, two AVX2 registers or four of
+/// the portable version, by the flags of the file that includes it.
+namespace slim::kernels {
+
+constexpr int64_t kLanes = 16;
+typedef float F16 __attribute__((vector_size(64)));
+typedef int32_t I16 __attribute__((vector_size(64)));
+typedef uint32_t U16 __attribute__((vector_size(64)));
+typedef uint16_t H16 __attribute__((vector_size(32)));
+typedef int8_t B16 __attribute__((vector_size(16)));
+typedef uint8_t UB16 __attribute__((vector_size(16)));
+
+template <>
+struct Bits<F16> {
+  using Int = I16;
+  using Unsigned = U16;
+};
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+SLIM_KERNEL F16 broadcast(float x) { return F16{} + x; }
+
+template <class V, class T>
+SLIM_KERNEL V load_bytes(const T* from) {
+  V v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+SLIM_KERNEL F16 load(const float* from) { return load_bytes<F16>(from); }
+SLIM_KERNEL F16 load(const BFloat16* from) {
+  return from_bfloat16<F16>(__builtin_convertvector(load_bytes<H16>(from), U16));
+}
+SLIM_KERNEL F16 load(const Half* from) { return from_half<F16>(__builtin_convertvector(load_bytes<H16>(from), U16)); }
+SLIM_KERNEL void store(float* to, F16 v) { memcpy(to, &v, sizeof v); }
+
+/// The first `count` elements; the other lanes repeat the first, which changes no extreme.
+template <class T>
+SLIM_KERNEL F16 load_some(const T* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  T buffer[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) buffer[i] = from[i < count ? i : 0];
+  return load(buffer);
+}
+template <class T, class V>
+SLIM_KERNEL void store_some(T* to, V v, int64_t count) {
+  memcpy(to, &v, static_cast<size_t>(count >= kLanes ? kLanes : count) * sizeof(T));
+}
+
+/// a * b + c, contracted where the processor can; only for sums that have no reference bit for bit.
+SLIM_KERNEL F16 multiply_add(F16 a, F16 b, F16 c) {
+#if defined(__AVX512F__)
+  return (F16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  struct Halves {
+    __m256 low, high;
+  };
+  const Halves x = bit_cast<Halves>(a), y = bit_cast<Halves>(b), z = bit_cast<Halves>(c);
+  return bit_cast<F16>(Halves{_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high)});
+#else
+  return a * b + c;
+#endif
+}
+
+SLIM_KERNEL float sum(F16 v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+SLIM_KERNEL double sum_double(F16 v) {
+  double total = 0;
+  for (int i = 0; i < kLanes; ++i) total += static_cast<double>(v[i]);
+  return total;
+}
+SLIM_KERNEL float largest(F16 v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+SLIM_KERNEL float smallest(F16 v) {
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = v[i] < best ? v[i] : best;
+  return best;
+}
+
+/// The first `count` lanes of v, the others 0.
+SLIM_KERNEL F16 keep_first(F16 v, int64_t count) {
+  constexpr I16 kIndex = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return kIndex < static_cast<int32_t>(count) ? v : F16{};
+}
+
+}  // namespace slim::kernels
