@@ -1,4 +1,4 @@
-// slim plugins list | info NAME
+// slim plugins: list and info; new and validate stand in files of their own
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
@@ -7,6 +7,7 @@
 #include "plugin/options_schema.h"
 #include "plugin/registry.h"
 #include "plugin/scan.h"
+#include "plugins.h"
 #include "util/nearest.h"
 
 namespace slim::cli {
@@ -148,24 +149,65 @@ int info(PluginRegistry& registry, const std::string& name, bool json) {
   return print(json ? dump(entries) : text);
 }
 
-int run_plugins(const Arguments& arguments) {
+int run_list(const Arguments& arguments) {
   const auto dirs = plugin_dirs(arguments);
   if (!dirs.ok()) return fail(dirs.status());
+  if (arguments.positional().size() > 1) return fail(Status(Code::kInvalidArgument, "unexpected argument '" + arguments.positional()[1] + "'"));
+  return list(PluginRegistry(*dirs), arguments.has("json"));
+}
+
+int run_info(const Arguments& arguments) {
+  const auto dirs = plugin_dirs(arguments);
+  if (!dirs.ok()) return fail(dirs.status());
+  if (arguments.positional().size() != 2) return fail(Status(Code::kInvalidArgument, "expected `slim plugins info NAME`"));
   PluginRegistry registry(*dirs);
-  const std::vector<std::string>& words = arguments.positional();
-  const bool json = arguments.has("json");
-  if (words.size() == 1 && words[0] == "list") return list(registry, json);
-  if (words.size() == 2 && words[0] == "info") return info(registry, words[1], json);
-  const std::string hint = words.empty() ? "" : did_you_mean(words[0], {"list", "info"});
-  return fail(
-      Status(Code::kInvalidArgument, "expected `slim plugins list` or `slim plugins info NAME`" + hint));
+  return info(registry, arguments.positional()[1], arguments.has("json"));
+}
+
+/// What follows `slim plugins`.
+struct Action {
+  std::string name;
+  std::vector<Flag> flags;  ///< besides the common ones
+  int (*run)(const Arguments&);
+};
+
+const std::vector<Action>& actions() {
+  static const std::vector<Action> all = {{"list", {}, &run_list},
+                                          {"info", {}, &run_info},
+                                          {"new", new_plugin_flags(), &new_plugin},
+                                          {"validate", validate_plugin_flags(), &validate_plugin}};
+  return all;
+}
+
+int run_plugins(const Arguments& arguments) {
+  const std::string name = arguments.positional().empty() ? "" : arguments.positional()[0];
+  const Action* action = nullptr;
+  std::vector<std::string> names;
+  for (const Action& candidate : actions()) {
+    if (candidate.name == name) action = &candidate;
+    names.push_back(candidate.name);
+  }
+  if (!action) {
+    return fail(Status(Code::kInvalidArgument, "expected `slim plugins " + join(names, " | ") + "`" + (name.empty() ? "" : did_you_mean(name, names))));
+  }
+  for (const Action& other : actions()) {
+    for (const Flag& flag : other.flags) {
+      if (&other != action && arguments.has(flag.name)) {
+        return fail(Status(Code::kInvalidArgument, "--" + flag.name + " belongs to `slim plugins " + other.name + "`"));
+      }
+    }
+  }
+  return action->run(arguments);
 }
 
 }  // namespace
 
 Command plugins_command() {
-  return {"plugins", "plugins list | info NAME [--json]", "the plugins that are found; the options of one",
-          common_flags(), &run_plugins};
+  std::vector<Flag> flags;
+  for (const Action& action : actions()) flags = flags + action.flags;
+  return {"plugins", "plugins list | info NAME | new KIND NAME | validate FILE",
+          "the plugins that are found; the options of one; a template for a new one; a plugin's tests", flags + common_flags(),
+          &run_plugins};
 }
 
 }  // namespace slim::cli

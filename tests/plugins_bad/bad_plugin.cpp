@@ -33,13 +33,24 @@ constexpr const char* kTorch = "1.0.0";
 #else
 constexpr const char* kTorch = TORCH_VERSION;
 #endif
+#ifdef FAULT_OTHER_CXX_ABI
+#define META_CXX11_ABI "0"
+#else
+#define META_CXX11_ABI TEXT(_GLIBCXX_USE_CXX11_ABI)
+#endif
+#ifdef FAULT_OTHER_COMPILER_ABI
+#define META_GXX_ABI "1002"
+#else
+#define META_GXX_ABI TEXT(__GXX_ABI_VERSION)
+#endif
 #ifdef FAULT_BAD_SCHEMA
 constexpr const char* kSchema = R"({"properties":{"grid":{"type":"tensor"}}})";
 #else
 constexpr const char* kSchema = "{}";
 #endif
 
-#if defined(FAULT_OTHER_TORCH) || defined(FAULT_OTHER_BUILD_TAG) || defined(FAULT_NEWER_API)
+#if defined(FAULT_OTHER_TORCH) || defined(FAULT_OTHER_BUILD_TAG) || defined(FAULT_NEWER_API) || defined(FAULT_OTHER_CXX_ABI) || \
+    defined(FAULT_OTHER_COMPILER_ABI) || defined(FAULT_SECOND_TORCH)
 /// None of these files may ever be opened: their code would end the process.
 struct MustNotRun {
   MustNotRun() { std::abort(); }
@@ -65,8 +76,8 @@ const slim_component component = {
 __attribute__((section("slim_meta"), used, retain)) const char metadata[] =
     "slim=1\0kind=algorithm\0id=" BAD_ID
     "\0summary=wrong in one way\0serves=\0name=bad\0version=1\0vendor=test\0license=none"
-    "\0api=" META_API "\0torch=" META_TORCH "\0cxx11_abi=" TEXT(_GLIBCXX_USE_CXX11_ABI) "\0gxx_abi=" TEXT(
-        __GXX_ABI_VERSION) "\0compiler=" __VERSION__ "\0build_tag=" META_BUILD_TAG;
+    "\0api=" META_API "\0torch=" META_TORCH "\0cxx11_abi=" META_CXX11_ABI
+    "\0gxx_abi=" META_GXX_ABI "\0compiler=" __VERSION__ "\0build_tag=" META_BUILD_TAG;
 #endif
 
 }  // namespace

@@ -38,7 +38,7 @@ def quoted_folders(path):
     parts = path.split("/")
     folders = [str(pathlib.PurePosixPath(path).parent), "core/include"]
     if parts[0] == "sdk":
-        folders.append("sdk/include")
+        folders += ["sdk/include", "sdk"]
     if parts[0] in ("core", "sdk"):
         public = path.startswith(("core/include/", "sdk/include/", "sdk/templates/", "sdk/examples/"))
         return folders if public else [*folders, "core/src"]
