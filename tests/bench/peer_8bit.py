@@ -58,7 +58,7 @@ def main():
         for name in arguments.toys:
             toy = Toy(name, arguments.build, work)
             for plugin, scheme, group, preset in SCHEMES:
-                ours, theirs = work / f"{name}-slim-{scheme}", work / f"{name}-peer-{preset}"
+                ours, theirs = work / f"{name}-slim-{scheme}", work / f"{name}-peer-rtn-{preset}"
                 run([toy.slim, "--plugin", plugin, "--model", toy.model, "--scheme", scheme, "--calib", toy.calibration, "--output", ours,
                      "--overwrite", "--group-size", group, "--set", f"{plugin}.arithmetic=bf16", "--set", "run.propagate=float", "--quiet"])
                 if not theirs.exists():

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""FP8 schemes on the trained toy: weights and scales bit-equal to compressed-tensors' rounding; transformers loads each result and computes
+what slim does; data-free schemes need no calibration; static activation scales and those of an FP8 key/value cache are those of the
+model's own activations, keys and values in transformers.
+
+    python tests/oracle/test_fp8.py --build BUILD_DIR"""
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl import modeling_qwen3_vl
+
+from eight_bit import CALIBRATION, TOY, Failures, check_transformers, check_weights, compress, same, slim, tensors
+from vl_oracle import expected_logits, toy_samples
+
+DATA_FREE = ("fp8_dynamic", "fp8_dynamic_tensor", "fp8_block", "fp8_a16")
+WITH_SAMPLES = ("fp8_static", "fp8_static_channel")
+CALIBRATION_CHATS = 6
+
+
+def check_schemes(failures, build, work):
+    for scheme in DATA_FREE + WITH_SAMPLES:
+        calibration = ("--calib", CALIBRATION, "--num-samples", 16) if scheme in WITH_SAMPLES else ()
+        folder = work / scheme
+        report = compress(build, "fp8", scheme, folder, *calibration)
+        failures.expect((report["calibration"]["samples"] > 0) == (scheme in WITH_SAMPLES), f"{scheme}: samples that were read")
+        check_weights(failures, folder, torch.float32)
+        check_transformers(failures, build, folder, by_sample=scheme == "fp8_dynamic_tensor")
+        compress(build, "fp8", scheme, work / f"{scheme}-bf16", *calibration, "--set", "fp8.arithmetic=bf16")
+        check_weights(failures, work / f"{scheme}-bf16", torch.bfloat16)
+    message = slim(build, "--plugin", "fp8", "--scheme", "fp8_static", "--model", TOY, "--output", work / "none", fails=True)
+    failures.expect("--calib" in message, f"what a static scheme needs: {message}")
+
+
+def check_vision_tower(failures, build, work):
+    compress(build, "fp8", "fp8_dynamic", work / "vit", "--quant-vit", "--set", "fp8.arithmetic=bf16")
+    layers = check_weights(failures, work / "vit", torch.bfloat16)
+    towers = {name.split(".layers.")[0].split(".blocks.")[0] for name in tensors(work / "vit") if name.endswith("weight_scale")}
+    failures.expect(any("visual" in name for name in towers) and len(towers) > 1, f"towers that were quantized: {towers}")
+    check_transformers(failures, build, work / "vit")
+    print(f"quant_vit: {layers} layers")
+
+
+def check_fused(failures, build, work):
+    compress(build, "fp8", "fp8_dynamic_tensor", work / "fused", "--set", "fp8.fuse_scales=true")
+    found, source = tensors(work / "fused"), tensors(TOY)
+    prefix = "model.language_model.layers.0."
+    for names in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)):
+        largest = max(source[f"{prefix}{name}.weight"].abs().max() for name in names)
+        for name in names:
+            failures.expect(same(found[f"{prefix}{name}.weight_scale"], (largest / 448).reshape(1)), f"shared scale of {names}")
+
+
+def calibration_samples():
+    lines = CALIBRATION.read_text().splitlines()[:CALIBRATION_CHATS]
+    return toy_samples(AutoProcessor.from_pretrained(TOY), [json.loads(line)["messages"] for line in lines])
+
+
+class Observed:
+    """Largest |x| of every linear's input, and of rotated keys and values, while transformers runs."""
+
+    def __init__(self, model):
+        self.largest, self.keys = {}, []
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear) and "language_model" in name:
+                module.register_forward_hook(lambda module, inputs, output, name=name: self.see(name, inputs[0], output))
+        rotate = modeling_qwen3_vl.apply_rotary_pos_emb
+
+        def watched(q, k, *arguments, **more):
+            rotated = rotate(q, k, *arguments, **more)
+            self.keys.append(rotated[1].abs().max())
+            return rotated
+
+        modeling_qwen3_vl.apply_rotary_pos_emb = watched
+
+    def see(self, name, x, y):
+        for key, value in ((name, x), (name + " output", y)):
+            self.largest[key] = max(self.largest.get(key, torch.tensor(0.0)), value.abs().max())
+
+
+def check_activations(failures, build, work):
+    """In fp32 both forward passes agree to 1e-5, so that scales agree after they are rounded to bf16, but for ties."""
+    compress(build, "fp8", "fp8_static", work / "cache", "--calib", CALIBRATION, "--num-samples", CALIBRATION_CHATS, "--kv-cache", "fp8",
+             "--dtype", "float32", "--set", "run.propagate=float")
+    model = Qwen3VLForConditionalGeneration.from_pretrained(TOY, dtype=torch.float32).eval()
+    observed = Observed(model)
+    for sample in calibration_samples():
+        expected_logits(model, sample)
+    found = tensors(work / "cache")
+    layers = model.config.text_config.num_hidden_layers
+    expected = {}
+    for index in range(layers):
+        prefix = f"model.language_model.layers.{index}.self_attn"
+        expected[f"{prefix}.k_scale"] = max(observed.keys[index::layers]) / 448
+        expected[f"{prefix}.v_scale"] = observed.largest[f"{prefix}.v_proj output"] / 448
+    for name in found:
+        if name.endswith(".input_scale"):
+            # Extremes are rounded to bf16 before they are divided, as compressed-tensors does.
+            expected[name] = observed.largest[name.removesuffix(".input_scale")].bfloat16().float() / 448
+    failures.expect({name for name in found if name.endswith(("k_scale", "v_scale"))} == {n for n in expected if n[-7:] in ("k_scale", "v_scale")},
+                    "every attention has the scales of its cache")
+    equal = 0
+    for name, value in expected.items():
+        equal += found[name].item() == value.bfloat16().item()
+        failures.expect(abs(found[name].item() / value.item() - 1) < 2 ** -8, f"{name}: {found[name].item()}, expected {value.item()}")
+        failures.expect(found[name].item() != 1, f"{name} is 1")
+    print(f"static scales: {equal} of {len(expected)} equal to transformers' in bf16, the others within one rounding")
+    failures.expect(equal >= 0.97 * len(expected), f"only {equal} of {len(expected)} static scales are equal")
+    scheme = json.loads((work / "cache/config.json").read_text())["quantization_config"]["kv_cache_scheme"]
+    failures.expect(scheme["num_bits"] == 8 and scheme["type"] == "float", f"kv_cache_scheme {scheme}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
+    build = parser.parse_args().build
+    failures = Failures()
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        check_schemes(failures, build, work)
+        check_vision_tower(failures, build, work)
+        check_fused(failures, build, work)
+        check_activations(failures, build, work)
+    return failures.exit_code()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""INT8 schemes on the trained toy: weights and scales bit-equal to compressed-tensors' rounding; transformers loads each result and computes
+what slim does; static activation scales are those of the activations that transformers sees.
+
+    python tests/oracle/test_int8.py --build BUILD_DIR"""
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.utils import calculate_qparams
+from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+
+from eight_bit import CALIBRATION, TOY, Failures, check_transformers, check_weights, compress, same, slim, tensors
+from vl_oracle import expected_logits, toy_samples
+
+WITH_SAMPLES = ("w8a8_static", "w8a8_static_sym")
+CALIBRATION_CHATS = 6
+
+
+def check_schemes(failures, build, work):
+    for scheme in ("w8a8",) + WITH_SAMPLES:
+        calibration = ("--calib", CALIBRATION, "--num-samples", 16) if scheme in WITH_SAMPLES else ()
+        report = compress(build, "int8", scheme, work / scheme, *calibration)
+        failures.expect((report["calibration"]["samples"] > 0) == (scheme in WITH_SAMPLES), f"{scheme}: samples that were read")
+        check_weights(failures, work / scheme, torch.float32)
+        check_transformers(failures, build, work / scheme)
+        compress(build, "int8", scheme, work / f"{scheme}-bf16", *calibration, "--set", "int8.arithmetic=bf16")
+        check_weights(failures, work / f"{scheme}-bf16", torch.bfloat16)
+    compress(build, "int8", "w8a16", work / "w8a16", "--group-size", -1)
+    check_transformers(failures, build, work / "w8a16")
+    message = slim(build, "--plugin", "int8", "--scheme", "w8a8_static", "--model", TOY, "--output", work / "none", fails=True)
+    failures.expect("--calib" in message, f"what a static scheme needs: {message}")
+
+
+def observed_ranges():
+    """Extremes of every linear's input over the calibration samples, by module name."""
+    model = Qwen3VLForConditionalGeneration.from_pretrained(TOY, dtype=torch.float32).eval()
+    ranges = {}
+
+    def see(name, x):
+        low, high = ranges.get(name, (x.min(), x.max()))
+        ranges[name] = torch.minimum(low, x.min()), torch.maximum(high, x.max())
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda module, inputs, name=name: see(name, inputs[0]))
+    lines = CALIBRATION.read_text().splitlines()[:CALIBRATION_CHATS]
+    for sample in toy_samples(AutoProcessor.from_pretrained(TOY), [json.loads(line)["messages"] for line in lines]):
+        expected_logits(model, sample)
+    return ranges
+
+
+def check_activations(failures, build, work):
+    ranges, equal, count = observed_ranges(), 0, 0
+    for scheme, symmetric in (("w8a8_static", False), ("w8a8_static_sym", True)):
+        folder = work / f"{scheme}-ranges"
+        compress(build, "int8", scheme, folder, "--calib", CALIBRATION, "--num-samples", CALIBRATION_CHATS, "--dtype", "float32",
+                 "--set", "run.propagate=float")
+        args = QuantizationArgs(num_bits=8, type="int", symmetric=symmetric, strategy="tensor")
+        found = tensors(folder)
+        for name in [name for name in found if name.endswith(".input_scale")]:
+            layer = name.removesuffix(".input_scale")
+            low, high = (bound.bfloat16().reshape(1) for bound in ranges[layer])
+            scale, zero = calculate_qparams(low, high, args)
+            equal += same(found[name], scale)
+            count += 1
+            failures.expect(abs(found[name].item() / scale.item() - 1) < 2 ** -7, f"{scheme}: {name} is {found[name].item()}, expected {scale.item()}")
+            zero_name = layer + ".input_zero_point"
+            failures.expect((zero_name in found) != symmetric, f"{scheme}: zero point of {layer}")
+            if not symmetric:
+                failures.expect(abs(found[zero_name].item() - zero.item()) <= 1, f"{scheme}: {zero_name}")
+    print(f"static scales: {equal} of {count} equal to compressed-tensors' for the extremes that transformers sees")
+    failures.expect(equal >= 0.95 * count and count > 0, f"only {equal} of {count} static scales are equal")
+
+
+def check_ranges(failures, build, work):
+    """Ranges by histogram and percentile lie inside the extremes, and the histograms survive a folded scale."""
+    calibration = ("--calib", CALIBRATION, "--num-samples", 12)
+    scales = {}
+    for activation_range in ("minmax", "histogram", "percentile"):
+        folder = work / activation_range
+        compress(build, "int8", "w8a8_static_sym", folder, *calibration, "--set", f"int8.activation_range={activation_range}",
+                 "--set", "run.propagate=float")
+        scales[activation_range] = {name: value.item() for name, value in tensors(folder).items() if name.endswith("input_scale")}
+    for narrow in ("histogram", "percentile"):
+        inside = [scales[narrow][name] <= scales["minmax"][name] for name in scales["minmax"]]
+        failures.expect(all(inside), f"{narrow}: ranges beyond the extremes")
+        failures.expect(any(scales[narrow][name] < scales["minmax"][name] for name in scales["minmax"]), f"{narrow}: nothing was clipped")
+    compress(build, "smooth,int8", "w8a8_static_sym", work / "smooth-percentile", *calibration, "--set", "int8.activation_range=percentile",
+             "--set", "int8.percentile=100", "--set", "run.propagate=float")
+    compress(build, "smooth,int8", "w8a8_static_sym", work / "smooth-minmax", *calibration, "--set", "run.propagate=float")
+    exact, counted = tensors(work / "smooth-minmax"), tensors(work / "smooth-percentile")
+    for name in scales["minmax"]:
+        ratio = counted[name].item() / exact[name].item()
+        failures.expect(abs(ratio - 1) < 0.02, f"{name}: histogram after a fold {counted[name].item()}, extremes {exact[name].item()}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
+    build = parser.parse_args().build
+    failures = Failures()
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        check_schemes(failures, build, work)
+        check_activations(failures, build, work)
+        check_ranges(failures, build, work)
+    return failures.exit_code()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
