@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -32,6 +33,8 @@ struct ConfigKey {
 SLIM_API const std::vector<ConfigKey>& config_keys();
 /// By name or alias; null if there is none.
 const ConfigKey* find_config_key(std::string_view name);
+/// Name and value of everything that the configuration says, for comparisons: keys, words about the scheme, plugin options, outputs.
+SLIM_API std::map<std::string, std::string> config_values(const RunConfig&);
 /// All names and aliases.
 SLIM_API std::vector<std::string> config_key_names();
 /// The text of a scalar; nullopt for a list.
