@@ -51,8 +51,9 @@ class Compression {
     SLIM_TRY(create_output());
     progress_.begin("compressing", static_cast<int64_t>(input().tensors().size()));
     for (const auto& [name, spec] : input().tensors()) {
-      if (progress_.cancelled()) return Status(Code::kCancelled, "interrupted before " + name + "; nothing was written");
-      SLIM_TRY(write_tensor(name));
+      const Status written = write_tensor(name);
+      if (progress_.cancelled()) return Status(Code::kCancelled, "interrupted at " + name + "; nothing was written");
+      SLIM_TRY(written);
       progress_.step(name);
     }
     for (RankFile& file : files_) SLIM_TRY(file.finish());
