@@ -93,14 +93,16 @@ IMAGES = re.compile(r"^lib(utf8proc|pcre2-8|jpeg|png16|webp|webpdemux|z)\.so")
 GPU = re.compile(r"^lib(c10_cuda|torch_cuda|cudart|cublas|cublasLt|cusolver|cuda|nccl)\.so")
 EXTRA = {"slim": re.compile(r"^lib(slim_core|slim_sdk|boost_program_options)\.so"), "sdk": re.compile(r"^libslim_core\.so"), "core": re.compile(r"^libtomlplusplus\.so"),
          "algorithm": re.compile(r"^libslim_core\.so"), "format": re.compile(r"^libslim_core\.so"),
-         "adapter": re.compile(rf"^libslim_core\.so|{IMAGES.pattern}"), "backend": re.compile(r"^libslim_core\.so")}
+         "adapter": re.compile(rf"^libslim_core\.so|{IMAGES.pattern}"), "backend": re.compile(r"^libslim_core\.so"),
+         "parquet": re.compile(r"^lib(arrow|parquet)\.so")}
+EXPORTS = {kind: "slim_plugin_v1" for kind in ("algorithm", "format", "adapter", "backend")} | {"parquet": "slim_parquet_read_v1"}
 
 
 def library_errors(build):
     subjects = [(build / "bin/slim", "slim"), (build / "lib/libslim_core.so", "core"),
                 (build / "lib/libslim_sdk.so", "sdk")]
-    for file in sorted((build / "lib/slim/plugins").glob("*.so")):
-        subjects.append((file, file.name.removeprefix("libslim_").split("_")[0]))
+    for file in sorted((build / "lib/slim").glob("*/*.so")):  # plugins and components
+        subjects.append((file, file.stem.removeprefix("libslim_").split("_")[0]))
     errors = []
     for file, kind in subjects:
         if not file.is_file():
@@ -111,11 +113,11 @@ def library_errors(build):
             gpu_backend = file.name == "libslim_backend_cuda.so" and GPU.match(library)
             if not (STD.match(library) or LIBTORCH.match(library) or EXTRA[kind].match(library) or gpu_backend):
                 errors.append(f"{file.name}: may not be linked with {library}")
-        if kind not in ("slim", "core", "sdk"):
+        if kind in EXPORTS:
             symbols = subprocess.run(["nm", "-D", "--defined-only", file], capture_output=True, text=True, check=True).stdout
             exported = [line.split()[-1] for line in symbols.splitlines()]
-            if exported != ["slim_plugin_v1"]:
-                errors.append(f"{file.name}: exports {exported[:5]}; expected slim_plugin_v1 alone")
+            if exported != [EXPORTS[kind]]:
+                errors.append(f"{file.name}: exports {exported[:5]}; expected {EXPORTS[kind]} alone")
     return subjects, errors
 
 
