@@ -2,7 +2,8 @@
 
 namespace slim::cli {
 
-/// From now on SIGINT and SIGTERM only set a flag; the second one ends the process at once (exit code 130).
+/// From now on SIGINT and SIGTERM set a flag, and a second later end what is still running (exit code 130), without what is of no use
+/// then; the second signal ends the process at once. Crashes name the plugin that was called.
 void catch_interrupts();
 /// True once a signal has come.
 bool interrupted();

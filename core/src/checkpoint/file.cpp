@@ -38,6 +38,8 @@ Result<File> File::open_read(const std::string& path) {
 
 Result<File> File::create(const std::string& path) { return open(path, O_RDWR | O_CREAT | O_TRUNC); }
 
+Result<File> File::open_write(const std::string& path) { return open(path, O_RDWR | O_NONBLOCK); }
+
 Result<File> File::open_folder(const std::string& path) { return open(path, O_RDONLY | O_DIRECTORY); }
 
 File::~File() {

@@ -18,6 +18,8 @@ class File {
   static Result<File> open_read(const std::string& path);
   /// New and empty; an existing file of this name is truncated. Readable too.
   static Result<File> create(const std::string& path);
+  /// One that exists, to be changed.
+  static Result<File> open_write(const std::string& path);
   /// A folder, for sync() and locks.
   static Result<File> open_folder(const std::string& path);
 

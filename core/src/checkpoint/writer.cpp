@@ -15,6 +15,7 @@
 #include <set>
 
 #include "checkpoint/file.h"
+#include "checkpoint/leftovers.h"
 #include "checkpoint/safetensors.h"
 #include "util/hash.h"
 
@@ -146,6 +147,13 @@ Status rename_folder(const fs::path& from, const fs::path& to) {
   return {};
 }
 
+/// The absolute path of an output, without a slash at its end.
+fs::path target_of(const std::string& folder) {
+  std::error_code error;
+  const fs::path target = fs::absolute(folder, error).lexically_normal();
+  return target.has_filename() ? target : target.parent_path();
+}
+
 Status sync_folder(const fs::path& folder) {
   SLIM_ASSIGN(const File opened, File::open_folder(folder.string()));
   return opened.sync();
@@ -179,6 +187,7 @@ struct CheckpointWriter::State {
   std::mutex mutex;  // guards the stages, checksums and `unsynced`
 
   ~State() {
+    forget_leftover(partial_name);
     if (finished) return;
     shards.clear();
     std::error_code ignored;
@@ -219,6 +228,7 @@ struct CheckpointWriter::State {
     SLIM_ASSIGN(lock, File::open_folder(partial_name));
     Status locked = lock_folder(*lock);
     owns_partial = locked.ok();
+    if (owns_partial) add_leftover(partial_name);
     return locked;
   }
 
@@ -387,10 +397,8 @@ Result<std::unique_ptr<CheckpointWriter>> CheckpointWriter::create(const WriterO
   std::unique_ptr<CheckpointWriter> writer(new CheckpointWriter);
   State& state = *writer->state_;
   state.options = options;
-  std::error_code error;
-  state.target = fs::absolute(options.folder, error).lexically_normal();
-  if (!state.target.has_filename()) state.target = state.target.parent_path();
-  state.partial = state.target.string() + ".partial";
+  state.target = target_of(options.folder);
+  state.partial = partial_of(options.folder);
   state.partial_name = state.partial.string();
   SLIM_ASSIGN(const auto plans, plan_shards(tensors, options.max_shard_size));
   SLIM_TRY(check_inputs(state.target, options.inputs));
@@ -507,7 +515,17 @@ Status CheckpointWriter::adopt(const std::map<std::string, uint64_t>& finished) 
   return {};
 }
 
-void CheckpointWriter::keep_partial(bool keep) { state_->keep_partial = keep; }
+void CheckpointWriter::keep_partial(bool keep) {
+  state_->keep_partial = keep;
+  if (keep) forget_leftover(state_->partial_name);
+}
+
+bool CheckpointWriter::in_use(const std::string& partial_folder) {
+  const auto folder = File::open_folder(partial_folder);
+  return folder.ok() && !lock_folder(*folder).ok();
+}
+
+std::string CheckpointWriter::partial_of(const std::string& folder) { return target_of(folder).string() + ".partial"; }
 
 const std::string& CheckpointWriter::partial_folder() const { return state_->partial_name; }
 int64_t CheckpointWriter::total_bytes() const { return state_->total_bytes; }

@@ -53,7 +53,10 @@ class SLIM_API CheckpointWriter {
   /// Checks that every announced tensor came, writes the index, syncs files and folders, renames. The last
   /// call; with overwrite the old folder is deleted only after the new one has its name.
   Status finish();
-  /// Where files are before finish().
+  /// Where the files of an output are before finish().
+  static std::string partial_of(const std::string& folder);
+  /// True while another process writes into it.
+  static bool in_use(const std::string& partial_folder);
   const std::string& partial_folder() const;
   /// Of all tensors together, without headers.
   int64_t total_bytes() const;

@@ -1,9 +1,20 @@
 #include "plugin/guard.h"
 
 #include <c10/util/Exception.h>
+#include <unistd.h>
+
+#include <atomic>
 
 namespace slim {
 namespace {
+
+thread_local const char* call_of_thread = "";
+std::atomic<const char*> call_of_main{""};
+
+void set_call(const char* where) {
+  call_of_thread = where;
+  if (::gettid() == ::getpid()) call_of_main = where;
+}
 
 /// The first line: LibTorch appends its C++ stack.
 std::string first_line(const std::string& text) {
@@ -18,6 +29,11 @@ Status torch_status(const c10::Error& error) {
 }
 
 }  // namespace
+
+CallScope::CallScope(const char* where) : outer_(call_of_thread) { set_call(where); }
+CallScope::~CallScope() { set_call(outer_); }
+
+const char* current_call() { return *call_of_thread ? call_of_thread : call_of_main.load(); }
 
 Status current_exception_status() {
   try {

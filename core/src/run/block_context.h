@@ -16,6 +16,7 @@ struct BlockState {
   BlockWeights weights;                  ///< changed layers are fp32, all others in the stored dtype
   std::set<LayerId> changed_layers;
   std::set<std::string> changed_tensors;  ///< params and biases with new bytes
+  bool runs_again = true;                ///< forward passes follow, with the weights as engines will have them
   bool rounded = false;                  ///< a change had to be rounded to the stored dtype (float layers, biases)
 };
 

@@ -1,10 +1,21 @@
 #include "run/fingerprint.h"
 
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <filesystem>
+#include <set>
 
 #include <nlohmann/json.hpp>
+
+#include "checkpoint/file.h"
+#include "config/keys.h"
+#include "slim/version.hpp"
+#include "util/hash.h"
 
 namespace slim {
 namespace {
@@ -15,14 +26,91 @@ std::string hex(uint64_t hash) {
   return text;
 }
 
-}  // namespace
+namespace fs = std::filesystem;
 
-uint64_t hash_bytes(std::span<const std::byte> bytes, uint64_t hash) {
-  for (const std::byte byte : bytes) hash = (hash ^ static_cast<uint64_t>(byte)) * 0x100000001b3u;
+Result<uint64_t> hash_file(const std::string& path) {
+  constexpr int64_t kChunk = 1 << 20;
+  SLIM_ASSIGN(const File file, File::open_read(path));
+  SLIM_ASSIGN(const int64_t size, file.size());
+  std::vector<std::byte> buffer(static_cast<size_t>(std::min(kChunk, size)));
+  uint64_t hash = kHashStart;
+  for (int64_t done = 0; done < size; done += kChunk) {
+    const std::span chunk = std::span(buffer).first(static_cast<size_t>(std::min(kChunk, size - done)));
+    SLIM_TRY(file.read_at(done, chunk));
+    hash = hash_bytes(chunk, hash);
+  }
   return hash;
 }
 
-uint64_t hash_text(std::string_view text, uint64_t hash) { return hash_bytes(std::as_bytes(std::span(text)), hash); }
+/// Name, size and time of the last change of a file, or of every file below a folder.
+std::string hash_stamps(const fs::path& path) {
+  std::error_code error;
+  std::set<std::string> stamps;
+  const auto add = [&](const fs::path& file) {
+    const auto size = fs::file_size(file, error);
+    const auto time = fs::last_write_time(file, error).time_since_epoch().count();
+    stamps.insert(file.lexically_relative(path.parent_path()).string() + " " + std::to_string(size) + " " + std::to_string(time));
+  };
+  if (!fs::is_directory(path, error)) add(path);
+  else for (const auto& entry : fs::recursive_directory_iterator(path, error)) {
+    if (entry.is_regular_file(error)) add(entry.path());
+  }
+  uint64_t hash = kHashStart;
+  for (const std::string& stamp : stamps) hash = hash_text(stamp + "\n", hash);
+  return hex(hash);
+}
+
+/// The library that this code is in.
+std::string core_path() {
+  Dl_info info{};
+  return ::dladdr(reinterpret_cast<const void*>(&core_path), &info) != 0 ? info.dli_fname : "";
+}
+
+/// Where a run puts things, and what cannot change its result.
+bool changes_result(const std::string& key) {
+  static const std::set<std::string> kOthers = {"run.resume", "run.stop_after_blocks", "run.plugin_dirs", "run.threads", "output.overwrite",
+                                                "output.path", "model.path", "dataset.path"};
+  return !kOthers.contains(key);
+}
+
+Status add_plugin(slim_kind kind, const std::string& name, PluginRegistry& registry, Fingerprint& fingerprint) {
+  SLIM_ASSIGN(const PluginInfo info, registry.find(kind, name));
+  SLIM_ASSIGN(const uint64_t hash, hash_file(info.path));
+  fingerprint["plugin " + info.id + " (" + std::to_string(info.kind) + ")"] = info.version + " " + hex(hash);
+  return {};
+}
+
+Status add_plugins(const OutputPlan& output, PluginRegistry& registry, Fingerprint& fingerprint) {
+  for (const std::string& name : output.config.plugins) SLIM_TRY(add_plugin(SLIM_ALGORITHM, name, registry, fingerprint));
+  for (const LayerRule& rule : output.config.rules) {
+    for (const std::string& name : rule.plugins) SLIM_TRY(add_plugin(SLIM_ALGORITHM, name, registry, fingerprint));
+  }
+  return add_plugin(SLIM_FORMAT, output.recipe.format_id, registry, fingerprint);
+}
+
+}  // namespace
+
+Result<Fingerprint> run_fingerprint(const RunConfig& config, const std::vector<const OutputPlan*>& outputs, const Model& model,
+                                    PluginRegistry& registry) {
+  SLIM_ASSIGN(Fingerprint fingerprint, model_fingerprint(model));
+  for (const auto& [key, value] : config_values(config)) {
+    if (changes_result(key)) fingerprint[key] = value;
+  }
+  uint64_t files = kHashStart;
+  const Checkpoint& checkpoint = model.weights->checkpoint();
+  for (const std::string& name : checkpoint.weight_files()) files = hash_text(hash_stamps(fs::path(checkpoint.folder()) / name), files);
+  fingerprint["the model's weight files"] = hex(files);
+  if (!config.calib.empty()) fingerprint["the calibration data"] = hash_stamps(config.calib);
+  if (!config.statistics.empty()) fingerprint["the statistics"] = hash_stamps(config.statistics);
+  for (const OutputPlan* output : outputs) SLIM_TRY(add_plugins(*output, registry, fingerprint));
+  SLIM_TRY(add_plugin(SLIM_ADAPTER, model.adapter_id, registry, fingerprint));
+  SLIM_TRY(add_plugin(SLIM_BACKEND, config.backend, registry, fingerprint));
+  SLIM_ASSIGN(const uint64_t core, hash_file(core_path()));
+  fingerprint["slim"] = SLIM_VERSION " " + hex(core);
+  fingerprint["CPU threads"] = std::to_string(at::get_num_threads());
+  fingerprint["the processor"] = at::get_cpu_capability();
+  return fingerprint;
+}
 
 Result<Fingerprint> model_fingerprint(const Model& model) {
   constexpr int64_t kSample = 4096;  // of every tensor: tells a fine-tuned model from its base without reading it all

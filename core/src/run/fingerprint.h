@@ -1,25 +1,24 @@
 #pragma once
-#include <cstdint>
 #include <map>
-#include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
-#include "run/calibration.h"
+#include "plugin/registry.h"
 #include "run/model.h"
+#include "run/run_plan.h"
 
 namespace slim {
 
 /// What a stored result depends on: a name for people ("config.json of the model") and its value.
 using Fingerprint = std::map<std::string, std::string>;
 
-/// FNV-1a of 64 bits, continued from `hash`: against accidents, not against attackers.
-constexpr uint64_t kHashStart = 0xcbf29ce484222325u;
-SLIM_API uint64_t hash_bytes(std::span<const std::byte> bytes, uint64_t hash = kHashStart);
-SLIM_API uint64_t hash_text(std::string_view text, uint64_t hash = kHashStart);
 
 /// config.json, and of every tensor name, type, shape and first bytes.
 SLIM_API Result<Fingerprint> model_fingerprint(const Model&);
+/// Everything that an output's bytes depend on: the model and its files, the configuration, data files, plugins and slim itself (by
+/// their contents), threads and processor.
+SLIM_API Result<Fingerprint> run_fingerprint(const RunConfig&, const std::vector<const OutputPlan*>&, const Model&, PluginRegistry&);
 /// "the model's config.json is 1a2b, expected 3c4d; ..." where `found` differs from `expected`, or lacks an entry; empty if they agree.
 SLIM_API std::string difference(const Fingerprint& found, const Fingerprint& expected);
 SLIM_API std::string fingerprint_json(const Fingerprint&);

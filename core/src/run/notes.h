@@ -16,6 +16,8 @@ class SLIM_API RunNotes final : public Notes {
   };
   void note(std::string_view kind, std::string_view where, std::string_view detail) override;
   void metric(std::string_view where, std::string_view key, double value) override;
+  /// What an interrupted run has told of a kind.
+  void restore(const std::string& kind, Kind told) { kinds_[kind] = std::move(told); }
   const std::map<std::string, Kind>& kinds() const { return kinds_; }
   /// [layer or edge][key]
   const std::map<std::string, std::map<std::string, double>>& metrics() const { return metrics_; }

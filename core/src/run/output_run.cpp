@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "plugin/guard.h"
+#include "quant/quantize.h"
 #include "run/equivalence.h"
 #include "run/output_config.h"
 #include "slim/quant.hpp"
@@ -25,9 +26,27 @@ Result<at::Tensor> cache_scale(const StatisticSet& statistics, PortId port, cons
                                     ", so they have no scale; leave out kv_cache, or calibrate on other samples");
 }
 
+at::Tensor decoded(const Compressed& result) {
+  const auto* quantized = std::get_if<Quantized>(&result);
+  return quantized ? quant::decode(*quantized) : std::get<Dense>(result).weight;
+}
+
+/// |ŵ - w| / |w|
+double relative_error(const at::Tensor& weight, const Compressed& result) {
+  const auto* quantized = std::get_if<Quantized>(&result);
+  ops::RoundingError sums;
+  if (quantized && !quantized->group_index.defined()) {
+    sums = quant::rounding_error(weight, *quantized);
+  } else {
+    const at::Tensor before = weight.to(at::kFloat);
+    sums = {(decoded(result) - before).square().sum(at::kDouble).item<double>(), before.square().sum(at::kDouble).item<double>()};
+  }
+  return sums.weight > 0 ? std::sqrt(sums.error / sums.weight) : 0.0;
+}
+
 }  // namespace
 
-Status OutputRun::create() {
+Status OutputRun::create(bool resume) {
   const RunConfig& config = plan_.config;
   WriterOptions options;
   options.folder = config.output;
@@ -35,8 +54,18 @@ Status OutputRun::create() {
   options.stem = plan_.recipe.format->weights_stem(plan_.recipe.scheme);
   options.overwrite = config.overwrite;
   options.inputs = {config.model};
+  options.resume = resume;
   SLIM_ASSIGN(writer_, CheckpointWriter::create(options, plan_.plan.outputs));
   return {};
+}
+
+Status OutputRun::adopt(const std::map<std::string, uint64_t>& tensors) {
+  for (const auto& [name, checksum] : tensors) written_.insert(name);
+  return writer_->adopt(tensors);
+}
+
+Status OutputRun::check_cancelled(const std::string& where) {
+  return progress_.cancelled() ? Status(Code::kCancelled, "interrupted in " + where) : Status{};
 }
 
 Status OutputRun::make_block(BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration) {
@@ -72,6 +101,7 @@ Status OutputRun::transform_parts(BlockState& state, StatisticSet& statistics, B
     const RecipePart& part = plan_.recipe.parts[i];
     BlockTransform context(model_, plan_.plan, i, scale_dtype(part.scheme), state, statistics, exec, calibration.batches, notes());
     for (size_t k = 0; k < part.algorithms.size(); ++k) {
+      SLIM_TRY(check_cancelled(state.plan->name));
       SLIM_TRY(guarded(part.algorithm_ids[k] + ": " + state.plan->name, [&] { return part.algorithms[k]->transform(context); }));
     }
     folds.insert(folds.end(), context.folds().begin(), context.folds().end());
@@ -106,6 +136,7 @@ Status OutputRun::solve(BlockState& state, const StatisticSet& statistics) {
   for (const Layer& layer : block.layers) {
     const LayerDecision& decision = plan_.plan.layers[block.index][layer.id];
     if (!decision.scheme) continue;
+    SLIM_TRY(check_cancelled(layer.name));
     const RecipePart& part = plan_.recipe.parts[decision.part];
     Algorithm* solver = part.solver();
     LayerSolve context(plan_.plan, state, layer, statistics, scale_dtype(*decision.scheme), plan_.config.seed,
@@ -123,12 +154,9 @@ Status OutputRun::solve(BlockState& state, const StatisticSet& statistics) {
 /// The layer as engines will compute it, for the next block's input; and its tensors on their way to the disk.
 Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved) {
   const Scheme& scheme = *plan_.plan.scheme(state.plan->index, layer.id);
-  const auto* quantized = std::get_if<Quantized>(&solved.weight);
-  const at::Tensor weight = quantized ? quant::decode(*quantized) : std::get<Dense>(solved.weight).weight;
-  const at::Tensor before = state.weights.weight[layer.id].to(at::kFloat);
-  const double error = (weight - before).norm().item<double>(), size = before.norm().item<double>();
-  notes().metric(layer.name, "relative_error", size > 0 ? error / size : 0.0);
-  state.weights.weight[layer.id] = weight.to(model_.weights->dtype());
+  at::Tensor& weight = state.weights.weight[layer.id];
+  notes().metric(layer.name, "relative_error", relative_error(weight, solved.weight));
+  weight = state.runs_again ? decoded(solved.weight).to(model_.weights->dtype()) : at::Tensor();
   state.changed_layers.erase(layer.id);
   if (scheme.input) state.weights.activation[layer.id] = ActivationQuantization{*scheme.input, solved.input_scale, solved.input_zero};
   if (solved.bias.defined() && !layer.bias.empty()) {
@@ -212,7 +240,7 @@ Status OutputRun::copy_block(const BlockPlan& block) {
 Status OutputRun::finish() {
   for (const std::string& name : model_.plan.globals) SLIM_TRY(copy_later(name));
   SLIM_TRY(jobs_.drain());
-  const OutputModel output = describe();
+  const OutputModel output = describe_output(model_, plan_.plan);
   const Checkpoint& input = model_.weights->checkpoint();
   SLIM_ASSIGN(const std::string config_json, output_config(input.config_json(), *plan_.recipe.format, output));
   SLIM_ASSIGN(const auto side_files, plan_.recipe.format->side_files(output));
@@ -221,27 +249,13 @@ Status OutputRun::finish() {
     if (name != "config.json" && !side_files.contains(name)) SLIM_TRY(writer_->copy_file(name, input.folder() + "/" + name));
   }
   for (const auto& [name, text] : side_files) SLIM_TRY(writer_->write_file(name, text));
-  total_bytes_ = writer_->total_bytes();
   return writer_->finish();
 }
 
-OutputModel OutputRun::describe() const {
-  OutputModel output;
-  output.plan = &model_.plan;
-  output.ignore = plan_.plan.ignore;
-  output.dtype = model_.weights->dtype();
-  output.kv_cache = plan_.plan.kv_cache;
-  for (const TensorSpec& spec : plan_.plan.outputs) output.tensors[spec.name] = spec;
-  for (const BlockPlan& block : model_.plan.blocks) {
-    for (const Layer& layer : block.layers) {
-      if (const Scheme* scheme = plan_.plan.scheme(block.index, layer.id)) output.schemes[layer.name] = *scheme;
-    }
-  }
-  return output;
-}
-
 Report OutputRun::report(const Calibration& calibration) const {
-  return report_.finish(plan_.config, plan_.recipe, plan_.plan, calibration, model_.weights->checkpoint().total_bytes(), total_bytes_);
+  int64_t bytes = 0;
+  for (const TensorSpec& spec : plan_.plan.outputs) bytes += byte_size(spec).value_or(0);
+  return report_.finish(plan_.config, plan_.recipe, plan_.plan, calibration, model_.weights->checkpoint().total_bytes(), bytes);
 }
 
 }  // namespace slim

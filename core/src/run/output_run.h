@@ -16,14 +16,23 @@ namespace slim {
 /// writing happen in the thread of `jobs`.
 class OutputRun {
  public:
-  /// `model` and `jobs` must outlive it; the jobs that it gives must have ended before it does.
-  OutputRun(OutputPlan plan, const Model& model, AsyncWriter& jobs) : plan_(std::move(plan)), model_(model), jobs_(jobs) {}
+  /// `model`, `jobs` and `progress` must outlive it; the jobs that it gives must have ended before it does.
+  OutputRun(OutputPlan plan, const Model& model, AsyncWriter& jobs, Progress& progress)
+      : plan_(std::move(plan)), model_(model), jobs_(jobs), progress_(progress) {}
 
   const OutputPlan& plan() const { return plan_; }
   bool changes(const BlockPlan& block) const { return plan_.plan.changes(block); }
   RunNotes& notes() { return report_.notes; }
-  /// Reserves the output folder.
-  Status create();
+  const std::string& folder() const { return plan_.config.output; }
+  /// Reserves the output folder, or takes that of an interrupted run.
+  Status create(bool resume);
+  /// What an interrupted run has written, and what it had to report.
+  Status adopt(const std::map<std::string, uint64_t>& tensors);
+  Status restore_report(const std::string& state) { return report_.restore(state); }
+  CheckpointWriter& writer() { return *writer_; }
+  /// Nothing is left of it if it does not finish.
+  void discard() { if (writer_) writer_->keep_partial(false); }
+  std::string report_state() const { return report_.state(); }
   /// Makes the block anew: the statistics follow what is folded, the state is then what engines will compute with.
   Status make_block(BlockState&, StatisticSet&, BlockExec&, const Calibration&);
   /// Writes a block that nothing changes.
@@ -43,15 +52,15 @@ class OutputRun {
   Status put_later(const std::string& name, const at::Tensor&);
   Status copy_later(const std::string& name);
   at::ScalarType scale_dtype(const Scheme& scheme) const { return plan_.recipe.format->scale_dtype(scheme, model_.weights->dtype()); }
-  OutputModel describe() const;
+  Status check_cancelled(const std::string& where);
 
   OutputPlan plan_;
   const Model& model_;
   AsyncWriter& jobs_;
+  Progress& progress_;
   RunReport report_;
   std::set<std::string> written_;
   std::unique_ptr<CheckpointWriter> writer_;
-  int64_t total_bytes_ = 0;
 };
 
 }  // namespace slim

@@ -8,6 +8,8 @@
 #include <filesystem>
 #include <future>
 
+#include <nlohmann/json.hpp>
+
 #include "plugin/guard.h"
 #include "run/async_writer.h"
 #include "run/block_context.h"
@@ -15,6 +17,7 @@
 #include "run/commands.h"
 #include "run/fingerprint.h"
 #include "run/join_reports.h"
+#include "run/journal.h"
 #include "run/output_run.h"
 #include "run/run_report.h"
 #include "run/statistics_file.h"
@@ -34,16 +37,155 @@ class QuantizeRun {
 
   Result<Report> run() {
     const c10::NoGradGuard no_grad;
-    SLIM_TRY(open());
-    for (auto& output : outputs_) SLIM_TRY(output->create());  // first: reading samples may take long
-    SLIM_TRY(open_statistics());
-    if (runs_forward()) SLIM_TRY(read_samples());
-    SLIM_TRY(create_statistics());
-    SLIM_TRY(run_blocks());
-    return finish();
+    auto report = run_all();
+    if (report.ok() || !started_) return report;
+    return explain(report.status());
   }
 
  private:
+  Result<Report> run_all() {
+    SLIM_TRY(open());
+    const std::string partial = CheckpointWriter::partial_of(outputs_.front()->folder());
+    if (config_.resume && completed_before()) return completed_report();
+    const int64_t left = Journal::blocks_in(partial);
+    if (config_.resume && left > 0) {
+      SLIM_TRY(resume(partial));
+    } else {
+      SLIM_TRY(check_left(partial, left));
+      SLIM_TRY(begin(partial));
+    }
+    started_ = true;
+    SLIM_TRY(run_blocks());
+    if (stopped()) return stopped_report();
+    return finish();
+  }
+
+  // ---- interrupted runs ----
+  Status check_left(const std::string& partial, int64_t left) {
+    if (config_.resume) note_all("nothing to resume", partial, "the run began anew");
+    if (left == 0 || config_.overwrite || CheckpointWriter::in_use(partial)) return {};
+    return {Code::kInvalidArgument, partial + ": holds " + std::to_string(left) + " finished blocks of an interrupted run; go on with --resume, or "
+                                                                                  "give --overwrite to begin anew"};
+  }
+
+  Status begin(const std::string& partial) {
+    for (auto& output : outputs_) SLIM_TRY(output->create(false));  // first: reading samples may take long
+    SLIM_TRY(open_statistics());
+    if (runs_forward()) SLIM_TRY(read_samples());
+    SLIM_TRY(create_statistics());
+    SLIM_ASSIGN(const Fingerprint fingerprint, fingerprint_of_run());
+    SLIM_ASSIGN(journal_, Journal::begin(partial, fingerprint));
+    return {};
+  }
+
+  Status resume(const std::string& partial) {
+    SLIM_ASSIGN(journal_, Journal::open(partial));
+    SLIM_ASSIGN(const Fingerprint expected, fingerprint_of_run());
+    const std::string differs = difference(journal_->fingerprint(), expected);
+    if (!differs.empty()) {
+      return {Code::kInvalidArgument, partial + ": the interrupted run was another: " + differs + "; undo that, or begin anew with --overwrite and without --resume"};
+    }
+    SLIM_ASSIGN(RunState state, journal_->state());
+    SLIM_TRY(open_statistics());
+    for (size_t i = 0; i < outputs_.size(); ++i) {
+      SLIM_TRY(outputs_[i]->restore_report(state.reports.at(i)));
+      if (done_before(i)) continue;
+      SLIM_TRY(outputs_[i]->create(true));
+      SLIM_TRY(outputs_[i]->adopt(journal_->tensors(i)));
+    }
+    calibration_ = std::move(state.calibration);
+    if (!state.statistics.empty() && !statistics_done()) {
+      SLIM_ASSIGN(statistics_writer_, StatisticsWriter::resume(config_.save_statistics, state.statistics));
+    }
+    note_all("resumed", partial, "after " + std::to_string(journal_->blocks()) + " blocks");
+    return {};
+  }
+
+  Result<Fingerprint> fingerprint_of_run() {
+    std::vector<const OutputPlan*> plans;
+    for (const auto& output : outputs_) plans.push_back(&output->plan());
+    return run_fingerprint(config_, plans, model_, registry_);
+  }
+
+  /// A crash may come between the last rename and the end of the record.
+  bool completed_before() const {
+    std::error_code error;
+    return std::filesystem::exists(Journal::folder_in(outputs_.front()->folder()), error);
+  }
+  Result<Report> completed_report() {
+    SLIM_TRY(remove_record());
+    const std::string& folder = outputs_.front()->folder();
+    return Report{folder + ": was complete already\n", nlohmann::json{{"output", folder}, {"complete", true}}.dump()};
+  }
+  Status remove_record() {
+    std::error_code error;
+    const std::string folder = Journal::folder_in(outputs_.front()->folder());
+    std::filesystem::remove_all(folder, error);
+    return error ? Status(Code::kIo, folder + ": cannot delete it: " + error.message()) : Status{};
+  }
+  static std::string step_of(size_t output) { return "output " + std::to_string(output + 1); }
+  bool done_before(size_t output) const {
+    std::error_code error;
+    return journal_->announced(step_of(output)) && !std::filesystem::exists(CheckpointWriter::partial_of(outputs_[output]->folder()), error);
+  }
+  bool statistics_done() const {
+    std::error_code error;
+    return journal_->announced(kStatisticsStep) && !std::filesystem::exists(config_.save_statistics + ".partial", error);
+  }
+
+  /// The block is finished: on the disk, with all that the next one needs.
+  Status record() {
+    std::vector<std::map<std::string, uint64_t>> tensors;
+    RunState state;
+    for (auto& output : outputs_) {
+      SLIM_ASSIGN(tensors.emplace_back(), output->writer().sync_finished());
+      state.reports.push_back(output->report_state());
+    }
+    if (statistics_writer_) {
+      SLIM_ASSIGN(state.statistics, statistics_writer_->state());
+    }
+    if (journal_->blocks() >= last_forward_) calibration_.batches.clear();
+    // What a file gives back lies dense and aligned in memory; so must what a run goes on with, to round alike.
+    for (Carry& carry : calibration_.batches) {
+      for (auto& [key, tensor] : carry) {
+        if (!tensor.is_contiguous() || tensor.storage_offset() != 0) tensor = tensor.clone(at::MemoryFormat::Contiguous);
+      }
+    }
+    state.calibration = calibration_;
+    SLIM_TRY(journal_->record(tensors, state));
+    keep_partial(true);
+    return {};
+  }
+
+  void keep_partial(bool keep) {
+    for (auto& output : outputs_) output->writer().keep_partial(keep);
+    if (statistics_writer_) statistics_writer_->keep_partial(keep);
+  }
+
+  /// Adds to an error what is left of the run: everything finished, unless the input or the plugins are at fault.
+  Status explain(const Status& status) {
+    const Code code = status.code();
+    const bool outside = code == Code::kCancelled || code == Code::kIo || code == Code::kNotFound || code == Code::kCorrupt || code == Code::kOutOfMemory;
+    if (!outside || !journal_ || journal_->blocks() == 0) {
+      for (auto& output : outputs_) output->discard();
+      if (statistics_writer_) statistics_writer_->keep_partial(false);
+      return code == Code::kCancelled ? Status(code, status.message() + "; nothing was written") : status;
+    }
+    return {code, status.message() + "; " + std::to_string(journal_->blocks()) + " of " + std::to_string(model_.plan.blocks.size()) +
+                      " blocks are kept in " + CheckpointWriter::partial_of(outputs_.front()->folder()) + ": go on with --resume"};
+  }
+
+  bool stopped() const {
+    const auto blocks = static_cast<int64_t>(model_.plan.blocks.size());
+    return config_.stop_after_blocks > 0 && journal_->blocks() >= config_.stop_after_blocks && journal_->blocks() < blocks;
+  }
+  Report stopped_report() const {
+    const std::string partial = CheckpointWriter::partial_of(outputs_.front()->folder());
+    return {"stopped after       " + std::to_string(journal_->blocks()) + " of " + std::to_string(model_.plan.blocks.size()) + " blocks, kept in " + partial +
+                ": go on with --resume\npeak RAM            " + bytes_text(peak_resident_bytes()) + "\n",
+            nlohmann::json{{"output", outputs_.front()->folder()}, {"partial", partial}, {"blocks", journal_->blocks()}, {"peak_rss_bytes", peak_resident_bytes()}}.dump()};
+  }
+
   // ---- before any work ----
   Status open() {
     if (config_.output.empty()) return {Code::kInvalidArgument, "no output folder; pass --output"};
@@ -58,7 +200,7 @@ class QuantizeRun {
     SLIM_ASSIGN(const at::ScalarType dtype, model_.compute_dtype(config_.dtype));
     exec_ = std::make_unique<BlockExec>(*model_.weights, dtype);
     exec_->set_all_experts(config_.all_experts);
-    for (OutputPlan& plan : plans) outputs_.push_back(std::make_unique<OutputRun>(std::move(plan), model_, jobs_));
+    for (OutputPlan& plan : plans) outputs_.push_back(std::make_unique<OutputRun>(std::move(plan), model_, jobs_, progress_));
     find_last_observed();
     return {};
   }
@@ -161,6 +303,7 @@ class QuantizeRun {
 
   Status finish_statistics() {
     if (!statistics_writer_) return {};
+    SLIM_TRY(journal_->announce(kStatisticsStep));
     SLIM_ASSIGN(Fingerprint fingerprint, statistics_fingerprint());
     fingerprint[kTextTokens] = std::to_string(calibration_.text_tokens);
     fingerprint[kImageTokens] = std::to_string(calibration_.image_tokens);
@@ -171,11 +314,15 @@ class QuantizeRun {
   Status run_blocks() {
     const auto& blocks = model_.plan.blocks;
     progress_.begin("quantizing", static_cast<int64_t>(blocks.size()));
-    std::future<Result<BlockWeights>> next = load_ahead(0);
-    for (const BlockPlan& block : blocks) {
-      if (progress_.cancelled()) return {Code::kCancelled, "interrupted before " + block.name + "; nothing was written"};
+    const auto first = static_cast<size_t>(journal_->blocks());
+    for (size_t i = 0; i < first; ++i) progress_.step(blocks[i].name);
+    std::future<Result<BlockWeights>> next = load_ahead(first);
+    for (size_t i = first; i < blocks.size() && !stopped(); ++i) {
+      const BlockPlan& block = blocks[i];
+      if (progress_.cancelled()) return {Code::kCancelled, "interrupted before " + block.name};
       BlockState state;
       state.plan = &block;
+      state.runs_again = block.index < last_forward_ && !float_inputs_;
       if (next.valid()) {
         SLIM_ASSIGN(state.weights, next.get());
       }
@@ -183,6 +330,7 @@ class QuantizeRun {
       SLIM_TRY(run_block(state));
       SLIM_TRY(jobs_.drain());  // a slow disk must not let finished blocks pile up
       state = {};
+      SLIM_TRY(record());
       malloc_trim(0);  // what the allocator keeps in fragments would grow with the number of blocks
       progress_.step(block.name);
     }
@@ -282,7 +430,7 @@ class QuantizeRun {
   Status forward(const BlockState& state, Carry& carry) {
     exec_->set_block(state.plan, &state.weights);
     SLIM_TRY(blame_weights(state, model_.forward(*state.plan, *exec_, carry)));
-    return progress_.cancelled() ? Status(Code::kCancelled, "interrupted in " + state.plan->name + "; nothing was written") : Status{};
+    return progress_.cancelled() ? Status(Code::kCancelled, "interrupted in " + state.plan->name) : Status{};
   }
 
   Status advance(const BlockState& state, std::vector<Carry>& batches) {
@@ -295,8 +443,15 @@ class QuantizeRun {
     if (float_inputs_ && config_.propagate == "auto" && runs_forward()) {
       note_all("later blocks saw the float model", "run.propagate", outputs_.size() > 1 ? "several outputs share one calibration" : "statistics were kept");
     }
-    for (auto& output : outputs_) SLIM_TRY(output->finish());
+    for (size_t i = outputs_.size(); i-- > 1;) {  // the first holds the record: it comes last
+      if (done_before(i)) continue;
+      SLIM_TRY(journal_->announce(step_of(i)));
+      SLIM_TRY(outputs_[i]->finish());
+    }
     SLIM_TRY(finish_statistics());
+    SLIM_TRY(journal_->announce(step_of(0)));
+    SLIM_TRY(outputs_.front()->finish());
+    SLIM_TRY(remove_record());
     std::vector<Report> reports;
     for (const auto& output : outputs_) reports.push_back(output->report(calibration_));
     return join_reports(reports);
@@ -308,6 +463,7 @@ class QuantizeRun {
 
   static constexpr const char* kTextTokens = "text tokens";
   static constexpr const char* kImageTokens = "image tokens";
+  static constexpr const char* kStatisticsStep = "statistics";
 
   const RunConfig& config_;
   PluginRegistry& registry_;
@@ -320,6 +476,8 @@ class QuantizeRun {
   Calibration calibration_;
   std::unique_ptr<StatisticsFile> statistics_file_;
   std::unique_ptr<StatisticsWriter> statistics_writer_;
+  std::unique_ptr<Journal> journal_;
+  bool started_ = false;  ///< errors from here on come with what is kept
   std::vector<std::unique_ptr<OutputRun>> outputs_;
   AsyncWriter jobs_;  ///< last member: its thread ends before anything that its jobs use
 };

@@ -94,7 +94,18 @@ Result<Recipe> Recipe::make(const RunConfig& config, PluginRegistry& registry) {
   for (const RecipePart& part : recipe.parts) add_ids(part, recipe.algorithm_ids);
   recipe.format_id = config.format.empty() ? default_format(recipe.scheme) : config.format;
   SLIM_ASSIGN(recipe.format, registry.format(recipe.format_id));
+  recipe.registry_ = &registry;
   return recipe;
+}
+
+std::vector<std::string> Recipe::formats_that_hold(const Layer& layer, const Scheme& scheme, at::ScalarType model_dtype) const {
+  std::vector<std::string> ids;
+  for (const PluginInfo& info : registry_->list()) {
+    if (info.kind != SLIM_FORMAT || !info.compatible.ok() || !info.shadowed_by.empty()) continue;
+    const auto other = registry_->format(info.path);
+    if (other.ok() && guarded(info.id, [&] { return (*other)->layout(layer, scheme, model_dtype); }).ok()) ids.push_back(info.id);
+  }
+  return ids;
 }
 
 Status Recipe::add_rule(const LayerRule& rule, const RunConfig& config, PluginRegistry& registry) {

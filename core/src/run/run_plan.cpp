@@ -5,6 +5,7 @@
 #include "plugin/guard.h"
 #include "run/statistic_set.h"
 #include "slim/statistic.hpp"
+#include "util/nearest.h"
 
 namespace slim {
 namespace {
@@ -44,6 +45,7 @@ class Planner {
     if (plan_.quantized_weights == 0) {
       return Status(Code::kInvalidArgument, "nothing to quantize: every layer is ignored; see `slim plan` and ignore_layers");
     }
+    SLIM_TRY(check_format());
     return std::move(plan_);
   }
 
@@ -63,9 +65,9 @@ class Planner {
     Scheme scheme = recipe_.parts[decision.part].scheme;
     SLIM_TRY(fit_group(layer, scheme, decision));
     if (!decision.reason.empty()) return decision;
-    SLIM_ASSIGN(decision.outputs, guarded(recipe_.format_id, [&] {
-                  return recipe_.format->layout(layer, scheme, model_.weights->dtype());
-                }));
+    auto outputs = guarded(recipe_.format_id, [&] { return recipe_.format->layout(layer, scheme, model_.weights->dtype()); });
+    if (!outputs.ok()) return refused(outputs.status(), layer, scheme);
+    decision.outputs = *std::move(outputs);
     for (const TensorSpec& spec : decision.outputs) plan_.quantized_bits += 8.0 * byte_size(spec).value_or(0);
     plan_.quantized_weights += layer.out * layer.in;
     ++plan_.layers_of_scheme[scheme.name];
@@ -205,6 +207,19 @@ class Planner {
     return {};
   }
 
+  /// A format's refusal of a layer, with the formats that would take it.
+  Status refused(const Status& status, const Layer& layer, const Scheme& scheme) const {
+    if (status.code() != Code::kUnsupported) return status;
+    const auto others = recipe_.formats_that_hold(layer, scheme, model_.weights->dtype());
+    return {status.code(), status.message() + (others.empty() ? "; no other format can" : "; choose --format " + join(others, " or "))};
+  }
+
+  /// Formats may refuse a mixture of schemes each of which they hold.
+  Status check_format() const {
+    const OutputModel output = describe_output(model_, plan_);
+    return guarded(recipe_.format_id, [&] { return recipe_.format->quantization_config(output); }).status();
+  }
+
   /// The adapter's patterns where they cover float layers and no quantized one, and the names of all others.
   Status list_ignore() {
     SLIM_ASSIGN(const auto patterns, parse_patterns(model_.plan.default_ignore));
@@ -252,6 +267,21 @@ std::vector<const Scheme*> RunPlan::schemes(int32_t block, size_t part) const {
 
 bool RunPlan::quantizes(int32_t block) const {
   return std::any_of(layers[block].begin(), layers[block].end(), [](const auto& decision) { return decision.scheme.has_value(); });
+}
+
+OutputModel describe_output(const Model& model, const RunPlan& plan) {
+  OutputModel output;
+  output.plan = &model.plan;
+  output.ignore = plan.ignore;
+  output.dtype = model.weights->dtype();
+  output.kv_cache = plan.kv_cache;
+  for (const TensorSpec& spec : plan.outputs) output.tensors[spec.name] = spec;
+  for (const BlockPlan& block : model.plan.blocks) {
+    for (const Layer& layer : block.layers) {
+      if (const Scheme* scheme = plan.scheme(block.index, layer.id)) output.schemes[layer.name] = *scheme;
+    }
+  }
+  return output;
 }
 
 Result<RunPlan> make_run_plan(const RunConfig& config, const Model& model, const Recipe& recipe) {

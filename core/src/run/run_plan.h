@@ -56,6 +56,8 @@ struct OutputPlan {
 /// The recipe of each output of the configuration; their plans are made with the model.
 SLIM_API Result<std::vector<OutputPlan>> make_recipes(const RunConfig&, PluginRegistry&);
 SLIM_API Status make_run_plans(std::vector<OutputPlan>&, const Model&);
+/// What formats are told of the whole output; valid while the model is.
+OutputModel describe_output(const Model&, const RunPlan&);
 SLIM_API Result<RunPlan> make_run_plan(const RunConfig&, const Model&, const Recipe&);
 
 /// What the algorithms of an output, and its key/value cache, want to know of a block's activations.

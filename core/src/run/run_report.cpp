@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 
 #include <nlohmann/json.hpp>
@@ -87,6 +88,33 @@ void RunReport::record_experts(const BlockPlan& block, const StatisticSet& stati
     const double tokens = statistics.tokens(layer.input);
     if (tokens >= 0) expert_tokens_.emplace_back(tokens, block.name + " expert " + std::to_string(expert));
   }
+}
+
+std::string RunReport::state() const {
+  nlohmann::json json = {{"seconds", std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count()},
+                         {"folds", folds_}, {"largest_proof_error", largest_proof_error_}, {"experts", expert_tokens_},
+                         {"metrics", notes.metrics()}};
+  for (const auto& [name, kind] : notes.kinds()) json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
+  return json.dump();
+}
+
+Status RunReport::restore(const std::string& state) try {
+  const auto json = nlohmann::json::parse(state);
+  const std::chrono::duration<double> seconds(json.at("seconds").get<double>());
+  start_ = std::chrono::steady_clock::now() - std::chrono::duration_cast<std::chrono::steady_clock::duration>(seconds);
+  folds_ = json.at("folds").get<size_t>();
+  largest_proof_error_ = json.at("largest_proof_error").get<double>();
+  expert_tokens_ = json.at("experts").get<decltype(expert_tokens_)>();
+  const auto kinds = json.value("notes", nlohmann::json::object());
+  for (const auto& [name, kind] : kinds.items()) {
+    notes.restore(name, {kind.at("count").get<int64_t>(), kind.at("examples").get<std::vector<std::string>>()});
+  }
+  for (const auto& [where, values] : json.at("metrics").items()) {
+    for (const auto& [key, value] : values.items()) notes.metric(where, key, value.is_null() ? std::nan("") : value.get<double>());
+  }
+  return {};
+} catch (const nlohmann::json::exception& error) {
+  return {Code::kCorrupt, std::string("the report of the interrupted run: ") + error.what()};
 }
 
 std::string RunReport::experts_text() const {

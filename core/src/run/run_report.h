@@ -16,6 +16,9 @@ class SLIM_API RunReport {
   void record_proof(size_t folds, double error);
   /// Tokens per expert of a mixture-of-experts block.
   void record_experts(const BlockPlan&, const StatisticSet&);
+  /// Everything so far as JSON, and back in another process: for interrupted runs.
+  std::string state() const;
+  Status restore(const std::string& state);
   Report finish(const RunConfig&, const Recipe&, const RunPlan&, const Calibration&, int64_t input_bytes, int64_t output_bytes) const;
 
  private:

@@ -1,10 +1,15 @@
 #include "run/statistics_file.h"
 
 #include <ATen/ATen.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/leftovers.h"
 
 namespace slim {
 namespace {
@@ -41,12 +46,42 @@ Result<std::string> padded_header(const std::vector<TensorSpec>& tensors, int64_
 Result<std::unique_ptr<StatisticsWriter>> StatisticsWriter::create(const std::string& path, int64_t statistics) {
   const int64_t header = std::min(kLargestHeader, kSmallestHeader + statistics * kHeaderBytesOfStatistic);
   SLIM_ASSIGN(File file, File::create(path + ".partial"));
+  add_leftover(file.path());
   return std::unique_ptr<StatisticsWriter>(new StatisticsWriter(path, std::move(file), header));
 }
 
+Result<std::unique_ptr<StatisticsWriter>> StatisticsWriter::resume(const std::string& path, const std::string& state) try {
+  const auto json = nlohmann::json::parse(state);
+  SLIM_ASSIGN(File file, File::open_write(path + ".partial"));
+  std::unique_ptr<StatisticsWriter> writer(new StatisticsWriter(path, std::move(file), json.at("header").get<int64_t>()));
+  writer->keep_partial_ = true;
+  writer->end_ = json.at("end").get<int64_t>();
+  SLIM_ASSIGN(const int64_t size, writer->file_.size());
+  if (size < writer->end_) return Status(Code::kCorrupt, path + ".partial: is shorter than the interrupted run left it; start again without --resume");
+  for (const auto& entry : json.at("tensors")) {
+    writer->written_.push_back({entry.at(0).get<std::string>(), dtype_from_name(entry.at(1).get<std::string>()).value(), entry.at(2).get<std::vector<int64_t>>()});
+  }
+  return writer;
+} catch (const std::exception& error) {
+  return Status(Code::kCorrupt, path + ": its state is damaged: " + error.what() + "; start again without --resume");
+}
+
+Result<std::string> StatisticsWriter::state() const {
+  SLIM_TRY(file_.sync());
+  auto tensors = nlohmann::json::array();
+  for (const TensorSpec& spec : written_) tensors.push_back({spec.name, std::string(dtype_name(spec.dtype)), spec.shape});
+  return nlohmann::json{{"header", header_bytes_}, {"end", end_}, {"tensors", tensors}}.dump();
+}
+
+void StatisticsWriter::keep_partial(bool keep) {
+  keep_partial_ = keep;
+  if (keep) forget_leftover(file_.path());
+}
+
 StatisticsWriter::~StatisticsWriter() {
+  forget_leftover(file_.path());
   std::error_code ignored;
-  if (!finished_) std::filesystem::remove(file_.path(), ignored);
+  if (!finished_ && !keep_partial_) std::filesystem::remove(file_.path(), ignored);
 }
 
 Status StatisticsWriter::append(const std::string& name, const at::Tensor& value) {
@@ -67,6 +102,7 @@ Status StatisticsWriter::put(const BlockPlan& block, StatisticSet& statistics) {
 }
 
 Status StatisticsWriter::finish(const Fingerprint& fingerprint) {
+  if (::ftruncate(file_.fd(), end_) != 0) return system_error(file_.path(), "shorten", errno);  // what a killed run had begun
   const std::string text = fingerprint_json(fingerprint);
   at::Tensor bytes = at::empty({static_cast<int64_t>(text.size())}, at::kByte);
   std::memcpy(bytes.data_ptr(), text.data(), text.size());

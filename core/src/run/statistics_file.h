@@ -16,9 +16,15 @@ class SLIM_API StatisticsWriter {
  public:
   /// `statistics`: how many will come, for the space of the header.
   static Result<std::unique_ptr<StatisticsWriter>> create(const std::string& path, int64_t statistics);
+  /// Goes on in the FILE.partial of an earlier process, from where its state() was asked for.
+  static Result<std::unique_ptr<StatisticsWriter>> resume(const std::string& path, const std::string& state);
   ~StatisticsWriter();
   /// As they were collected: before StatisticSet::finish().
   Status put(const BlockPlan&, StatisticSet&);
+  /// What is written so far, as JSON, once it is on the disk.
+  Result<std::string> state() const;
+  /// Whether FILE.partial stays if the writer ends unfinished (at first: no).
+  void keep_partial(bool keep);
   Status finish(const Fingerprint&);
 
  private:
@@ -30,7 +36,7 @@ class SLIM_API StatisticsWriter {
   File file_;
   int64_t header_bytes_, end_;
   std::vector<TensorSpec> written_;
-  bool finished_ = false;
+  bool finished_ = false, keep_partial_ = false;
 };
 
 /// Such a file, read block by block.

@@ -95,6 +95,7 @@ Status WeightSource::find_stored_layers(PluginRegistry& registry) {
     const auto dtype = from_scalar_type(dtype_);
     for (StoredLayer& layer : layers) {
       for (const std::string& name : layer.tensors) logical_.erase(name);
+      if (layer.out == 0) continue;  // the format's own tensors of a module that is no layer: scales of a key/value cache
       const std::string weight = layer.name + std::string(kWeightSuffix);
       logical_[weight] = {weight, *dtype, {layer.out, layer.in}};
       stored_.emplace(layer.name, std::move(layer));
