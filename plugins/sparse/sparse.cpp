@@ -1,4 +1,5 @@
 #include "low_bit.h"
+#include "prune.h"
 #include "slim/plugin.hpp"
 
 namespace slim::sparse {
@@ -11,28 +12,40 @@ class Sparse final : public Algorithm {
  public:
   Status setup(const Options& options) override {
     SLIM_ASSIGN(low_bit_, LowBitOptions::from(options));
+    prune_ = PruneOptions::from(options);
     return {};
   }
   std::string_view default_scheme() const override { return "w8a8s"; }
   Status accepts(const Scheme& scheme) const override {
+    if (scheme.sparsity) return accepts_pruning(scheme);
     if (low_bit(scheme)) return {};
-    return {Code::kUnsupported, "sparse makes scheme w8a8s, found " + scheme.name};
+    return {Code::kUnsupported, "sparse makes schemes w8a8s, n:m (2:4) and n:m+weights (2:4+w4a16), found " + scheme.name};
   }
   void observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes, Observations& observations) const override {
     for (const Layer& layer : plan.layers) {
       const Scheme* scheme = schemes[static_cast<size_t>(layer.id)];
-      if (scheme && low_bit(*scheme)) {
-        observe_low_bit(low_bit_, layer, plan.ports[static_cast<size_t>(layer.input)].features, observations);
+      const int64_t features = plan.ports[static_cast<size_t>(layer.input)].features;
+      if (scheme && scheme->sparsity) {
+        observe_pruning(prune_, layer, *scheme, features, observations);
+      } else if (scheme && low_bit(*scheme)) {
+        observe_low_bit(low_bit_, layer, features, observations);
       }
     }
   }
-  Result<Solved> solve(LayerContext& context) override { return solve_low_bit(low_bit_, context); }
+  Result<Solved> solve(LayerContext& context) override {
+    return context.scheme().sparsity ? solve_pruning(prune_, context) : solve_low_bit(low_bit_, context);
+  }
 
  private:
   LowBitOptions low_bit_;
+  PruneOptions prune_;
 };
 
 constexpr char kSchema[] = R"json({"type":"object","properties":{
+  "prune_method":{"type":"string","enum":["sparsegpt","wanda","magnitude"],"default":"sparsegpt",
+                  "description":"n:m: drop what the other weights make good best, and let them; the least |w| sqrt(E[x²]); the least |w|"},
+  "damp_percent":{"type":"number","minimum":0,"maximum":1,"default":0.01,
+                  "description":"n:m by sparsegpt: share of the mean of E[x²] that is added to the diagonal of the Gram matrix"},
   "fraction":{"type":"number","minimum":0.0,"maximum":0.5,"default":0.01,
               "description":"w8a8s: share of the weights that keeps more than 4 bits; msmodelslim takes 0.01 to 0.1"},
   "use_sigma":{"type":"boolean","default":false,
