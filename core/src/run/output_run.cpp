@@ -163,6 +163,7 @@ Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved) {
     state.weights.bias[layer.id] = solved.bias.to(state.weights.bias[layer.id].scalar_type());
     state.changed_tensors.insert(layer.bias);
   }
+  if (!layer.bias.empty()) solved.bias = state.weights.bias[layer.id].to(at::kFloat);  // formats that fold it into integers need it
   const int64_t bytes = layer.out * layer.in;
   return jobs_.submit(bytes, [this, &layer, &scheme, solved = std::move(solved)]() -> Status {
     SLIM_ASSIGN(const TensorMap tensors, guarded(layer.name, [&] {
