@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source sdk/setup.sh
 
-install_packages "${slim_packages[@]}" doctest-dev
+install_packages "${slim_packages[@]}" doctest-dev doxygen
 install_libtorch
 install_arrow
 pip_install tests/requirements.txt

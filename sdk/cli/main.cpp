@@ -2,6 +2,7 @@
 #include <torch/headeronly/version.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 
 #include "cli.h"
@@ -109,4 +110,8 @@ int run(const std::vector<std::string>& words) {
 }  // namespace
 }  // namespace slim::cli
 
-int main(int argc, char** argv) { return slim::cli::run({argv + 1, argv + argc}); }
+int main(int argc, char** argv) {
+  // LibTorch asks for huge pages then: otherwise a run spends most of its system time on page faults.
+  setenv("THP_MEM_ALLOC_ENABLE", "1", /*overwrite=*/0);
+  return slim::cli::run({argv + 1, argv + argc});
+}

@@ -124,7 +124,10 @@ bool has_kernel(const std::string& op, c10::DeviceType type) {
 
 Result<Outcome> says_what_it_has(const Subject& subject) {
   PluginRegistry registry;
-  SLIM_ASSIGN(const auto backend, registry.backend(subject.info.path));
+  auto opened = open(subject, registry);  // kernels may be chosen for the device that is found
+  if (!opened.ok() && opened.status().code() == Code::kNotFound) return skipped("no device here: " + opened.status().message());
+  if (!opened.ok()) return opened.status();
+  const Owned<Backend> backend = *std::move(opened);
   std::vector<std::string> own;
   for (const Kernel& kernel : kernels()) {
     const bool there = has_kernel(kernel.op, backend->device_type()), said = backend->accelerates(kernel.op);
