@@ -2,11 +2,15 @@
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from data_runs import SAMPLES, Checks, Slim
+from data_runs import ROOT, SAMPLES, Checks, Slim
+
+sys.path.insert(0, str(ROOT / "tests" / "tools"))
+from packed_model import unpacked
 
 
 def check_text(checks, slim, work):
@@ -52,6 +56,20 @@ def check_report(checks, slim, work):
     checks.that(code == 0 and longer["text_tokens"] > asked["text_tokens"] and longer["image_tokens"] == asked["image_tokens"], "--calib-prompt", (asked, longer))
 
 
+def check_text_model(checks, slim, build):
+    """A model without eyes leaves samples with images out, and says which and why."""
+    folder = unpacked(build, "toy-hunyuan-dense")
+    with_image = [i for i, line in enumerate((SAMPLES / "calib.jsonl").read_text().splitlines()[:10], 1) if '"image"' in line]
+    code, report = slim.quantize(SAMPLES / "calib.jsonl", "--num-samples", 10, model=folder)
+    named = [int(why.split(":")[1]) for why in report["left_out"]]
+    checks.that(code == 0 and named == with_image and report["samples"] == 10 - len(named) and report["image_tokens"] == 0, "calibration", report)
+    command = [build / "bin/slim", "eval", folder, "--data", SAMPLES / "calib.jsonl", "--limit", 10, "--no-generate", "--json", "--quiet"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    left_out = json.loads(done.stdout)["files"]["calib.jsonl"]["left_out"] if done.returncode == 0 else []
+    checks.that(left_out and all("takes no images" in why for why in left_out), "evaluation", done.stderr)
+    checks.that(f"{len(left_out)} samples left out" in done.stderr, "the warning", done.stderr)
+
+
 def check_outside(checks, slim, work):
     """No path of a data set leaves its folder unless that is allowed."""
     (work / "set").mkdir()
@@ -76,6 +94,7 @@ def main():
         slim = Slim(build, work)
         check_text(checks, slim, work)
         check_report(checks, slim, work)
+        check_text_model(checks, slim, build)
         check_outside(checks, slim, work)
         print(f"{checks.count} checks, {len(checks.failures)} failed, {slim.runs} runs")
     return 1 if checks.failures else 0
