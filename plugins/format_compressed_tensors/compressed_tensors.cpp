@@ -175,6 +175,24 @@ Result<StoredLayer> stored_layer(const std::string& module, const Scheme& scheme
   return layer;
 }
 
+constexpr std::string_view kCacheSuffixes[] = {".k_scale", ".v_scale"};
+
+/// Scales of an FP8 cache belong to an attention, which is no layer: listed without a shape, and checked here.
+Status add_caches(const TensorReader& reader, std::vector<StoredLayer>& layers) {
+  for (const std::string& module : modules_with(reader.tensors(), kCacheSuffixes)) {
+    StoredLayer cache{module, 0, 0, {}, {}};
+    for (const std::string_view suffix : kCacheSuffixes) {
+      const std::string name = module + std::string(suffix);
+      SLIM_ASSIGN(const TensorSpec spec, find_tensor(module, name, reader.tensors()));
+      if (spec.shape != std::vector<int64_t>{1}) return corrupt(name, "expected shape [1], found " + shape_string(spec.shape));
+      SLIM_TRY(read_scale(reader, name).status());
+      cache.tensors.push_back(name);
+    }
+    layers.push_back(std::move(cache));
+  }
+  return {};
+}
+
 Result<std::vector<StoredLayer>> CompressedTensors::stored_layers(const TensorReader& reader, std::string_view quantization_config) const {
   SLIM_ASSIGN(const Config config, Config::parse(quantization_config));
   std::vector<StoredLayer> layers;
@@ -184,6 +202,7 @@ Result<std::vector<StoredLayer>> CompressedTensors::stored_layers(const TensorRe
     SLIM_ASSIGN(StoredLayer layer, stored_layer(module, *scheme, reader));
     layers.push_back(std::move(layer));
   }
+  SLIM_TRY(add_caches(reader, layers));
   return layers;
 }
 

@@ -185,6 +185,13 @@ TEST_CASE("compressed-tensors/ scales of an FP8 cache stand beside the attention
   for (const double bad : {0.0, -1.0, static_cast<double>(INFINITY), static_cast<double>(NAN)}) {
     CHECK(!format->encode_cache(site, at::full({1}, bad), value, at::kBFloat16).ok());
   }
+  const Layer up = layer(8, 64);
+  InMemory reader = stored(*format, up, *scheme_from_name("w4a16", 32));
+  for (const auto& [name, scale] : *tensors) reader.put(name, scale);
+  const std::string quantization = config_of(*format, {{up.name, *scheme_from_name("w4a16", 32)}});
+  CHECK(format->stored_layers(reader, quantization)->size() == 2);
+  reader.erase("model.layers.3.self_attn.v_scale");
+  CHECK(format->stored_layers(reader, quantization).status().message().find("v_scale") != std::string::npos);
   OutputModel model;
   model.kv_cache = true;
   const auto config = format->quantization_config(model);

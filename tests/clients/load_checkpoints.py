@@ -32,9 +32,30 @@ def score(model, sequences):
     return {"best": best, "logprob": logprob}
 
 
+def quantize_activations_in_fp32():
+    """compressed-tensors quantizes activations in the model's dtype: in bf16, codes of 8 bits move by one. Kernels of serving engines,
+    and slim's forward pass, divide in fp32."""
+    import torch
+    from compressed_tensors.quantization.lifecycle import forward
+
+    original = forward._process_quantization
+
+    def process(*, x, scale, **options):
+        if x.dtype != torch.bfloat16:
+            return original(x=x, scale=scale, **options)
+        return original(x=x.float(), scale=scale.float(), **options).to(x.dtype)
+
+    forward._process_quantization = process
+
+
 def use_transformers():
+    import importlib.util
+
     import torch
     import transformers
+
+    if importlib.util.find_spec("compressed_tensors"):
+        quantize_activations_in_fp32()
 
     def run(folder, sequences):
         config = json.loads(Path(folder, "config.json").read_text())
