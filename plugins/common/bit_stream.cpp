@@ -3,25 +3,10 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include "slim/ops.hpp"
+
 namespace slim::formats {
 namespace {
-
-void pack_row(const int8_t* codes, int64_t count, int bits, int32_t* words) {
-  const int offset = 1 << (bits - 1);
-  const uint64_t mask = (uint64_t{1} << bits) - 1;
-  uint64_t pending = 0;
-  int held = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    pending |= (static_cast<uint64_t>(codes[i] + offset) & mask) << held;
-    held += bits;
-    if (held >= 32) {
-      *words++ = static_cast<int32_t>(static_cast<uint32_t>(pending));
-      pending >>= 32;
-      held -= 32;
-    }
-  }
-  if (held > 0) *words = static_cast<int32_t>(static_cast<uint32_t>(pending));
-}
 
 void unpack_row(const int32_t* words, int64_t count, int bits, int8_t* codes) {
   const int offset = 1 << (bits - 1);
@@ -49,15 +34,7 @@ void for_each_row(int64_t rows, int64_t elements_per_row, F&& f) {
 
 }  // namespace
 
-at::Tensor pack_rows(const at::Tensor& codes, int bits) {
-  const at::Tensor source = codes.to(at::kCPU, at::kChar).contiguous();
-  const int64_t rows = source.size(0), count = source.size(1), words = packed_words(count, bits);
-  at::Tensor packed = at::empty({rows, words}, at::kInt);
-  const int8_t* from = source.const_data_ptr<int8_t>();
-  int32_t* to = packed.mutable_data_ptr<int32_t>();
-  for_each_row(rows, count, [&](int64_t row) { pack_row(from + row * count, count, bits, to + row * words); });
-  return packed;
-}
+at::Tensor pack_rows(const at::Tensor& codes, int bits) { return ops::pack_codes(codes.to(at::kChar), bits).cpu(); }
 
 at::Tensor unpack_rows(const at::Tensor& words, int bits, int64_t count) {
   const at::Tensor source = words.contiguous();

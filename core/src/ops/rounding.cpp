@@ -1,5 +1,6 @@
 // Ranges, codes and their error: reference kernels on whole-tensor operators, for any device.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include "ops/call.h"
@@ -195,14 +196,35 @@ at::Tensor rounding_error_reference(const at::Tensor& weight, const at::Tensor& 
   return at::stack({(after - before).square_().sum(at::kDouble), before.square().sum(at::kDouble)}).cpu();
 }
 
+void pack_row(const int8_t* codes, int64_t count, int bits, int32_t* words) {
+  const int offset = 1 << (bits - 1);
+  const uint64_t mask = (uint64_t{1} << bits) - 1;
+  uint64_t pending = 0;
+  int held = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    pending |= (static_cast<uint64_t>(codes[i] + offset) & mask) << held;
+    held += bits;
+    if (held >= 32) {
+      *words++ = static_cast<int32_t>(static_cast<uint32_t>(pending));
+      pending >>= 32;
+      held -= 32;
+    }
+  }
+  if (held > 0) *words = static_cast<int32_t>(static_cast<uint32_t>(pending));
+}
+
+/// Any device: the work is done on the host.
 at::Tensor pack_codes_reference(const at::Tensor& codes, int64_t bits) {
-  const int64_t rows = codes.size(0), count = codes.size(1), words = (count * bits + 31) / 32;
-  // Every word is put together from the bits of its 32 positions: slow, but the same on any device.
-  const at::Tensor unsigned_codes = codes.to(at::kLong).add(int64_t{1} << (bits - 1));
-  const at::Tensor shifts = at::arange(bits, codes.options().dtype(at::kLong));
-  at::Tensor stream = unsigned_codes.unsqueeze(-1).bitwise_right_shift(shifts).bitwise_and(1).view({rows, count * bits});
-  stream = at::constant_pad_nd(stream, {0, words * 32 - count * bits}).view({rows, words, 32});
-  return stream.bitwise_left_shift(at::arange(32, stream.options())).sum(-1).to(at::kInt);
+  const at::Tensor source = codes.to(at::kCPU, at::kChar).contiguous();
+  const int64_t rows = source.size(0), count = source.size(1), words = (count * bits + 31) / 32;
+  at::Tensor packed = at::empty({rows, words}, at::kInt);
+  const int8_t* const from = source.const_data_ptr<int8_t>();
+  int32_t* const to = packed.mutable_data_ptr<int32_t>();
+  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, count));
+  at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) pack_row(from + row * count, count, static_cast<int>(bits), to + row * words);
+  });
+  return packed.to(codes.device());
 }
 
 }  // namespace

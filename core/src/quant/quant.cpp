@@ -59,6 +59,8 @@ Status check_scale(const at::Tensor& weight, const at::Tensor& scale) {
 
 }  // namespace
 
+StoredWeight::~StoredWeight() = default;
+
 Result<Params> choose_params(const at::Tensor& weight, const QuantArgs& args, at::ScalarType scale_dtype,
                              const RangeOptions& options) {
   SLIM_TRY(check(weight, args));

@@ -10,4 +10,12 @@ SLIM_API Result<Quantized> quantize(const at::Tensor& weight, const QuantArgs&, 
 /// What rounding did to a weight (bf16, fp16 or fp32), without making the decoded weight; not for groups of scattered channels.
 SLIM_API ops::RoundingError rounding_error(const at::Tensor& weight, const Quantized&);
 
+/// A LayerContext may be this too: rounding then reads the weight as it lies in memory, without an fp32 copy.
+class SLIM_API StoredWeight {
+ public:
+  virtual ~StoredWeight();
+  /// bf16, fp16 or fp32 [out, in]; not to be written to.
+  virtual at::Tensor stored_weight() const = 0;
+};
+
 }  // namespace slim::quant

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "quant/quantize.h"
+
 namespace slim::quant {
 namespace {
 
@@ -18,15 +20,16 @@ std::string tensor_of(const Layer& layer) {
 
 Result<Quantized> round_weight(LayerContext& context, const Rounding& rounding) {
   const QuantArgs& args = *context.scheme().weight;
-  const at::Tensor weight = context.weight();
+  const auto* stored = dynamic_cast<const StoredWeight*>(&context);
+  const at::Tensor weight = stored ? stored->stored_weight() : context.weight();
   RangeOptions range = rounding.weight;
   if (rounding.fuse_scales && args.granularity == Granularity::kTensor) {
     range.method = RangeOptions::Method::kMinMax;
     range.fused_abs_max = context.fused_abs_max();
   }
-  Result<Params> params = choose_params(weight, args, context.scale_dtype(), range);
-  if (!params.ok()) return params.status().in(tensor_of(context.layer()));
-  return Quantized{args, encode(weight, *params, args, rounding.arithmetic), params->scale, params->zero, {}};
+  Result<Quantized> rounded = quantize(weight, args, context.scale_dtype(), range, rounding.arithmetic);
+  if (!rounded.ok()) return rounded.status().in(tensor_of(context.layer()));
+  return rounded;
 }
 
 Status round_input(LayerContext& context, const InputRange& method, Solved& solved) {

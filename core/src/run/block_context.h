@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "quant/quantize.h"
 #include "run/model.h"
 #include "run/notes.h"
 #include "run/run_plan.h"
@@ -73,7 +74,7 @@ class SLIM_API BlockTransform final : public BlockContext {
 SLIM_API at::Tensor consumer_scale(const ScaleEdge&, const at::Tensor& s);
 
 /// LayerContext over a BlockState.
-class SLIM_API LayerSolve final : public LayerContext {
+class SLIM_API LayerSolve final : public LayerContext, public quant::StoredWeight {
  public:
   LayerSolve(const RunPlan& run, const BlockState& state, const Layer& layer, const StatisticSet& statistics,
              at::ScalarType scale_dtype, uint64_t run_seed, TensorMap& port_cache, Notes& notes)
@@ -83,6 +84,7 @@ class SLIM_API LayerSolve final : public LayerContext {
   const Layer& layer() const override { return layer_; }
   const Scheme& scheme() const override { return *run_.scheme(state_.plan->index, layer_.id); }
   at::Tensor weight() const override;
+  at::Tensor stored_weight() const override { return state_.weights.weight.at(layer_.id); }
   at::Tensor bias() const override;
   at::ScalarType scale_dtype() const override { return scale_dtype_; }
   const Statistic* find(std::string_view id) const override { return statistics_.find(layer_.input, id); }
