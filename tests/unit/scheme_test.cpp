@@ -78,6 +78,19 @@ TEST_CASE("scheme/ n:m sparsity is taken for any sensible n and m") {
     CHECK_FALSE(scheme_from_name(name).ok());
 }
 
+TEST_CASE("scheme/ pruning and quantization combine, and the group size is that of the weights") {
+  const Result<Scheme> scheme = scheme_from_name("2:4+W4A16-ASYM", 64);
+  REQUIRE(scheme.ok());
+  CHECK(scheme->name == "2:4+w4a16_asym");
+  CHECK(scheme->sparsity == Sparsity{2, 4});
+  CHECK(scheme->weight->group_size == 64);
+  CHECK_FALSE(scheme->weight->symmetric);
+  CHECK(scheme_from_name("4:8+w8a8")->input == scheme_from_name("w8a8")->input);
+  for (const char* name : {"2:4+", "+w4a16", "2:4+2:4", "w4a16+2:4", "2:4+w4a61", "2:4+w4a16+w8a16"}) {
+    CHECK_FALSE(scheme_from_name(name).ok());
+  }
+}
+
 TEST_CASE("scheme/ an unknown name suggests the nearest") {
   const Status status = scheme_from_name("w4a61").status();
   CHECK(status.code() == Code::kInvalidArgument);
