@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""Smoothing before INT8 on the trained toys: scales are those of the formula for the activations that transformers sees, they are taken up by
+norms and by every layer that reads them (router and experts too), transformers loads the result, and the KL divergence is far lower.
+
+    python tests/oracle/test_smooth.py --build BUILD_DIR"""
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+import packed_model
+from eight_bit import CALIBRATION, SAMPLES, TOY, Failures, check_transformers, compress, slim, tensors
+from vl_oracle import expected_logits, toy_samples
+
+CALIBRATION_CHATS = 6
+QUALITY_CHATS = 32
+LARGEST_SHARE = 0.33  # of the KL without smoothing
+
+
+def largest_inputs():
+    """max|x| per channel of every linear's input, by module name."""
+    model = Qwen3VLForConditionalGeneration.from_pretrained(TOY, dtype=torch.float32).eval()
+    largest = {}
+
+    def see(name, x):
+        channels = x.abs().reshape(-1, x.shape[-1]).amax(0)
+        largest[name] = torch.maximum(largest[name], channels) if name in largest else channels
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda module, inputs, name=name: see(name, inputs[0]))
+    lines = CALIBRATION.read_text().splitlines()[:CALIBRATION_CHATS]
+    for sample in toy_samples(AutoProcessor.from_pretrained(TOY), [json.loads(line)["messages"] for line in lines]):
+        expected_logits(model, sample)
+    return largest
+
+
+def check_undone(failures, what, found, source, layer, scale):
+    """The codes of a layer are those of W * scale."""
+    codes = (source[layer + ".weight"].float() * scale / found[layer + ".weight_scale"].float()).round().clamp(-128, 127)
+    moved = (codes - found[layer + ".weight"].float()).abs()
+    failures.expect(moved.max() <= 1 and moved.mean() < 1e-4, f"{what}: codes of {layer} are not those of its scaled weight")
+
+
+def check_formula(failures, build, work):
+    compress(build, "smooth,int8", "w8a8", work / "formula", "--calib", CALIBRATION, "--num-samples", CALIBRATION_CHATS, "--dtype", "float32",
+             "--set", "run.propagate=float", "--set", "smooth.alpha=0.6")
+    found, source, largest = tensors(work / "formula"), tensors(TOY), largest_inputs()
+    count = 0
+    for name in [name for name in source if name.endswith(("input_layernorm.weight", "post_attention_layernorm.weight"))]:
+        block = name.rsplit(".", 2)[0]
+        readers = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj") if "input_layernorm" in name else ("mlp.gate_proj", "mlp.up_proj")
+        weight = torch.stack([source[f"{block}.{reader}.weight"].float().abs().amax(0) for reader in readers]).amax(0)
+        expected = largest[f"{block}.{readers[0]}"] ** 0.6 / weight ** 0.4
+        applied = source[name].float() / found[name].float()
+        difference = (applied / expected - 1).abs().max().item()
+        failures.expect(difference < 2 ** -7, f"{name}: the scale differs by {difference:.2%}")  # the norm is stored in bf16
+        for reader in readers:
+            check_undone(failures, "formula", found, source, f"{block}.{reader}", applied)
+            count += 1
+    failures.expect(count > 0, "no norm was found")
+    print(f"scales of {count} layers as the formula gives them")
+
+
+def check_quality(failures, build, work):
+    kl = {}
+    for name, plugin, method in (("plain", "int8", ()), ("smoothquant", "smooth,int8", ()), ("m2", "smooth,int8", ("--set", "smooth.method=m2")),
+                                 ("iterative", "smooth,int8", ("--set", "smooth.method=iterative"))):
+        compress(build, plugin, "w8a8", work / name, "--calib", CALIBRATION, "--num-samples", QUALITY_CHATS, *method)
+        kl[name] = json.loads(slim(build, "eval", work / name, "--reference", TOY, "--data", SAMPLES, "--no-generate", "--json", "--quiet"))["text_kl"]
+    print("KL:", ", ".join(f"{name} {value:.5f}" for name, value in kl.items()))
+    for name in ("smoothquant", "m2", "iterative"):
+        failures.expect(kl[name] < LARGEST_SHARE * kl["plain"], f"{name}: KL {kl[name]:.5f} is not far below {kl['plain']:.5f}")
+    check_transformers(failures, build, work / "iterative")
+
+
+def check_cached_values(failures, build, work):
+    """Scales folded into v_proj reach the scale of the cached values: those that the result itself makes."""
+    folder = work / "cache"
+    compress(build, "smooth,int8", "w8a8", folder, "--calib", CALIBRATION, "--num-samples", QUALITY_CHATS, "--set", "smooth.method=iterative",
+             "--kv-cache", "fp8")
+    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    largest = {}
+    for name, module in model.named_modules():
+        if name.endswith("v_proj"):
+            module.register_forward_hook(
+                lambda module, inputs, output, name=name: largest.update({name: max(largest.get(name, 0), output.abs().max().item())}))
+    lines = CALIBRATION.read_text().splitlines()[:QUALITY_CHATS]
+    for sample in toy_samples(AutoProcessor.from_pretrained(TOY), [json.loads(line)["messages"] for line in lines]):
+        expected_logits(model, sample)
+    found = tensors(folder)
+    for name, value in largest.items():
+        scale = found[name.removesuffix("v_proj") + "v_scale"].item() * 448
+        failures.expect(abs(scale / value - 1) < 0.1, f"{name}: values up to {value:.2f}, the cache's scale holds {scale:.2f}")
+    failures.expect(len(largest) > 0, "no v_proj was seen")
+
+
+def check_experts(failures, build, work):
+    """One scale for the norm, the shared MLP, every expert and the router, which stays in float."""
+    toy = packed_model.unpacked(build, "toy-hunyuan-moe")
+    compress(build, "smooth,int8", "w8a8", work / "moe", "--calib", SAMPLES / "calib_textqa.jsonl", "--num-samples", 8, model=toy)
+    found, source = tensors(work / "moe"), tensors(toy)
+    norms = [name for name in source if name.endswith("post_attention_layernorm.weight") and name.replace("post_attention_layernorm", "mlp.gate.wg") in source]
+    failures.expect(len(norms) > 0, "no mixture was found")
+    layers = 0
+    for norm in norms:
+        prefix = norm.removesuffix("post_attention_layernorm.weight") + "mlp."
+        applied = source[norm].float() / found[norm].float()
+        failures.expect((applied - 1).abs().max().item() > 0.1, f"{norm} was not scaled")
+        router = prefix + "gate.wg.weight"
+        expected = (source[router].float() * applied).to(source[router].dtype)
+        failures.expect(torch.equal(found[router], expected), f"{router} does not undo the norm's scale")
+        readers = [name.removesuffix(".weight") for name in source if name.startswith(prefix) and name.endswith(("gate_proj.weight", "up_proj.weight"))]
+        for reader in readers:
+            check_undone(failures, "moe", found, source, reader, applied)
+        layers += len(readers)
+    print(f"mixture: {len(norms)} norms, {layers} layers of experts and shared MLPs share their scales")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
+    build = parser.parse_args().build
+    failures = Failures()
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        check_formula(failures, build, work)
+        check_quality(failures, build, work)
+        check_cached_values(failures, build, work)
+        check_experts(failures, build, work)
+    return failures.exit_code()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
