@@ -71,7 +71,7 @@ Status Smooth::setup(const Options& options) {
 
 Status Smooth::accepts(const Scheme& scheme) const {
   if (scheme.weight && scheme.input) return {};
-  return {Code::kUnsupported, "smooth prepares the rounding of activations, which scheme " + scheme.name + " leaves in float; use awq for weights alone"};
+  return {Code::kUnsupported, "scheme " + scheme.name + " leaves activations in float, whose rounding smoothing prepares; use awq for weights alone"};
 }
 
 void Smooth::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes, Observations& observations) const {

@@ -122,7 +122,9 @@ Result<at::Tensor> fake_quantize(const at::Tensor& weight, const QuantArgs& args
 
 namespace {
 
-/// The scale that an engine finds for an activation at run time: max|x| maps to the largest code (127, 448).
+/// The scale that an engine finds for an activation at run time: max|x| maps to the largest code (127, 448), as vLLM's kernels have it
+/// (int8 checked against its CPU build, 0.32). compressed-tensors, and so transformers, simulates the same layers with max|x| / 127.5 and
+/// in the model's dtype on a CPU, where the 8 bits of a bf16 quotient move many int8 codes: served results are nearer to this.
 FloatParams dynamic_params(const at::Tensor& units, const QuantArgs& args, bool whole) {
   const CodeRange codes = code_range(args);
   const auto [low, high] = at::aminmax(whole ? units.reshape({-1}) : units, whole ? 0 : -1, /*keepdim=*/true);
