@@ -5,6 +5,7 @@ what slim does; static activation scales are those of the activations that trans
     python tests/oracle/test_int8.py --build BUILD_DIR"""
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.utils import calculate_qparams
+from safetensors.torch import save_file
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from eight_bit import CALIBRATION, TOY, Failures, check_transformers, check_weights, compress, same, slim, tensors
@@ -99,6 +101,37 @@ def check_ranges(failures, build, work):
         failures.expect(abs(ratio - 1) < 0.02, f"{name}: histogram after a fold {counted[name].item()}, extremes {exact[name].item()}")
 
 
+def check_inputs(failures, build, work):
+    """Checkpoints in fp16, a layer of zeros, and damaged ones."""
+    original, layer = tensors(TOY), "model.language_model.layers.1.mlp.up_proj"
+    work = work / "inputs"
+
+    def checkpoint(name, change):
+        folder = work / name
+        shutil.copytree(TOY, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
+        values = {key: value.half() for key, value in original.items()}
+        change(values[layer + ".weight"])
+        save_file(values, folder / "model.safetensors", {"format": "pt"})
+        config = json.loads((folder / "config.json").read_text().replace("bfloat16", "float16"))
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    fp16 = checkpoint("fp16", lambda weight: weight[3].zero_())
+    for plugin, scheme in (("int8", "w8a8"), ("fp8", "fp8_dynamic")):
+        compress(build, plugin, scheme, work / scheme, model=fp16)
+        found = tensors(work / scheme)
+        scale = found[layer + ".weight_scale"]
+        failures.expect(scale.dtype == torch.float16 and scale[3] > 0 and not found[layer + ".weight"][3].float().any(), f"{scheme}: a row of zeros")
+        del found[layer + ".weight_scale"]  # compressed-tensors gives a row of zeros the smallest scale
+        save_file(found, work / scheme / "model.safetensors", {"format": "pt"})
+        check_weights(failures, work / scheme, torch.float32, original=fp16)
+    for name, value in (("nan", float("nan")), ("inf", float("inf"))):
+        damaged = checkpoint(name, lambda weight: weight[2, 5].fill_(value))
+        for plugin, scheme in (("int8", "w8a8"), ("fp8", "fp8_block")):
+            message = slim(build, "--plugin", plugin, "--scheme", scheme, "--model", damaged, "--output", work / "none", fails=True)
+            failures.expect(layer + ".weight" in message, f"{scheme}: {name} in a weight: {message}")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
@@ -109,6 +142,7 @@ def main():
         check_schemes(failures, build, work)
         check_activations(failures, build, work)
         check_ranges(failures, build, work)
+        check_inputs(failures, build, work)
     return failures.exit_code()
 
 
