@@ -27,6 +27,8 @@ Command eval_command();
 Command verify_command();
 // compress_command.cpp
 Command compress_command();
+// doctor_command.cpp
+Command doctor_command();
 // plugins_command.cpp
 Command plugins_command();
 

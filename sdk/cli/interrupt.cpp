@@ -4,6 +4,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <thread>
@@ -19,6 +21,9 @@ namespace {
 constexpr std::chrono::milliseconds kPatience{800};
 
 volatile sig_atomic_t signals_seen = 0;
+/// Whoever leaves kRunning first decides how the process ends.
+enum Stage : int { kRunning, kEnded, kEnding };
+std::atomic<int> stage = kRunning;
 int wake_pipe[2] = {-1, -1};
 
 /// Async-signal-safe.
@@ -42,6 +47,8 @@ void watch() {
   while (read(wake_pipe[0], &byte, 1) < 0 && errno == EINTR) {
   }
   std::this_thread::sleep_for(kPatience);
+  int running = kRunning;
+  if (!stage.compare_exchange_strong(running, kEnding)) return;
   remove_leftovers();
   say("slim: error: interrupted; the blocks that were finished, if any, are kept: go on with --resume\n");
   _exit(kInterrupted);
@@ -99,6 +106,11 @@ void catch_interrupts() {
   use_other_stack();
   for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) handle(signal, on_crash, SA_ONSTACK | SA_NODEFER);
   signal(SIGXFSZ, SIG_IGN);  // a file over the limit is an error of write(), like a full disk
+}
+
+void run_has_ended() {
+  int found = kRunning;
+  if (!stage.compare_exchange_strong(found, kEnded) && found == kEnding) pause();  // the other thread ends the process
 }
 
 bool interrupted() { return signals_seen != 0; }

@@ -2,7 +2,6 @@
 #include <torch/headeronly/version.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 
 #include "cli.h"
@@ -10,13 +9,14 @@
 #include "plugin/guard.h"
 #include "slim/abi.h"
 #include "slim/version.hpp"
+#include "util/host_memory.h"
 #include "util/nearest.h"
 
 namespace slim::cli {
 
 const std::vector<Command>& commands() {
   static const std::vector<Command> all = {quantize_command(), plan_command(),   inspect_command(), eval_command(),
-                                           verify_command(),   compress_command(), plugins_command()};
+                                           verify_command(),   compress_command(), plugins_command(), doctor_command()};
   return all;
 }
 
@@ -111,7 +111,6 @@ int run(const std::vector<std::string>& words) {
 }  // namespace slim::cli
 
 int main(int argc, char** argv) {
-  // LibTorch asks for huge pages then: otherwise a run spends most of its system time on page faults.
-  setenv("THP_MEM_ALLOC_ENABLE", "1", /*overwrite=*/0);
+  slim::use_huge_recycled_memory(int64_t{512} << 20);
   return slim::cli::run({argv + 1, argv + argc});
 }

@@ -69,12 +69,15 @@ int run_eval(const Arguments& arguments) {
 int run_verify(const Arguments& arguments) {
   const auto folder = only_positional(arguments, "the compressed checkpoint's folder");
   if (!folder.ok()) return fail(folder.status());
+  const auto tensor_parallel = arguments.integer("tp", 1, 1);
+  if (!tensor_parallel.ok()) return fail(tensor_parallel.status());
+  if (arguments.has("tp") && !arguments.has("engine")) return fail(Status(Code::kInvalidArgument, "--tp needs --engine"));
   const auto dirs = plugin_dirs(arguments);
   if (!dirs.ok()) return fail(dirs.status());
   PluginRegistry registry(*dirs);
   catch_interrupts();
   auto progress = make_progress(arguments.has("quiet"));
-  const auto report = verify({*folder, arguments.text("reference")}, registry, *progress);
+  const auto report = verify({*folder, arguments.text("reference"), arguments.text("engine"), *tensor_parallel}, registry, *progress);
   progress.reset();  // ends its line before anything else is printed
   return print(report, arguments.has("json"));
 }
@@ -93,9 +96,11 @@ Command eval_command() {
 
 Command verify_command() {
   return {
-      "verify", "verify DIR [--reference DIR]",
-      "re-read what was written: completeness, decoding, error per layer",
-      std::vector<Flag>{{"reference", "DIR", "the original checkpoint: adds the error of every layer", ""}} +
+      "verify", "verify DIR [--reference DIR] [--engine vllm [--tp N]]",
+      "re-read what was written: completeness, decoding, error per layer, an engine's rules",
+      std::vector<Flag>{{"reference", "DIR", "the original checkpoint: adds the error of every layer", ""},
+                        {"engine", "NAME", "vllm: layers that it merges, shards, sizes of its kernels", ""},
+                        {"tp", "N", "devices that the engine cuts the model for (default 1)", ""}} +
           common_flags(),
       &run_verify};
 }

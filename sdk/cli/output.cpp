@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "interrupt.h"
+
 namespace slim::cli {
 
 int exit_code(const Status& status) {
@@ -21,6 +23,7 @@ int exit_code(const Status& status) {
 }
 
 int fail(const Status& status) {
+  run_has_ended();
   std::string line = status.message();
   std::replace(line.begin(), line.end(), '\n', ' ');
   std::fprintf(stderr, "slim: error: %s\n", line.c_str());
@@ -28,6 +31,7 @@ int fail(const Status& status) {
 }
 
 int print(const std::string& text) {
+  run_has_ended();
   const bool written =
       std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
   return written ? kDone : fail(Status(Code::kIo, "cannot write the result to standard output"));

@@ -7,6 +7,7 @@
 #include "plugin/options_schema.h"
 #include "plugin/registry.h"
 #include "plugin/scan.h"
+#include "slim/ops.hpp"
 #include "plugins.h"
 #include "util/nearest.h"
 
@@ -130,6 +131,19 @@ Result<std::vector<OptionInfo>> options_of(PluginRegistry& registry, const Plugi
   return describe_options(info.id, schema);
 }
 
+/// Which operators a backend has kernels for; all others run on the core's reference kernels.
+Status describe_kernels(PluginRegistry& registry, const PluginInfo& info, std::string& text, Json& json) {
+  SLIM_ASSIGN(const auto backend, registry.backend(info.path));
+  text += "  kernels of the slim:: operators:\n";
+  json = Json::object();
+  for (const std::string& op : ops::operator_names()) {
+    const bool own = backend->accelerates(op);
+    text += "    " + padded(op, 18) + (own ? "own" : "reference") + "\n";
+    json[op] = own ? "own" : "reference";
+  }
+  return {};
+}
+
 int info(PluginRegistry& registry, const std::string& name, bool json) {
   const auto found = find(registry, name);
   if (!found.ok()) return fail(found.status());
@@ -143,6 +157,10 @@ int info(PluginRegistry& registry, const std::string& name, bool json) {
       if (!options.ok()) return fail(options.status());
       text += describe(*options);
       entry["options"] = to_json(*options);
+      if (plugin.kind == SLIM_BACKEND) {
+        const Status status = describe_kernels(registry, plugin, text, entry["kernels"]);
+        if (!status.ok()) return fail(status);
+      }
     }
     entries.push_back(std::move(entry));
   }

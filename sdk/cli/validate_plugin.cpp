@@ -75,20 +75,20 @@ void read_output(int descriptor, Exit& exit) {
   }
 }
 
-Result<Exit> run_process(std::vector<std::string> words) {
+/// The check in a copy of this process, which has loaded LibTorch, but no plugin, and has one thread: copying it is safe, and many
+/// times faster than starting the program again.
+Result<Exit> run_process(const Check& check, const Subject& subject) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) return Status(Code::kIo, std::string("no pipe can be made: ") + std::strerror(errno));
-  std::vector<char*> argv;
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
+  std::fflush(nullptr);  // or the copy prints it again
   const pid_t child = fork();
   if (child < 0) return Status(Code::kIo, std::string("no process can be started: ") + std::strerror(errno));
   if (child == 0) {
     setpgid(0, 0);  // what it starts ends with it
     dup2(ends[1], STDOUT_FILENO);
     dup2(ends[1], STDERR_FILENO);
-    execv("/proc/self/exe", argv.data());
-    _exit(127);
+    std::printf("\n%s\n", run_here(check, subject).c_str());
+    std::exit(0);  // as a program ends, with all that libraries do then
   }
   close(ends[1]);
   Exit exit;
@@ -120,9 +120,7 @@ Verdict judge(const Check& check, const Exit& exit) {
 }
 
 Result<Verdict> run_apart(const Check& check, const Subject& subject) {
-  std::vector<std::string> words{"slim", "plugins", "validate", subject.info.path, "--check", check.id, "--seed", std::to_string(subject.seed)};
-  if (!subject.model.empty()) words.insert(words.end(), {"--model", subject.model});
-  SLIM_ASSIGN(const Exit exit, run_process(std::move(words)));
+  SLIM_ASSIGN(const Exit exit, run_process(check, subject));
   return judge(check, exit);
 }
 

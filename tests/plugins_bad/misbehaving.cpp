@@ -29,12 +29,18 @@ struct OwnType {
   int value = 1;
 };
 
+/// Memory that nobody gives back.
+std::vector<std::vector<char>>& kept() {
+  static auto* const all = new std::vector<std::vector<char>>();
+  return *all;
+}
+
 class Misbehaving final : public Algorithm {
  public:
   Misbehaving() {
     if (has("prints")) std::printf("hello from a plugin\n");
     if (has("moves")) std::filesystem::current_path("/");
-    if (has("leaks")) memset(malloc(4096), 1, 4096);
+    if (has("leaks")) kept().push_back(std::vector<char>(4096, 1));
   }
   Status setup(const Options&) override {
     if (has("throws_own_type")) throw OwnType();
@@ -62,7 +68,7 @@ class Misbehaving final : public Algorithm {
     if (has("crashes")) std::abort();
     SLIM_ASSIGN(Solved solved, quant::round_to_nearest(context));
     Quantized& result = std::get<Quantized>(solved.weight);
-    if (has("bad_codes")) result.codes = result.codes + 100;
+    if (has("bad_codes")) result.codes.select(0, 0).fill_(8);  // 4 bits end at 7
     if (has("not_deterministic")) result.codes = (result.codes + at::randint(0, 2, result.codes.sizes(), at::kChar)).clamp(-8, 7);
     if (has("depends_on_order")) result.scale = result.scale * (1.0 + 0.01 * static_cast<double>(solved_layers_));
     if (has("worse_than_rounding")) result.scale = result.scale * 1.25;

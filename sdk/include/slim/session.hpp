@@ -41,7 +41,8 @@ class SLIM_API Session {
   /// What would happen to each tensor, peak memory and output size, from headers alone. Reads no weight, writes nothing.
   Result<Report> plan();
   /// The job itself; blocks until it is done. `progress` is used from this thread only and must outlive the call. On failure no
-  /// output folder is left. kCancelled after cancel() or Progress::cancelled(); a cancelled session may be run again.
+  /// output folder is left, but beside it the blocks that were finished: a run with run.resume=true goes on there, one with
+  /// output.overwrite=true begins anew. kCancelled after cancel() or Progress::cancelled().
   Status run(Progress& progress);
   /// Asks a run in another thread to stop at its next safe point. Any thread, any time; without a run it does nothing.
   void cancel();

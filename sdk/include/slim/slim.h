@@ -57,7 +57,8 @@ slim_session *slim_session_open(const char *config_file, const char *const *sett
 int32_t slim_session_plan(slim_session *session, slim_error *error);
 
 /** The job itself; returns when it is done. `callback` may be null. slim_session_text and slim_session_json then hold the report.
- *  Returns a slim_code; `error` (may be null) says what went wrong. On failure no output folder is left. */
+ *  Returns a slim_code; `error` (may be null) says what went wrong. On failure no output folder is left, but beside it the blocks that were finished, for a
+ *  run with run.resume=true. */
 int32_t slim_session_run(slim_session *session, slim_progress_callback callback, void *user, slim_error *error);
 
 /** Asks a run in another thread to stop. Any thread; without a run it does nothing. */
