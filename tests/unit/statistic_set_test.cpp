@@ -1,0 +1,62 @@
+#include "run/statistic_set.h"
+
+#include <ATen/ATen.h>
+#include <doctest/doctest.h>
+
+#include "slim/histogram.hpp"
+
+using namespace slim;
+
+namespace {
+
+/// A norm's output, and what one expert sees of it.
+BlockPlan block() {
+  BlockPlan plan;
+  plan.name = "block";
+  plan.ports = {{0, "mlp_input", 4}, {1, "expert 0 input", 4, 0}, {2, "attention_input", 4}};
+  return plan;
+}
+
+void feed(StatisticSet& set, const at::Tensor& x) {
+  set.update(0, x);
+  set.update(1, x.narrow(0, 0, 2));
+  set.update(2, x);
+}
+
+}  // namespace
+
+TEST_CASE("statistic_set/ what cannot follow a scale is stale until it was fed again; all else follows") {
+  at::manual_seed(1);
+  const BlockPlan plan = block();
+  const at::Tensor x = at::randn({9, 4}), s = at::tensor({1.0f, 2.0f, 3.0f, 0.5f});
+  StatisticSet set(plan, 9), expected(plan, 9);
+  for (StatisticSet* each : {&set, &expected}) {
+    each->want<Histogram>(1);
+    each->want<Histogram>(2);
+    each->want<ChannelMoments>(1, 4);
+  }
+  feed(set, x);
+  set.finish(128);
+  CHECK(!set.stale());
+  set.rescale(0, s);
+  CHECK(set.stale());
+  for (const PortId port : {0, 1}) {
+    CHECK(set.find(port, Histogram::kId) == nullptr);
+    CHECK(set.find(port, ChannelMoments::kId) != nullptr);
+  }
+  CHECK(set.find(2, Histogram::kId) != nullptr);
+  CHECK(set.clone()->stale());
+
+  const auto again = set.renewed();
+  feed(*again, x / s);
+  set.renew(*again);
+  CHECK(!set.stale());
+  feed(expected, x / s);
+  expected.finish(128);
+  for (const PortId port : {0, 1}) {
+    const auto counts = [&](const StatisticSet& each) { return static_cast<const Histogram*>(each.find(port, Histogram::kId))->counts(); };
+    CHECK(at::equal(counts(set), counts(expected)));
+    CHECK(at::allclose(static_cast<const ChannelMoments*>(set.find(port, ChannelMoments::kId))->max(),
+                       static_cast<const ChannelMoments*>(expected.find(port, ChannelMoments::kId))->max()));
+  }
+}
