@@ -76,8 +76,8 @@ inline InMemory stored(const Format& format, const Layer& layer, const Scheme& s
 }
 
 /// quantization_config of a model of one block that has these layers, and `floats` besides.
-inline std::string config_of(const Format& format, const std::map<std::string, Scheme>& schemes, const std::vector<std::string>& floats = {},
-                             std::vector<std::string> ignore = {}) {
+inline std::string config_of(const Format& format, const std::map<std::string, Scheme>& schemes,
+                             const std::vector<std::string>& floats = {}, std::vector<std::string> ignore = {}) {
   ModelPlan plan;
   plan.blocks.emplace_back();
   std::vector<std::string> names = floats;

@@ -13,7 +13,9 @@ namespace {
 
 constexpr std::array<std::string_view, 4> kSuffixes = {".qweight", ".qzeros", ".scales", ".g_idx"};
 
-Status unsupported(const std::string& where, const std::string& why) { return {Code::kUnsupported, where + ": format gptq " + why}; }
+Status unsupported(const std::string& where, const std::string& why) {
+  return {Code::kUnsupported, where + ": format gptq " + why};
+}
 
 Status check_scheme(const Layer& layer, const Scheme& scheme, int version) {
   const std::string where = layer.name + ", scheme " + scheme.name;
@@ -32,7 +34,8 @@ Status check_scheme(const Layer& layer, const Scheme& scheme, int version) {
   }
   for (const int64_t size : {layer.in, layer.out}) {
     if (size * args.bits % 32 == 0) continue;
-    return unsupported(where, "packs whole 32-bit words: " + std::to_string(size) + " channels of " + std::to_string(args.bits) + " bits fill none");
+    return unsupported(where, "packs whole 32-bit words: " + std::to_string(size) + " channels of " +
+                                  std::to_string(args.bits) + " bits fill none");
   }
   return check_groups(layer, args);
 }
@@ -63,8 +66,8 @@ Result<at::Tensor> read_index(const StoredLayer& layer, const TensorReader& read
   const int64_t groups = scale_shape(*layer.scheme.weight, layer.out, layer.in)[1];
   const auto [low, high] = at::aminmax(index);
   if (low.item<int64_t>() < 0 || high.item<int64_t>() >= groups) {
-    return corrupt(name, "groups run from 0 to " + std::to_string(groups - 1) + ", found " + std::to_string(low.item<int64_t>()) + " to " +
-                             std::to_string(high.item<int64_t>()));
+    return corrupt(name, "groups run from 0 to " + std::to_string(groups - 1) + ", found " +
+                             std::to_string(low.item<int64_t>()) + " to " + std::to_string(high.item<int64_t>()));
   }
   return index;
 }
@@ -76,7 +79,8 @@ Result<at::Tensor> read_zero(const StoredLayer& layer, const TensorReader& reade
   SLIM_ASSIGN(const at::Tensor packed, reader.read(name));
   const at::Tensor zero = unpack_rows(packed, args.bits, layer.out).to(at::kShort).add(version == 1 ? 1 : 0);
   if (args.symmetric) {
-    if (zero.ne(0).any().item<bool>()) return corrupt(name, "quantization_config says sym, but zero points lie off the middle");
+    if (zero.ne(0).any().item<bool>())
+      return corrupt(name, "quantization_config says sym, but zero points lie off the middle");
     return at::Tensor();
   }
   if (zero.gt(args.max_code()).any().item<bool>()) {
@@ -90,13 +94,16 @@ Result<StoredLayer> stored_layer(const std::string& module, const QuantArgs& arg
   SLIM_ASSIGN(const TensorSpec codes, find_tensor(module, module + ".qweight", tensors));
   SLIM_ASSIGN(const TensorSpec scales, find_tensor(module, module + ".scales", tensors));
   if (codes.shape.size() != 2 || codes.shape[0] * 32 % args.bits != 0) {
-    return corrupt(codes.name, shape_string(codes.shape) + " is no matrix of whole streams of " + std::to_string(args.bits) + " bits");
+    return corrupt(codes.name, shape_string(codes.shape) + " is no matrix of whole streams of " +
+                                   std::to_string(args.bits) + " bits");
   }
   const int64_t in = codes.shape[0] * 32 / args.bits, out = codes.shape[1];
   if (in <= 0 || out <= 0 || (args.granularity == Granularity::kGroup && in % args.group_size != 0)) {
-    return corrupt(codes.name, "groups of " + std::to_string(args.group_size) + " do not divide " + std::to_string(in) + " input channels");
+    return corrupt(codes.name, "groups of " + std::to_string(args.group_size) + " do not divide " + std::to_string(in) +
+                                   " input channels");
   }
-  const bool half = scales.dtype == Dtype::kF16 || scales.dtype == Dtype::kBF16;  // some writers follow the model's dtype
+  const bool half =
+      scales.dtype == Dtype::kF16 || scales.dtype == Dtype::kBF16;  // some writers follow the model's dtype
   const std::vector<TensorSpec> expected = specs_of(module, out, in, args, half ? scales.dtype : Dtype::kF16);
   SLIM_TRY(check_tensors(module, expected, tensors, kSuffixes));
   StoredLayer layer{module, out, in, {"", args, {}, {}}, {}};
@@ -112,7 +119,8 @@ Result<std::vector<TensorSpec>> GptqFormat::layout(const Layer& layer, const Sch
   return specs_of(layer.name, layer.out, layer.in, *scheme.weight, Dtype::kF16);
 }
 
-Result<TensorMap> GptqFormat::encode(const Layer& layer, const Scheme& scheme, const Solved& solved, c10::ScalarType) const {
+Result<TensorMap> GptqFormat::encode(const Layer& layer, const Scheme& scheme, const Solved& solved,
+                                     c10::ScalarType) const {
   SLIM_TRY(check_scheme(layer, scheme, version_));
   SLIM_ASSIGN(const Quantized* quantized, check_result(layer, scheme, solved, at::kHalf));
   const bool scattered = reordered(*quantized);
@@ -132,14 +140,16 @@ Result<std::string> GptqFormat::quantization_config(const OutputModel& model) co
 }
 
 Result<std::map<std::string, std::string>> GptqFormat::side_files(const OutputModel& model) const {
-  return std::map<std::string, std::string>{{"quantize_config.json", write_gptq_config(model, version_, any_reordered_) + "\n"}};
+  return std::map<std::string, std::string>{
+      {"quantize_config.json", write_gptq_config(model, version_, any_reordered_) + "\n"}};
 }
 
 bool GptqFormat::recognises(std::string_view quantization_config, const std::vector<std::string>&) const {
   return GptqConfig::version(quantization_config) == version_;
 }
 
-Result<std::vector<StoredLayer>> GptqFormat::stored_layers(const TensorReader& reader, std::string_view quantization_config) const {
+Result<std::vector<StoredLayer>> GptqFormat::stored_layers(const TensorReader& reader,
+                                                           std::string_view quantization_config) const {
   SLIM_ASSIGN(const GptqConfig config, GptqConfig::parse(quantization_config));
   std::vector<StoredLayer> layers;
   for (const std::string& module : modules_with(reader.tensors(), kSuffixes)) {

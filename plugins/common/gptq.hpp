@@ -5,10 +5,11 @@
 
 namespace slim::formats {
 
-/// Checkpoints of GPTQModel and AutoGPTQ: per layer `qweight` int32 [in * bits / 32, out], one little-endian stream of unsigned codes
-/// down the input of every output channel; `qzeros` int32 [groups, out * bits / 32], streams along the output; `scales` fp16
-/// [groups, out]; `g_idx` int32 [in], the group of every input channel. w[o, i] = (q[i, o] - z[g_idx[i], o]) * s[g_idx[i], o].
-/// Version 1 stores z - 1, which does not hold a zero point of 0; version 2 stores z. 2, 3, 4 and 8 bits.
+/// Checkpoints of GPTQModel and AutoGPTQ: per layer `qweight` int32 [in * bits / 32, out], one little-endian stream of
+/// unsigned codes down the input of every output channel; `qzeros` int32 [groups, out * bits / 32], streams along the
+/// output; `scales` fp16 [groups, out]; `g_idx` int32 [in], the group of every input channel. w[o, i] = (q[i, o] -
+/// z[g_idx[i], o]) * s[g_idx[i], o]. Version 1 stores z - 1, which does not hold a zero point of 0; version 2 stores z.
+/// 2, 3, 4 and 8 bits.
 class GptqFormat : public Format {
  public:
   explicit GptqFormat(int version) : version_(version) {}
@@ -19,12 +20,14 @@ class GptqFormat : public Format {
   /// quantize_config.json: the same object, where older readers look for it.
   Result<std::map<std::string, std::string>> side_files(const OutputModel&) const override;
   bool recognises(std::string_view quantization_config, const std::vector<std::string>& files) const override;
-  Result<std::vector<StoredLayer>> stored_layers(const TensorReader&, std::string_view quantization_config) const override;
+  Result<std::vector<StoredLayer>> stored_layers(const TensorReader&,
+                                                 std::string_view quantization_config) const override;
   Result<Solved> decode(const StoredLayer&, const TensorReader&) const override;
 
  private:
   int version_;
-  /// "desc_act" must be true if any layer's groups are scattered, which no scheme tells: noted when such a layer is encoded.
+  /// "desc_act" must be true if any layer's groups are scattered, which no scheme tells: noted when such a layer is
+  /// encoded.
   mutable std::atomic<bool> any_reordered_ = false;
 };
 

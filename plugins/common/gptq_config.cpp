@@ -14,7 +14,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// ---- writing ----------------------------------------------------------------------------------------------------------
+// ---- writing --------------------------------------------------------------------------------------------------------
 
 struct Group {
   QuantArgs args;
@@ -30,12 +30,14 @@ std::vector<Group> groups_of(const OutputModel& model) {
     for (const Layer& layer : block.layers) {
       const auto scheme = model.schemes.find(layer.name);
       if (scheme == model.schemes.end()) continue;
-      auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.args == *scheme->second.weight; });
+      auto group =
+          std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.args == *scheme->second.weight; });
       if (group == groups.end()) group = groups.insert(group, Group{*scheme->second.weight, {}});
       group->layers.push_back(&layer);
     }
   }
-  std::stable_sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) { return a.layers.size() > b.layers.size(); });
+  std::stable_sort(groups.begin(), groups.end(),
+                   [](const Group& a, const Group& b) { return a.layers.size() > b.layers.size(); });
   return groups;
 }
 
@@ -46,14 +48,16 @@ std::vector<std::string> names_of(const std::vector<const Layer*>& layers) {
   for (const Layer* layer : layers) {
     names.push_back(layer->name);
     const std::string parent = layer->name.substr(0, layer->name.rfind('.') + 1);
-    if (layer->role == Role::kQuery || layer->role == Role::kKey || layer->role == Role::kValue) merged.insert(parent + "qkv_proj");
+    if (layer->role == Role::kQuery || layer->role == Role::kKey || layer->role == Role::kValue)
+      merged.insert(parent + "qkv_proj");
     if (layer->role == Role::kGate || layer->role == Role::kUp) merged.insert(parent + "gate_up_proj");
   }
   names.insert(names.end(), merged.begin(), merged.end());
   return names;
 }
 
-/// Layers in float that loaders would take for quantized ones, for they are like them: not the head, routers, other towers.
+/// Layers in float that loaders would take for quantized ones, for they are like them: not the head, routers, other
+/// towers.
 std::vector<const Layer*> skipped_layers(const OutputModel& model) {
   std::set<std::string> stages;
   for (const BlockPlan& block : model.plan->blocks) {
@@ -94,19 +98,23 @@ Json dynamic_json(const OutputModel& model, const std::vector<Group>& groups) {
   return dynamic;
 }
 
-// ---- reading ----------------------------------------------------------------------------------------------------------
+// ---- reading --------------------------------------------------------------------------------------------------------
 
-Status wrong(const std::string& where, const std::string& what) { return corrupt("quantization_config." + where, what); }
+Status wrong(const std::string& where, const std::string& what) {
+  return corrupt("quantization_config." + where, what);
+}
 
 /// Overwrites what the object states.
 Status read_args(const Json& json, const std::string& where, QuantArgs& args) {
   args.bits = json.value("bits", args.bits);
   if (args.bits != 2 && args.bits != 3 && args.bits != 4 && args.bits != 8) {
-    return {Code::kUnsupported, "quantization_config." + where + "bits: slim reads 2, 3, 4 and 8, found " + std::to_string(args.bits)};
+    return {Code::kUnsupported,
+            "quantization_config." + where + "bits: slim reads 2, 3, 4 and 8, found " + std::to_string(args.bits)};
   }
   args.symmetric = json.value("sym", args.symmetric);
   const int64_t size = json.value("group_size", group_size_of(args));
-  if (size <= 0 && size != -1) return wrong(where + "group_size", "expected a positive number or -1, found " + std::to_string(size));
+  if (size <= 0 && size != -1)
+    return wrong(where + "group_size", "expected a positive number or -1, found " + std::to_string(size));
   args.granularity = size == -1 ? Granularity::kChannel : Granularity::kGroup;
   args.group_size = size > 0 ? size : QuantArgs{}.group_size;
   return {};
@@ -167,7 +175,8 @@ Result<GptqConfig> GptqConfig::parse(std::string_view text) try {
     if (!json.contains(key)) return wrong(key, "is missing");
   }
   SLIM_TRY(read_args(json, "", config.base_));
-  if (json.value("pack_dtype", "int32") != "int32") return Status(Code::kUnsupported, "quantization_config.pack_dtype: slim reads int32 only");
+  if (json.value("pack_dtype", "int32") != "int32")
+    return Status(Code::kUnsupported, "quantization_config.pack_dtype: slim reads int32 only");
   const auto dynamic = json.find("dynamic");
   if (dynamic == json.end() || dynamic->is_null()) return config;
   if (!dynamic->is_object()) return wrong("dynamic", "expected an object");

@@ -14,21 +14,26 @@ using namespace slim::formats::checks;
 
 TEST_CASE("gptq layout/ layers decode to what was encoded, for every width, shape, group size and version") {
   for (const int bits : {2, 3, 4, 8}) {
-    for (const auto& [out, in, group] : {std::tuple(32, 64, 32), std::tuple(96, 160, 0), std::tuple(64, 96, 16), std::tuple(32, 32, 1)}) {
+    for (const auto& [out, in, group] :
+         {std::tuple(32, 64, 32), std::tuple(96, 160, 0), std::tuple(64, 96, 16), std::tuple(32, 32, 1)}) {
       CAPTURE(bits);
       CAPTURE(group);
-      for (const int version : {1, 2}) check_round_trip(GptqFormat(version), layer(out, in), weight_only(bits, group, true));
+      for (const int version : {1, 2})
+        check_round_trip(GptqFormat(version), layer(out, in), weight_only(bits, group, true));
       check_round_trip(GptqFormat(2), layer(out, in), weight_only(bits, group, false));
     }
   }
   check_round_trip(GptqFormat(1), layer(4, 4), weight_only(8, 0, true));
 }
 
-TEST_CASE("gptq layout/ words hold consecutive input channels, offset by half the range; version 1 stores zero points less one") {
+TEST_CASE(
+    "gptq layout/ words hold consecutive input channels, offset by half the range; version 1 stores zero points less "
+    "one") {
   const Layer up = layer(8, 8);
   const Scheme scheme = weight_only(4, 0, true);
   Solved solved;
-  solved.weight = Quantized{*scheme.weight, at::arange(-8, 0, at::kChar).expand({8, 8}).contiguous(), at::ones({8, 1}, at::kHalf), {}, {}};
+  solved.weight = Quantized{
+      *scheme.weight, at::arange(-8, 0, at::kChar).expand({8, 8}).contiguous(), at::ones({8, 1}, at::kHalf), {}, {}};
   for (const int version : {1, 2}) {
     const InMemory reader = stored(GptqFormat(version), up, scheme, solved);
     CHECK(at::equal(reader.values.at(up.name + ".qweight"), at::full({1, 8}, 0x76543210, at::kInt)));
@@ -61,7 +66,8 @@ TEST_CASE("gptq layout/ damaged checkpoints are refused with the tensor's name")
     reader.put(up.name + suffix, value);
     return verdict(format, reader, config_of(format, {{up.name, scheme}}));
   };
-  for (const int group : {-1, 4}) CHECK(put(".g_idx", at::full({64}, group, at::kInt)).find(".g_idx") != std::string::npos);
+  for (const int group : {-1, 4})
+    CHECK(put(".g_idx", at::full({64}, group, at::kInt)).find(".g_idx") != std::string::npos);
   CHECK(put(".scales", at::full({4, 32}, NAN, at::kHalf)).find("NaN") != std::string::npos);
   CHECK(put(".scales", at::full({4, 32}, -1, at::kHalf)).find("negative") != std::string::npos);
   CHECK(put(".qzeros", at::zeros({4, 4}, at::kInt)).find(".qzeros") != std::string::npos);
@@ -72,7 +78,8 @@ TEST_CASE("gptq layout/ damaged checkpoints are refused with the tensor's name")
 TEST_CASE("gptq layout/ zero points of version 1 are one more than stored, and none is beyond the codes") {
   const GptqFormat format(1);
   const Layer up = layer(32, 32);
-  const std::string config = R"({"quant_method":"gptq","bits":4,"group_size":-1,"sym":false,"checkpoint_format":"gptq"})";
+  const std::string config =
+      R"({"quant_method":"gptq","bits":4,"group_size":-1,"sym":false,"checkpoint_format":"gptq"})";
   InMemory reader = stored(format, up, weight_only(4, 0, true));
   const auto with_zero = [&](int signed_code) {
     reader.put(up.name + ".qzeros", pack_rows(at::full({1, 32}, signed_code, at::kChar), 4));
@@ -101,7 +108,8 @@ TEST_CASE("gptq layout/ schemes and shapes that it cannot hold are refused befor
   }
 }
 
-TEST_CASE("gptq layout/ other widths and float layers are told under dynamic, by which reading finds every layer's own") {
+TEST_CASE(
+    "gptq layout/ other widths and float layers are told under dynamic, by which reading finds every layer's own") {
   const GptqFormat format(2);
   std::map<std::string, Scheme> schemes;
   std::vector<std::string> floats;
@@ -122,16 +130,19 @@ TEST_CASE("gptq layout/ other widths and float layers are told under dynamic, by
   for (const std::string& name : floats) CHECK(!config->find(name).ok());
 }
 
-TEST_CASE("gptq layout/ the side file is the configuration, and layers that engines merge are told by their merged name too") {
+TEST_CASE(
+    "gptq layout/ the side file is the configuration, and layers that engines merge are told by their merged name "
+    "too") {
   const GptqFormat format(1);
   ModelPlan plan;
   plan.blocks.emplace_back();
   OutputModel model;
   model.plan = &plan;
-  for (const auto& [name, role, bits] : {std::tuple("q_proj", Role::kQuery, 8), std::tuple("k_proj", Role::kKey, 8),
-                                         std::tuple("v_proj", Role::kValue, 8), std::tuple("o_proj", Role::kAttentionOutput, 4),
-                                         std::tuple("a_proj", Role::kOther, 4), std::tuple("b_proj", Role::kOther, 4),
-                                         std::tuple("c_proj", Role::kOther, 4)}) {
+  for (const auto& [name, role, bits] :
+       {std::tuple("q_proj", Role::kQuery, 8), std::tuple("k_proj", Role::kKey, 8),
+        std::tuple("v_proj", Role::kValue, 8), std::tuple("o_proj", Role::kAttentionOutput, 4),
+        std::tuple("a_proj", Role::kOther, 4), std::tuple("b_proj", Role::kOther, 4),
+        std::tuple("c_proj", Role::kOther, 4)}) {
     Layer one = layer(32, 32, std::string("model.layers.0.self_attn.") + name);
     one.role = role;
     plan.blocks[0].layers.push_back(one);
@@ -149,22 +160,25 @@ TEST_CASE("gptq layout/ the side file is the configuration, and layers that engi
 }
 
 TEST_CASE("gptq layout/ broken configurations are refused") {
-  for (const char* text : {"", "[]", "{}", R"({"bits":4})", R"({"bits":"4","group_size":128})", R"({"bits":5,"group_size":128})",
-                           R"({"bits":4,"group_size":0})", R"({"bits":4,"group_size":128,"dynamic":[]})",
-                           R"({"bits":4,"group_size":128,"dynamic":{"(":{}}})", R"({"bits":4,"group_size":128,"dynamic":{"a":3}})",
-                           R"({"bits":4,"group_size":128,"pack_dtype":"int64"})"}) {
+  for (const char* text :
+       {"", "[]", "{}", R"({"bits":4})", R"({"bits":"4","group_size":128})", R"({"bits":5,"group_size":128})",
+        R"({"bits":4,"group_size":0})", R"({"bits":4,"group_size":128,"dynamic":[]})",
+        R"({"bits":4,"group_size":128,"dynamic":{"(":{}}})", R"({"bits":4,"group_size":128,"dynamic":{"a":3}})",
+        R"({"bits":4,"group_size":128,"pack_dtype":"int64"})"}) {
     CAPTURE(text);
     CHECK(!GptqConfig::parse(text).ok());
   }
 }
 
 TEST_CASE("gptq layout/ each version recognises its own configuration only") {
-  const std::string v1 = R"({"quant_method":"gptq","checkpoint_format":"gptq"})", v2 = R"({"quant_method":"gptq","format":"gptq_v2"})";
+  const std::string v1 = R"({"quant_method":"gptq","checkpoint_format":"gptq"})",
+                    v2 = R"({"quant_method":"gptq","format":"gptq_v2"})";
   CHECK(GptqFormat(1).recognises(v1, {}));
   CHECK(GptqFormat(1).recognises(R"({"quant_method":"gptq"})", {}));
   CHECK(!GptqFormat(1).recognises(v2, {}));
   CHECK(GptqFormat(2).recognises(v2, {}));
-  for (const char* text : {"", "{broken", R"({"quant_method":"awq"})", R"({"quant_method":"gptq","format":"marlin"})"}) {
+  for (const char* text :
+       {"", "{broken", R"({"quant_method":"awq"})", R"({"quant_method":"gptq","format":"marlin"})"}) {
     CHECK(!GptqFormat(1).recognises(text, {}));
   }
 }

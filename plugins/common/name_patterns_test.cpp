@@ -27,8 +27,9 @@ TEST_CASE("name_patterns/ one pattern covers a layer of every block, whatever th
 }
 
 TEST_CASE("name_patterns/ every split of names into two is told apart") {
-  const std::vector<std::string> names = {"model.layers.1.mlp.up_proj",    "model.layers.11.mlp.up_proj",  "model.layers.1.mlp.gate",
-                                          "model.layers.1.mlp.gate_proj",  "visual.blocks.1.mlp.up_proj",  "lm_head",
+  const std::vector<std::string> names = {"model.layers.1.mlp.up_proj",  "model.layers.11.mlp.up_proj",
+                                          "model.layers.1.mlp.gate",     "model.layers.1.mlp.gate_proj",
+                                          "visual.blocks.1.mlp.up_proj", "lm_head",
                                           "visual.layers.1.mlp.up_proj", "model.layers.1.mlp.experts.3.up_proj"};
   for (size_t split = 0; split < (size_t{1} << names.size()); ++split) {
     std::vector<std::string> ours, others;

@@ -11,41 +11,57 @@ bool in_range(const at::Tensor& codes, const QuantArgs& args) {
   return low.item<int64_t>() >= args.min_code() && high.item<int64_t>() <= args.max_code();
 }
 
-std::string description(const TensorSpec& spec) { return std::string(dtype_name(spec.dtype)) + " " + shape_string(spec.shape); }
+std::string description(const TensorSpec& spec) {
+  return std::string(dtype_name(spec.dtype)) + " " + shape_string(spec.shape);
+}
 
 }  // namespace
 
 std::vector<int64_t> scale_shape(const QuantArgs& args, int64_t out, int64_t in) {
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   switch (args.granularity) {
-    case Granularity::kChannel: return {out, 1};
-    case Granularity::kGroup: return {out, in / args.group_size};
-    case Granularity::kBlock: return {ceil_div(out, args.block_rows), ceil_div(in, args.block_columns)};
-    default: return {1, 1};
+    case Granularity::kChannel:
+      return {out, 1};
+    case Granularity::kGroup:
+      return {out, in / args.group_size};
+    case Granularity::kBlock:
+      return {ceil_div(out, args.block_rows), ceil_div(in, args.block_columns)};
+    default:
+      return {1, 1};
   }
 }
 
 Status check_groups(const Layer& layer, const QuantArgs& args) {
   if (args.granularity != Granularity::kGroup || layer.in % args.group_size == 0) return {};
   return {Code::kUnsupported, layer.name + ": groups of " + std::to_string(args.group_size) + " do not divide its " +
-                                  std::to_string(layer.in) + " input channels; choose another group size, or ignore this layer"};
+                                  std::to_string(layer.in) +
+                                  " input channels; choose another group size, or ignore this layer"};
 }
 
-Result<const Quantized*> check_result(const Layer& layer, const Scheme& scheme, const Solved& solved, c10::ScalarType scale_dtype) {
-  const auto wrong = [&](const std::string& what) { return Status(Code::kInternal, layer.name + ": the algorithm's result has " + what); };
+Result<const Quantized*> check_result(const Layer& layer, const Scheme& scheme, const Solved& solved,
+                                      c10::ScalarType scale_dtype) {
+  const auto wrong = [&](const std::string& what) {
+    return Status(Code::kInternal, layer.name + ": the algorithm's result has " + what);
+  };
   const auto* quantized = std::get_if<Quantized>(&solved.weight);
   if (!quantized) return wrong("a float weight, scheme " + scheme.name + " quantizes it");
-  if (!scheme.weight || quantized->args != *scheme.weight) return wrong("another quantization than scheme " + scheme.name);
+  if (!scheme.weight || quantized->args != *scheme.weight)
+    return wrong("another quantization than scheme " + scheme.name);
   const std::vector<int64_t> scales = scale_shape(quantized->args, layer.out, layer.in);
   if (quantized->codes.sizes() != at::IntArrayRef({layer.out, layer.in})) return wrong("codes of a wrong shape");
-  if (!in_range(quantized->codes, quantized->args)) return wrong("codes that " + std::to_string(quantized->args.bits) + " bits do not hold");
-  if (!quantized->scale.defined() || quantized->scale.sizes() != at::IntArrayRef(scales)) return wrong("scales of a wrong shape");
+  if (!in_range(quantized->codes, quantized->args))
+    return wrong("codes that " + std::to_string(quantized->args.bits) + " bits do not hold");
+  if (!quantized->scale.defined() || quantized->scale.sizes() != at::IntArrayRef(scales))
+    return wrong("scales of a wrong shape");
   if (quantized->args.symmetric == quantized->zero.defined()) return wrong("zero points that contradict the scheme");
-  if (quantized->zero.defined() && quantized->zero.sizes() != at::IntArrayRef(scales)) return wrong("zero points of a wrong shape");
-  if (quantized->zero.defined() && !in_range(quantized->zero, quantized->args)) return wrong("zero points out of range");
+  if (quantized->zero.defined() && quantized->zero.sizes() != at::IntArrayRef(scales))
+    return wrong("zero points of a wrong shape");
+  if (quantized->zero.defined() && !in_range(quantized->zero, quantized->args))
+    return wrong("zero points out of range");
   const at::Tensor stored = quantized->scale.to(scale_dtype).to(at::kFloat);
   if (!(at::isfinite(stored) & (stored > 0)).all().item<bool>()) {
-    return Status(Code::kNumeric, layer.name + ": a scale is not positive and finite in " + std::string(c10::toString(scale_dtype)));
+    return Status(Code::kNumeric,
+                  layer.name + ": a scale is not positive and finite in " + std::string(c10::toString(scale_dtype)));
   }
   return quantized;
 }
@@ -59,7 +75,8 @@ bool reordered(const Quantized& quantized) {
 
 Status corrupt(const std::string& where, const std::string& what) { return {Code::kCorrupt, where + ": " + what}; }
 
-std::set<std::string> modules_with(const std::map<std::string, TensorSpec>& tensors, std::span<const std::string_view> suffixes) {
+std::set<std::string> modules_with(const std::map<std::string, TensorSpec>& tensors,
+                                   std::span<const std::string_view> suffixes) {
   std::set<std::string> modules;
   for (const auto& [name, spec] : tensors) {
     for (const std::string_view suffix : suffixes) {
@@ -69,7 +86,8 @@ std::set<std::string> modules_with(const std::map<std::string, TensorSpec>& tens
   return modules;
 }
 
-Result<TensorSpec> find_tensor(const std::string& module, const std::string& name, const std::map<std::string, TensorSpec>& tensors) {
+Result<TensorSpec> find_tensor(const std::string& module, const std::string& name,
+                               const std::map<std::string, TensorSpec>& tensors) {
   const auto found = tensors.find(name);
   if (found == tensors.end()) return corrupt(module, "tensor " + name + " is missing");
   return found->second;
@@ -108,7 +126,9 @@ std::string scheme_name(const Scheme& scheme) {
   for (const std::string& name : scheme_names()) {
     for (const int64_t size : {int64_t{0}, grouped ? scheme.weight->group_size : int64_t{-1}}) {
       const Result<Scheme> known = scheme_from_name(name, size);
-      if (known.ok() && known->weight == scheme.weight && known->input == scheme.input && known->sparsity == scheme.sparsity) return name;
+      if (known.ok() && known->weight == scheme.weight && known->input == scheme.input &&
+          known->sparsity == scheme.sparsity)
+        return name;
     }
   }
   return std::to_string(scheme.weight ? scheme.weight->bits : 16) + " bit";

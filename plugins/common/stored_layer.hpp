@@ -14,8 +14,8 @@ namespace slim::formats {
 std::vector<int64_t> scale_shape(const QuantArgs&, int64_t out, int64_t in);
 /// kUnsupported if a scheme in groups does not fit the layer's width.
 Status check_groups(const Layer&, const QuantArgs&);
-/// The quantized weight of a result, if it is what the scheme says: shapes, codes and zero points in their range, scales positive
-/// and finite in `scale_dtype`.
+/// The quantized weight of a result, if it is what the scheme says: shapes, codes and zero points in their range,
+/// scales positive and finite in `scale_dtype`.
 Result<const Quantized*> check_result(const Layer&, const Scheme&, const Solved&, c10::ScalarType scale_dtype);
 /// True if the groups are not simply consecutive channels.
 bool reordered(const Quantized&);
@@ -23,12 +23,15 @@ bool reordered(const Quantized&);
 /// kCorrupt: "where: what".
 Status corrupt(const std::string& where, const std::string& what);
 /// Modules that have a tensor of one of these suffixes (".qweight").
-std::set<std::string> modules_with(const std::map<std::string, TensorSpec>&, std::span<const std::string_view> suffixes);
-/// The tensors of a module must be exactly the expected ones; `suffixes`: all that the format knows, and therefore sees as surplus.
+std::set<std::string> modules_with(const std::map<std::string, TensorSpec>&,
+                                   std::span<const std::string_view> suffixes);
+/// The tensors of a module must be exactly the expected ones; `suffixes`: all that the format knows, and therefore sees
+/// as surplus.
 Status check_tensors(const std::string& module, const std::vector<TensorSpec>& expected,
                      const std::map<std::string, TensorSpec>&, std::span<const std::string_view> suffixes);
 /// The dtype and shape of a tensor that must be there.
-Result<TensorSpec> find_tensor(const std::string& module, const std::string& name, const std::map<std::string, TensorSpec>&);
+Result<TensorSpec> find_tensor(const std::string& module, const std::string& name,
+                               const std::map<std::string, TensorSpec>&);
 /// A tensor of scales: finite, none negative.
 Result<at::Tensor> read_scale(const TensorReader&, const std::string& name);
 

@@ -20,9 +20,9 @@ constexpr int64_t kPerWord = 32 / kBits;
 constexpr std::array<int64_t, kPerWord> kOrder = {0, 2, 4, 6, 1, 3, 5, 7};
 constexpr std::array<std::string_view, 3> kSuffixes = {".qweight", ".qzeros", ".scales"};
 
-/// Checkpoints of AutoAWQ, version "gemm": per layer `qweight` int32 [in, out / 8] and `qzeros` int32 [groups, out / 8], eight output
-/// channels interleaved in a word, unsigned; `scales` fp16 [groups, out]. w[o, i] = (q[i, o] - z[i / g, o]) * s[i / g, o].
-/// Symmetric weights are stored with zero points of 8.
+/// Checkpoints of AutoAWQ, version "gemm": per layer `qweight` int32 [in, out / 8] and `qzeros` int32 [groups, out /
+/// 8], eight output channels interleaved in a word, unsigned; `scales` fp16 [groups, out]. w[o, i] = (q[i, o] - z[i /
+/// g, o]) * s[i / g, o]. Symmetric weights are stored with zero points of 8.
 class AwqFormat final : public Format {
  public:
   c10::ScalarType scale_dtype(const Scheme&, c10::ScalarType) const override { return c10::ScalarType::Half; }
@@ -30,11 +30,14 @@ class AwqFormat final : public Format {
   Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&, c10::ScalarType model_dtype) const override;
   Result<std::string> quantization_config(const OutputModel&) const override;
   bool recognises(std::string_view quantization_config, const std::vector<std::string>& files) const override;
-  Result<std::vector<StoredLayer>> stored_layers(const TensorReader&, std::string_view quantization_config) const override;
+  Result<std::vector<StoredLayer>> stored_layers(const TensorReader&,
+                                                 std::string_view quantization_config) const override;
   Result<Solved> decode(const StoredLayer&, const TensorReader&) const override;
 };
 
-Status unsupported(const std::string& where, const std::string& why) { return {Code::kUnsupported, where + ": format awq " + why}; }
+Status unsupported(const std::string& where, const std::string& why) {
+  return {Code::kUnsupported, where + ": format awq " + why};
+}
 
 Status check_scheme(const Layer& layer, const Scheme& scheme) {
   const std::string where = layer.name + ", scheme " + scheme.name;
@@ -47,7 +50,8 @@ Status check_scheme(const Layer& layer, const Scheme& scheme) {
   }
   if (layer.role == Role::kHead) return unsupported(where, "leaves the output head in float; ignore it");
   if (layer.out % kPerWord != 0) {
-    return unsupported(where, "packs eight output channels in a word, which do not divide " + std::to_string(layer.out));
+    return unsupported(where,
+                       "packs eight output channels in a word, which do not divide " + std::to_string(layer.out));
   }
   return check_groups(layer, args);
 }
@@ -71,19 +75,23 @@ at::Tensor reorder(const at::Tensor& codes, bool back) {
 
 /// Signed [out, n] -> words [n, out / 8], and back.
 at::Tensor pack(const at::Tensor& codes) { return pack_rows(reorder(codes.to(at::kCPU).t(), false), kBits); }
-at::Tensor unpack(const at::Tensor& words, int64_t out) { return reorder(unpack_rows(words, kBits, out), true).t().contiguous(); }
+at::Tensor unpack(const at::Tensor& words, int64_t out) {
+  return reorder(unpack_rows(words, kBits, out), true).t().contiguous();
+}
 
-// ---- writing ----------------------------------------------------------------------------------------------------------
+// ---- writing --------------------------------------------------------------------------------------------------------
 
 Result<std::vector<TensorSpec>> AwqFormat::layout(const Layer& layer, const Scheme& scheme, c10::ScalarType) const {
   SLIM_TRY(check_scheme(layer, scheme));
   return specs_of(layer.name, layer.out, layer.in, *scheme.weight, Dtype::kF16);
 }
 
-Result<TensorMap> AwqFormat::encode(const Layer& layer, const Scheme& scheme, const Solved& solved, c10::ScalarType) const {
+Result<TensorMap> AwqFormat::encode(const Layer& layer, const Scheme& scheme, const Solved& solved,
+                                    c10::ScalarType) const {
   SLIM_TRY(check_scheme(layer, scheme));
   SLIM_ASSIGN(const Quantized* quantized, check_result(layer, scheme, solved, at::kHalf));
-  if (reordered(*quantized)) return unsupported(layer.name, "has no index of groups; use static groups, or format gptq");
+  if (reordered(*quantized))
+    return unsupported(layer.name, "has no index of groups; use static groups, or format gptq");
   const at::Tensor zero = quantized->zero.defined() ? quantized->zero : at::zeros_like(quantized->scale, at::kChar);
   TensorMap tensors;
   tensors[layer.name + ".qweight"] = pack(quantized->codes);
@@ -99,7 +107,8 @@ Result<std::string> AwqFormat::quantization_config(const OutputModel& model) con
     QuantArgs args = *scheme.weight;
     args.symmetric = false;  // stored with zero points, whether they are needed or not
     if (!common) std::tie(common, first) = std::pair(args, name);
-    if (*common != args) return unsupported(name, "has one group size for the whole model, and " + first + " has another");
+    if (*common != args)
+      return unsupported(name, "has one group size for the whole model, and " + first + " has another");
   }
   if (!common) return std::string();
   const std::vector<std::string> ignore = float_modules(model);
@@ -113,7 +122,7 @@ Result<std::string> AwqFormat::quantization_config(const OutputModel& model) con
   return json.dump();
 }
 
-// ---- reading ----------------------------------------------------------------------------------------------------------
+// ---- reading --------------------------------------------------------------------------------------------------------
 
 bool AwqFormat::recognises(std::string_view quantization_config, const std::vector<std::string>&) const {
   const Json json = Json::parse(quantization_config, nullptr, /*allow_exceptions=*/false);
@@ -122,16 +131,20 @@ bool AwqFormat::recognises(std::string_view quantization_config, const std::vect
 
 Result<QuantArgs> read_config(std::string_view text) try {
   const Json json = Json::parse(text);
-  const auto number = [&](const char* key, const char* old_key) { return json.value(key, json.value(old_key, int64_t{0})); };
+  const auto number = [&](const char* key, const char* old_key) {
+    return json.value(key, json.value(old_key, int64_t{0}));
+  };
   const auto refuse = [](const std::string& key, const std::string& what) {
     return Status(Code::kUnsupported, "quantization_config." + key + ": slim reads AutoAWQ's " + what);
   };
   const std::string version = json.value("version", "gemm");
   if (version != "gemm" && version != "GEMM") return refuse("version", "gemm, found " + version);
-  if (number("bits", "w_bit") != kBits) return refuse("bits", "4 bits, found " + std::to_string(number("bits", "w_bit")));
+  if (number("bits", "w_bit") != kBits)
+    return refuse("bits", "4 bits, found " + std::to_string(number("bits", "w_bit")));
   if (!json.value("zero_point", true)) return refuse("zero_point", "weights with zero points only");
   const int64_t size = number("group_size", "q_group_size");
-  if (size <= 0 && size != -1) return corrupt("quantization_config.group_size", "expected a positive number or -1, found " + std::to_string(size));
+  if (size <= 0 && size != -1)
+    return corrupt("quantization_config.group_size", "expected a positive number or -1, found " + std::to_string(size));
   QuantArgs args;
   args.bits = kBits;
   args.symmetric = false;
@@ -146,12 +159,15 @@ Result<StoredLayer> stored_layer(const std::string& module, const QuantArgs& arg
   const auto& tensors = reader.tensors();
   SLIM_ASSIGN(const TensorSpec codes, find_tensor(module, module + ".qweight", tensors));
   SLIM_ASSIGN(const TensorSpec scales, find_tensor(module, module + ".scales", tensors));
-  if (codes.shape.size() != 2) return corrupt(codes.name, "expected two dimensions, found " + shape_string(codes.shape));
+  if (codes.shape.size() != 2)
+    return corrupt(codes.name, "expected two dimensions, found " + shape_string(codes.shape));
   const int64_t in = codes.shape[0], out = codes.shape[1] * kPerWord;
   if (in <= 0 || out <= 0 || (args.granularity == Granularity::kGroup && in % args.group_size != 0)) {
-    return corrupt(codes.name, "groups of " + std::to_string(args.group_size) + " do not divide " + std::to_string(in) + " input channels");
+    return corrupt(codes.name, "groups of " + std::to_string(args.group_size) + " do not divide " + std::to_string(in) +
+                                   " input channels");
   }
-  const bool half = scales.dtype == Dtype::kF16 || scales.dtype == Dtype::kBF16;  // some writers follow the model's dtype
+  const bool half =
+      scales.dtype == Dtype::kF16 || scales.dtype == Dtype::kBF16;  // some writers follow the model's dtype
   const std::vector<TensorSpec> expected = specs_of(module, out, in, args, half ? scales.dtype : Dtype::kF16);
   SLIM_TRY(check_tensors(module, expected, tensors, kSuffixes));
   StoredLayer layer{module, out, in, {"", args, {}, {}}, {}};
@@ -160,7 +176,8 @@ Result<StoredLayer> stored_layer(const std::string& module, const QuantArgs& arg
   return layer;
 }
 
-Result<std::vector<StoredLayer>> AwqFormat::stored_layers(const TensorReader& reader, std::string_view quantization_config) const {
+Result<std::vector<StoredLayer>> AwqFormat::stored_layers(const TensorReader& reader,
+                                                          std::string_view quantization_config) const {
   SLIM_ASSIGN(const QuantArgs args, read_config(quantization_config));
   std::vector<StoredLayer> layers;
   for (const std::string& module : modules_with(reader.tensors(), kSuffixes)) {
@@ -185,4 +202,5 @@ Result<Solved> AwqFormat::decode(const StoredLayer& layer, const TensorReader& r
 
 }  // namespace
 }  // namespace slim::awq_format
-SLIM_FORMAT_PLUGIN("awq", slim::awq_format::AwqFormat, "AutoAWQ checkpoints (gemm) for vLLM, GPTQModel and transformers")
+SLIM_FORMAT_PLUGIN("awq", slim::awq_format::AwqFormat,
+                   "AutoAWQ checkpoints (gemm) for vLLM, GPTQModel and transformers")

@@ -33,17 +33,21 @@ std::vector<std::string> entries(const std::vector<std::string>& quantized, cons
   return float_modules(model);
 }
 
-bool contains(const std::vector<std::string>& list, const std::string& text) { return std::find(list.begin(), list.end(), text) != list.end(); }
+bool contains(const std::vector<std::string>& list, const std::string& text) {
+  return std::find(list.begin(), list.end(), text) != list.end();
+}
 
 /// AutoAWQ's and vLLM's reading of an entry.
 bool skipped(const std::vector<std::string>& list, const std::string& name) {
-  return std::any_of(list.begin(), list.end(), [&](const std::string& entry) { return name.find(entry) != std::string::npos; });
+  return std::any_of(list.begin(), list.end(),
+                     [&](const std::string& entry) { return name.find(entry) != std::string::npos; });
 }
 
 }  // namespace
 
 TEST_CASE("awq format/ layers decode to what was encoded, for every shape and group size") {
-  for (const auto& [out, in, group] : {std::tuple(8, 16, 8), std::tuple(40, 33, 0), std::tuple(32, 96, 32), std::tuple(8, 1, 0), std::tuple(16, 6, 1)}) {
+  for (const auto& [out, in, group] : {std::tuple(8, 16, 8), std::tuple(40, 33, 0), std::tuple(32, 96, 32),
+                                       std::tuple(8, 1, 0), std::tuple(16, 6, 1)}) {
     check_round_trip(*make_format(), layer(out, in), weight_only(4, group, false));
   }
 }
@@ -85,12 +89,15 @@ TEST_CASE("awq format/ damaged checkpoints are refused with the tensor's name") 
 
 TEST_CASE("awq format/ schemes, shapes and layers that it cannot hold are refused before any weight is read") {
   const auto format = make_format();
-  const auto code = [&](const Layer& layer, const Scheme& scheme) { return format->layout(layer, scheme, at::kBFloat16).status().code(); };
+  const auto code = [&](const Layer& layer, const Scheme& scheme) {
+    return format->layout(layer, scheme, at::kBFloat16).status().code();
+  };
   CHECK(code(layer(8, 64), weight_only(4, 32, false)) == Code::kOk);
   CHECK(code(layer(12, 64), weight_only(4, 32, false)) == Code::kUnsupported);
   CHECK(code(layer(8, 48), weight_only(4, 32, false)) == Code::kUnsupported);
   CHECK(code(layer(8, 64), weight_only(3, 32, false)) == Code::kUnsupported);
-  for (const char* name : {"w8a16", "w8a8", "fp8_block", "2:4"}) CHECK(code(layer(128, 128), *scheme_from_name(name)) == Code::kUnsupported);
+  for (const char* name : {"w8a16", "w8a8", "fp8_block", "2:4"})
+    CHECK(code(layer(128, 128), *scheme_from_name(name)) == Code::kUnsupported);
   Layer head = layer(8, 64, "lm_head");
   head.role = Role::kHead;
   CHECK(code(head, weight_only(4, 32, false)) == Code::kUnsupported);
@@ -101,7 +108,8 @@ TEST_CASE("awq format/ schemes, shapes and layers that it cannot hold are refuse
 
 TEST_CASE("awq format/ modules left in float are told by the shortest part of their names that no quantized one has") {
   CHECK(entries({"model.layers.0.mlp.up_proj"}, {}).empty());
-  const auto vision = entries({"model.language_model.layers.0.mlp.up_proj"}, {"model.visual.blocks.0.mlp.up_proj", "model.visual.blocks.1.attn.qkv"});
+  const auto vision = entries({"model.language_model.layers.0.mlp.up_proj"},
+                              {"model.visual.blocks.0.mlp.up_proj", "model.visual.blocks.1.attn.qkv"});
   CHECK(contains(vision, "visual"));
   CHECK(contains(vision, ".*visual"));
   CHECK(contains(entries({"model.layers.0.mlp.up_proj"}, {"lm_head"}), "lm_head"));
@@ -110,16 +118,18 @@ TEST_CASE("awq format/ modules left in float are told by the shortest part of th
 }
 
 TEST_CASE("awq format/ whatever is left in float, its entries cover it and nothing that is quantized") {
-  const std::vector<std::string> names = {"model.layers.1.mlp.up_proj",  "model.layers.11.mlp.up_proj", "model.layers.1.mlp.shared.gate_proj",
-                                          "model.layers.1.mlp.gate",     "model.layers.2.mlp.gate_proj", "model.visual.blocks.1.attn.qkv",
-                                          "model.layers.1.self_attn.q_proj", "lm_head"};
+  const std::vector<std::string> names = {"model.layers.1.mlp.up_proj",          "model.layers.11.mlp.up_proj",
+                                          "model.layers.1.mlp.shared.gate_proj", "model.layers.1.mlp.gate",
+                                          "model.layers.2.mlp.gate_proj",        "model.visual.blocks.1.attn.qkv",
+                                          "model.layers.1.self_attn.q_proj",     "lm_head"};
   for (size_t split = 0; split < (size_t{1} << names.size()); ++split) {
     std::vector<std::string> quantized, floats;
     for (size_t i = 0; i < names.size(); ++i) (split >> i & 1 ? quantized : floats).push_back(names[i]);
     const auto list = entries(quantized, floats);
     for (const std::string& name : floats) CHECK(skipped(list, name));
     for (const std::string& name : quantized) CHECK(!skipped(list, name));
-    const bool attention = std::find(quantized.begin(), quantized.end(), "model.layers.1.self_attn.q_proj") != quantized.end();
+    const bool attention =
+        std::find(quantized.begin(), quantized.end(), "model.layers.1.self_attn.q_proj") != quantized.end();
     if (attention) CHECK(!skipped(list, "model.layers.1.self_attn.qkv_proj"));
   }
 }
@@ -130,7 +140,8 @@ TEST_CASE("awq format/ old and new keys of the configuration are read, other ver
   const auto told = [&](const char* config) { return verdict(*format, reader, config); };
   CHECK(told(R"({"bits":4,"group_size":8,"version":"gemm","zero_point":true})") == "accepted");
   CHECK(told(R"({"w_bit":4,"q_group_size":8,"version":"GEMM"})") == "accepted");
-  for (const char* text : {"", "[]", R"({"bits":4,"group_size":0})", R"({"bits":8,"group_size":8})", R"({"bits":4,"group_size":8,"version":"gemv"})",
+  for (const char* text : {"", "[]", R"({"bits":4,"group_size":0})", R"({"bits":8,"group_size":8})",
+                           R"({"bits":4,"group_size":8,"version":"gemv"})",
                            R"({"bits":4,"group_size":8,"zero_point":false})", R"({"bits":"4","group_size":8})"}) {
     CAPTURE(text);
     CHECK(told(text) != "accepted");

@@ -22,11 +22,13 @@ std::vector<std::string> parts_of(const std::string& name) {
   return parts;
 }
 
-/// Runs of whole parts of a name, "visual" and "mlp.gate" of "model.visual.mlp.gate": the shortest first. None starts or ends with
-/// a number, which would be found in longer numbers.
+/// Runs of whole parts of a name, "visual" and "mlp.gate" of "model.visual.mlp.gate": the shortest first. None starts
+/// or ends with a number, which would be found in longer numbers.
 std::vector<std::string> candidates(const std::string& name) {
   const std::vector<std::string> parts = parts_of(name);
-  const auto numeric = [](const std::string& part) { return part.find_first_not_of("0123456789") == std::string::npos; };
+  const auto numeric = [](const std::string& part) {
+    return part.find_first_not_of("0123456789") == std::string::npos;
+  };
   std::vector<std::string> runs;
   for (size_t length = 1; length <= parts.size(); ++length) {
     for (size_t begin = 0; begin + length <= parts.size(); ++begin) {
@@ -51,19 +53,22 @@ std::vector<std::string> float_modules(const OutputModel& model) {
   std::set<std::string> rejected;
   const auto usable = [&](const std::string& entry) {
     if (rejected.contains(entry)) return false;
-    const bool clean = std::none_of(std::begin(kMerged), std::end(kMerged), [&](auto name) { return contains(name, entry); }) &&
-                       std::none_of(model.schemes.begin(), model.schemes.end(), [&](const auto& s) { return contains(s.first, entry); });
+    const bool clean =
+        std::none_of(std::begin(kMerged), std::end(kMerged), [&](auto name) { return contains(name, entry); }) &&
+        std::none_of(model.schemes.begin(), model.schemes.end(),
+                     [&](const auto& s) { return contains(s.first, entry); });
     if (!clean) rejected.insert(entry);
     return clean;
   };
   std::vector<std::string> entries;
   for (const std::string& name : floats) {
-    if (std::any_of(entries.begin(), entries.end(), [&](const std::string& entry) { return contains(name, entry); })) continue;
+    if (std::any_of(entries.begin(), entries.end(), [&](const std::string& entry) { return contains(name, entry); }))
+      continue;
     const std::vector<std::string> runs = candidates(name);
     const auto best = std::find_if(runs.begin(), runs.end(), usable);
     const std::string entry = best == runs.end() ? name : *best;
     entries.push_back(entry);
-    if (!name.ends_with(entry) || name.size() == entry.size()) entries.push_back(".*" + entry);  // transformers, whatever the prefix
+    if (!name.ends_with(entry)) entries.push_back(".*" + entry);  // transformers, whatever the prefix
   }
   return entries;
 }

@@ -12,7 +12,8 @@ namespace {
 
 using namespace formats;
 
-/// Checkpoints of llm-compressor and vLLM: pack-quantized, int-quantized and float-quantized, as of compressed-tensors 0.19.
+/// Checkpoints of llm-compressor and vLLM: pack-quantized, int-quantized and float-quantized, as of compressed-tensors
+/// 0.19.
 class CompressedTensors final : public Format {
  public:
   c10::ScalarType scale_dtype(const Scheme&, c10::ScalarType model_dtype) const override { return model_dtype; }
@@ -23,7 +24,8 @@ class CompressedTensors final : public Format {
   Result<TensorMap> encode_cache(const CacheSite&, const at::Tensor& key_scale, const at::Tensor& value_scale,
                                  c10::ScalarType model_dtype) const override;
   bool recognises(std::string_view quantization_config, const std::vector<std::string>& files) const override;
-  Result<std::vector<StoredLayer>> stored_layers(const TensorReader&, std::string_view quantization_config) const override;
+  Result<std::vector<StoredLayer>> stored_layers(const TensorReader&,
+                                                 std::string_view quantization_config) const override;
   Result<Solved> decode(const StoredLayer&, const TensorReader&) const override;
 };
 
@@ -33,7 +35,8 @@ std::vector<int64_t> stored_scale_shape(const QuantArgs& args, int64_t out, int6
 }
 
 /// Everything that a quantized layer is stored in, in the order of writing.
-Result<std::vector<TensorSpec>> specs_of(const std::string& name, int64_t out, int64_t in, const Scheme& scheme, Dtype scale) {
+Result<std::vector<TensorSpec>> specs_of(const std::string& name, int64_t out, int64_t in, const Scheme& scheme,
+                                         Dtype scale) {
   SLIM_ASSIGN(const Storage storage, storage_of(scheme));
   std::vector<TensorSpec> specs;
   const auto add = [&](const char* suffix, Dtype dtype, std::vector<int64_t> shape) {
@@ -66,7 +69,8 @@ Result<Dtype> scale_type(c10::ScalarType model_dtype) {
   return *dtype;
 }
 
-Result<std::vector<TensorSpec>> CompressedTensors::layout(const Layer& layer, const Scheme& scheme, c10::ScalarType model_dtype) const {
+Result<std::vector<TensorSpec>> CompressedTensors::layout(const Layer& layer, const Scheme& scheme,
+                                                          c10::ScalarType model_dtype) const {
   SLIM_ASSIGN(const Dtype scale, scale_type(model_dtype));
   if (scheme.weight) SLIM_TRY(check_groups(layer, *scheme.weight));
   return specs_of(layer.name, layer.out, layer.in, scheme, scale);
@@ -74,10 +78,13 @@ Result<std::vector<TensorSpec>> CompressedTensors::layout(const Layer& layer, co
 
 Result<TensorMap> encode_dense(const Layer& layer, const TensorSpec& spec, const Solved& solved) {
   const auto* dense = std::get_if<Dense>(&solved.weight);
-  if (!dense) return Status(Code::kInternal, layer.name + ": the algorithm returned codes for a scheme that only prunes");
-  if (dense->weight.sizes() != at::IntArrayRef(spec.shape)) return Status(Code::kInternal, layer.name + ": a weight of a wrong shape");
+  if (!dense)
+    return Status(Code::kInternal, layer.name + ": the algorithm returned codes for a scheme that only prunes");
+  if (dense->weight.sizes() != at::IntArrayRef(spec.shape))
+    return Status(Code::kInternal, layer.name + ": a weight of a wrong shape");
   const at::Tensor weight = dense->weight.to(at::kCPU, *to_scalar_type(spec.dtype)).contiguous();
-  if (!at::isfinite(weight).all().item<bool>()) return Status(Code::kNumeric, layer.name + ": the pruned weight holds NaN or Inf");
+  if (!at::isfinite(weight).all().item<bool>())
+    return Status(Code::kNumeric, layer.name + ": the pruned weight holds NaN or Inf");
   return TensorMap{{spec.name, weight}};
 }
 
@@ -87,7 +94,9 @@ Result<TensorMap> CompressedTensors::encode(const Layer& layer, const Scheme& sc
   if (!scheme.weight) return encode_dense(layer, specs.front(), solved);
   SLIM_ASSIGN(const Quantized* quantized, check_result(layer, scheme, solved, scale_dtype(scheme, model_dtype)));
   if (reordered(*quantized)) {
-    return Status(Code::kUnsupported, layer.name + ": compressed-tensors has no index of groups since 0.19; use static groups, or format gptq");
+    return Status(
+        Code::kUnsupported,
+        layer.name + ": compressed-tensors has no index of groups since 0.19; use static groups, or format gptq");
   }
   const int bits = quantized->args.bits;
   TensorMap tensors;
@@ -101,24 +110,27 @@ Result<TensorMap> CompressedTensors::encode(const Layer& layer, const Scheme& sc
     if (suffix == "weight_scale") value = quantized->scale;
     if (suffix == "input_scale") value = solved.input_scale;
     if (suffix == "input_zero_point") value = solved.input_zero;
-    if (!value.defined()) return Status(Code::kInternal, layer.name + ": the algorithm found no " + suffix + " for scheme " + scheme.name);
+    if (!value.defined())
+      return Status(Code::kInternal, layer.name + ": the algorithm found no " + suffix + " for scheme " + scheme.name);
     tensors[spec.name] = value.to(at::kCPU, *to_scalar_type(spec.dtype)).reshape(spec.shape).contiguous();
   }
   return tensors;
 }
 
-Result<std::vector<TensorSpec>> CompressedTensors::cache_layout(const CacheSite& site, c10::ScalarType model_dtype) const {
+Result<std::vector<TensorSpec>> CompressedTensors::cache_layout(const CacheSite& site,
+                                                                c10::ScalarType model_dtype) const {
   SLIM_ASSIGN(const Dtype scale, scale_type(model_dtype));
   return std::vector<TensorSpec>{{site.name + ".k_scale", scale, {1}}, {site.name + ".v_scale", scale, {1}}};
 }
 
-Result<TensorMap> CompressedTensors::encode_cache(const CacheSite& site, const at::Tensor& key_scale, const at::Tensor& value_scale,
-                                                  c10::ScalarType model_dtype) const {
+Result<TensorMap> CompressedTensors::encode_cache(const CacheSite& site, const at::Tensor& key_scale,
+                                                  const at::Tensor& value_scale, c10::ScalarType model_dtype) const {
   TensorMap tensors;
   for (const auto& [suffix, scale] : {std::pair(".k_scale", key_scale), std::pair(".v_scale", value_scale)}) {
     const at::Tensor stored = scale.to(at::kCPU, model_dtype).reshape({1});
     const float value = stored.item<float>();
-    if (!std::isfinite(value) || value <= 0) return Status(Code::kNumeric, site.name + suffix + ": the scale is not positive and finite");
+    if (!std::isfinite(value) || value <= 0)
+      return Status(Code::kNumeric, site.name + suffix + ": the scale is not positive and finite");
     tensors[site.name + suffix] = stored;
   }
   return tensors;
@@ -129,12 +141,13 @@ bool CompressedTensors::recognises(std::string_view quantization_config, const s
   return json.is_object() && json.contains("quant_method") && json["quant_method"] == "compressed-tensors";
 }
 
-// ---- reading ----------------------------------------------------------------------------------------------------------
+// ---- reading --------------------------------------------------------------------------------------------------------
 
-constexpr std::string_view kSuffixes[] = {".weight_packed", ".weight_shape", ".weight_zero_point", ".weight_scale", ".input_scale",
-                                          ".input_zero_point"};
+constexpr std::string_view kSuffixes[] = {".weight_packed", ".weight_shape", ".weight_zero_point",
+                                          ".weight_scale",  ".input_scale",  ".input_zero_point"};
 
-Result<std::pair<int64_t, int64_t>> stored_shape(const std::string& module, Storage storage, const TensorReader& reader) {
+Result<std::pair<int64_t, int64_t>> stored_shape(const std::string& module, Storage storage,
+                                                 const TensorReader& reader) {
   const auto& tensors = reader.tensors();
   if (storage != Storage::kPacked) {
     const auto weight = tensors.find(module + ".weight");
@@ -147,13 +160,15 @@ Result<std::pair<int64_t, int64_t>> stored_shape(const std::string& module, Stor
   const auto spec = tensors.find(name);
   if (spec == tensors.end()) return corrupt(module, "tensor " + name + " is missing");
   if (spec->second.dtype != Dtype::kI64 || spec->second.shape != std::vector<int64_t>{2}) {
-    return corrupt(name, "expected I64 [2], found " + std::string(dtype_name(spec->second.dtype)) + " " + shape_string(spec->second.shape));
+    return corrupt(name, "expected I64 [2], found " + std::string(dtype_name(spec->second.dtype)) + " " +
+                             shape_string(spec->second.shape));
   }
   SLIM_ASSIGN(const at::Tensor shape, reader.read(name));
   const auto* values = shape.const_data_ptr<int64_t>();
   constexpr int64_t kLargest = int64_t{1} << 31;
   if (values[0] <= 0 || values[1] <= 0 || values[0] > kLargest || values[1] > kLargest) {
-    return corrupt(name, "a weight of " + std::to_string(values[0]) + " x " + std::to_string(values[1]) + " is impossible");
+    return corrupt(name,
+                   "a weight of " + std::to_string(values[0]) + " x " + std::to_string(values[1]) + " is impossible");
   }
   return std::pair{values[0], values[1]};
 }
@@ -184,7 +199,8 @@ Status add_caches(const TensorReader& reader, std::vector<StoredLayer>& layers) 
     for (const std::string_view suffix : kCacheSuffixes) {
       const std::string name = module + std::string(suffix);
       SLIM_ASSIGN(const TensorSpec spec, find_tensor(module, name, reader.tensors()));
-      if (spec.shape != std::vector<int64_t>{1}) return corrupt(name, "expected shape [1], found " + shape_string(spec.shape));
+      if (spec.shape != std::vector<int64_t>{1})
+        return corrupt(name, "expected shape [1], found " + shape_string(spec.shape));
       SLIM_TRY(read_scale(reader, name).status());
       cache.tensors.push_back(name);
     }
@@ -193,7 +209,8 @@ Status add_caches(const TensorReader& reader, std::vector<StoredLayer>& layers) 
   return {};
 }
 
-Result<std::vector<StoredLayer>> CompressedTensors::stored_layers(const TensorReader& reader, std::string_view quantization_config) const {
+Result<std::vector<StoredLayer>> CompressedTensors::stored_layers(const TensorReader& reader,
+                                                                  std::string_view quantization_config) const {
   SLIM_ASSIGN(const Config config, Config::parse(quantization_config));
   std::vector<StoredLayer> layers;
   for (const std::string& module : modules_with(reader.tensors(), kSuffixes)) {
@@ -214,7 +231,8 @@ Result<at::Tensor> read_codes(const StoredLayer& layer, const TensorReader& read
   if (storage == Storage::kInt) return reader.read(layer.name + ".weight");
   SLIM_ASSIGN(at::Tensor codes, reader.read(layer.name + ".weight"));
   // E4M3 has no infinity; its two NaN bytes are 0x7f and 0xff.
-  if (at::any(codes.view(at::kByte).bitwise_and(0x7f).eq(0x7f)).item<bool>()) return corrupt(layer.name + ".weight", "holds NaN");
+  if (at::any(codes.view(at::kByte).bitwise_and(0x7f).eq(0x7f)).item<bool>())
+    return corrupt(layer.name + ".weight", "holds NaN");
   return codes;
 }
 

@@ -33,7 +33,8 @@ TEST_CASE("compressed-tensors/ packed layers decode to what was encoded, for eve
 }
 
 TEST_CASE("compressed-tensors/ named schemes decode to what was encoded") {
-  for (const char* name : {"w4a16", "w4a16_asym", "w8a16", "w3a16", "w8a8", "w8a8_static", "fp8_static", "fp8_dynamic", "fp8_block", "fp8_a16"}) {
+  for (const char* name : {"w4a16", "w4a16_asym", "w8a16", "w3a16", "w8a8", "w8a8_static", "fp8_static", "fp8_dynamic",
+                           "fp8_block", "fp8_a16"}) {
     CAPTURE(name);
     const auto scheme = scheme_from_name(name);
     REQUIRE(scheme.ok());
@@ -44,7 +45,8 @@ TEST_CASE("compressed-tensors/ named schemes decode to what was encoded") {
 TEST_CASE("compressed-tensors/ a scheme read back has the name that slim knows it by") {
   const auto format = make_format();
   const Scheme scheme = *scheme_from_name("w4a16_asym", 32);
-  const auto layers = format->stored_layers(stored(*format, layer(8, 64), scheme), config_of(*format, {{layer(8, 64).name, scheme}}));
+  const auto layers =
+      format->stored_layers(stored(*format, layer(8, 64), scheme), config_of(*format, {{layer(8, 64).name, scheme}}));
   REQUIRE(layers.ok());
   CHECK(layers->front().scheme.name == "w4a16_asym");
 }
@@ -108,12 +110,14 @@ TEST_CASE("compressed-tensors/ damaged checkpoints are refused with the tensor's
 }
 
 TEST_CASE("compressed-tensors/ a broken quantization_config is refused") {
-  for (const char* text : {"", "[]", "{}", R"({"config_groups":[]})", R"({"config_groups":{"a":3}})",
-                           R"({"config_groups":{"a":{"targets":3}}})", R"({"config_groups":{"a":{"targets":["re:("]}}})",
-                           R"({"config_groups":{"a":{"weights":{"num_bits":"4"}}}})", R"({"config_groups":{"a":{"weights":{"num_bits":77}}}})",
-                           R"({"config_groups":{"a":{"weights":{"num_bits":4,"strategy":"group"}}}})",
-                           R"({"config_groups":{"a":{"weights":{"num_bits":4,"group_size":"x"}}}})",
-                           R"({"config_groups":{"a":{"weights":{"num_bits":8,"strategy":"block"}}}})"}) {
+  for (const char* text :
+       {"", "[]", "{}", R"({"config_groups":[]})", R"({"config_groups":{"a":3}})",
+        R"({"config_groups":{"a":{"targets":3}}})", R"({"config_groups":{"a":{"targets":["re:("]}}})",
+        R"({"config_groups":{"a":{"weights":{"num_bits":"4"}}}})",
+        R"({"config_groups":{"a":{"weights":{"num_bits":77}}}})",
+        R"({"config_groups":{"a":{"weights":{"num_bits":4,"strategy":"group"}}}})",
+        R"({"config_groups":{"a":{"weights":{"num_bits":4,"group_size":"x"}}}})",
+        R"({"config_groups":{"a":{"weights":{"num_bits":8,"strategy":"block"}}}})"}) {
     CAPTURE(text);
     CHECK(!Config::parse(text).ok());
   }
@@ -197,7 +201,8 @@ TEST_CASE("compressed-tensors/ scales of an FP8 cache stand beside the attention
   const auto config = format->quantization_config(model);
   REQUIRE(config.ok());
   const auto cache = nlohmann::json::parse(*config)["kv_cache_scheme"];
-  CHECK((cache["num_bits"] == 8 && cache["type"] == "float" && cache["strategy"] == "tensor" && cache["dynamic"] == false));
+  CHECK((cache["num_bits"] == 8 && cache["type"] == "float" && cache["strategy"] == "tensor" &&
+         cache["dynamic"] == false));
 }
 
 TEST_CASE("compressed-tensors/ results that do not fit their scheme are refused") {

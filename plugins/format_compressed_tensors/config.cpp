@@ -17,15 +17,20 @@ Status unsupported(const Scheme& scheme, const std::string& why) {
   return {Code::kUnsupported, "compressed-tensors cannot store scheme " + scheme.name + ": " + why};
 }
 
-// ---- writing ----------------------------------------------------------------------------------------------------------
+// ---- writing --------------------------------------------------------------------------------------------------------
 
 const char* strategy_name(Granularity granularity) {
   switch (granularity) {
-    case Granularity::kTensor: return "tensor";
-    case Granularity::kChannel: return "channel";
-    case Granularity::kGroup: return "group";
-    case Granularity::kBlock: return "block";
-    case Granularity::kToken: return "token";
+    case Granularity::kTensor:
+      return "tensor";
+    case Granularity::kChannel:
+      return "channel";
+    case Granularity::kGroup:
+      return "group";
+    case Granularity::kBlock:
+      return "block";
+    case Granularity::kToken:
+      return "token";
   }
   return "";
 }
@@ -104,10 +109,14 @@ Json cache_json() {
 
 std::string_view storage_name(Storage storage) {
   switch (storage) {
-    case Storage::kPacked: return "pack-quantized";
-    case Storage::kInt: return "int-quantized";
-    case Storage::kFloat: return "float-quantized";
-    case Storage::kDense: return "dense";
+    case Storage::kPacked:
+      return "pack-quantized";
+    case Storage::kInt:
+      return "int-quantized";
+    case Storage::kFloat:
+      return "float-quantized";
+    case Storage::kDense:
+      return "dense";
   }
   return "";
 }
@@ -120,15 +129,18 @@ Result<Storage> storage_of(const Scheme& scheme) {
   const QuantArgs& weight = *scheme.weight;
   const bool whole = weight.granularity == Granularity::kTensor || weight.granularity == Granularity::kChannel;
   if (weight.type == NumberType::kFloat) {
-    if (!whole && weight.granularity != Granularity::kBlock) return unsupported(scheme, "FP8 weights have scales per tensor, channel or block");
+    if (!whole && weight.granularity != Granularity::kBlock)
+      return unsupported(scheme, "FP8 weights have scales per tensor, channel or block");
     return Storage::kFloat;
   }
   if (!scheme.input) {
-    if (weight.granularity == Granularity::kChannel || weight.granularity == Granularity::kGroup) return Storage::kPacked;
+    if (weight.granularity == Granularity::kChannel || weight.granularity == Granularity::kGroup)
+      return Storage::kPacked;
     return unsupported(scheme, "packed integer weights have scales per channel or group");
   }
   if (weight.bits != 8 || !weight.symmetric || !whole) {
-    return unsupported(scheme, "with quantized activations, integer weights are 8-bit and symmetric, per channel or tensor");
+    return unsupported(scheme,
+                       "with quantized activations, integer weights are 8-bit and symmetric, per channel or tensor");
   }
   return Storage::kInt;
 }
@@ -148,7 +160,8 @@ Result<std::string> write_config(const OutputModel& model) {
   if (quantized.empty() && !model.kv_cache) return std::string();
 
   Json config;
-  const bool one_storage = std::all_of(quantized.begin(), quantized.end(), [&](auto* g) { return g->storage == quantized[0]->storage; });
+  const bool one_storage =
+      std::all_of(quantized.begin(), quantized.end(), [&](auto* g) { return g->storage == quantized[0]->storage; });
   const Storage first = quantized.empty() ? Storage::kDense : quantized[0]->storage;
   config["quant_method"] = "compressed-tensors";
   config["format"] = one_storage ? storage_name(first) : "mixed-precision";
@@ -167,7 +180,7 @@ Result<std::string> write_config(const OutputModel& model) {
   return config.dump();
 }
 
-// ---- reading ----------------------------------------------------------------------------------------------------------
+// ---- reading --------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -176,7 +189,8 @@ Status corrupt(const std::string& where, const std::string& what) {
 }
 
 std::optional<Granularity> granularity_of(const std::string& strategy) {
-  for (const Granularity g : {Granularity::kTensor, Granularity::kChannel, Granularity::kGroup, Granularity::kBlock, Granularity::kToken}) {
+  for (const Granularity g :
+       {Granularity::kTensor, Granularity::kChannel, Granularity::kGroup, Granularity::kBlock, Granularity::kToken}) {
     if (strategy == strategy_name(g)) return g;
   }
   return std::nullopt;
@@ -189,7 +203,8 @@ Status read_block(const Json& json, const std::string& where, QuantArgs& args) {
   if (!pair) return corrupt(where + ".block_structure", "expected two integers");
   args.block_rows = (*block)[0].get<int64_t>();
   args.block_columns = (*block)[1].get<int64_t>();
-  if (args.block_rows <= 0 || args.block_columns <= 0) return corrupt(where + ".block_structure", "expected positive integers");
+  if (args.block_rows <= 0 || args.block_columns <= 0)
+    return corrupt(where + ".block_structure", "expected positive integers");
   return {};
 }
 
@@ -202,14 +217,16 @@ Result<Granularity> read_granularity(const Json& json, const std::string& where,
   }
   if (!strategy->is_string()) return corrupt(where + ".strategy", "expected a string");
   if (const auto known = granularity_of(strategy->get<std::string>())) return *known;
-  return Status(Code::kUnsupported, "quantization_config." + where + ".strategy: slim does not read '" + strategy->get<std::string>() + "'");
+  return Status(Code::kUnsupported, "quantization_config." + where + ".strategy: slim does not read '" +
+                                        strategy->get<std::string>() + "'");
 }
 
 Result<QuantArgs> read_args(const Json& json, const std::string& where) {
   if (!json.is_object()) return corrupt(where, "expected an object");
   QuantArgs args;
   const std::string type = json.value("type", "int");
-  if (type != "int" && type != "float") return corrupt(where + ".type", "expected \"int\" or \"float\", found \"" + type + "\"");
+  if (type != "int" && type != "float")
+    return corrupt(where + ".type", "expected \"int\" or \"float\", found \"" + type + "\"");
   args.type = type == "int" ? NumberType::kInt : NumberType::kFloat;
   args.bits = json.value("num_bits", 8);
   if (args.bits < 2 || args.bits > 8 || (args.type == NumberType::kFloat && args.bits != 8)) {
@@ -219,10 +236,12 @@ Result<QuantArgs> read_args(const Json& json, const std::string& where) {
   args.symmetric = json.value("symmetric", true);
   const auto size = json.find("group_size");
   const Json group_size = size == json.end() ? Json(nullptr) : *size;
-  if (!group_size.is_null() && !group_size.is_number_integer()) return corrupt(where + ".group_size", "expected an integer or null");
+  if (!group_size.is_null() && !group_size.is_number_integer())
+    return corrupt(where + ".group_size", "expected an integer or null");
   SLIM_ASSIGN(args.granularity, read_granularity(json, where, group_size));
   if (args.granularity == Granularity::kGroup) {
-    if (group_size.is_null() || group_size.get<int64_t>() <= 0) return corrupt(where + ".group_size", "expected a positive integer");
+    if (group_size.is_null() || group_size.get<int64_t>() <= 0)
+      return corrupt(where + ".group_size", "expected a positive integer");
     args.group_size = group_size.get<int64_t>();
   }
   if (args.granularity == Granularity::kBlock) SLIM_TRY(read_block(json, where, args));

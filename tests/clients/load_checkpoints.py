@@ -5,7 +5,7 @@
 
 SEQUENCES.json: a list of lists of token ids. Prints a JSON line for each checkpoint: "best", the most likely token at every
 position but the first, and "logprob", the log-probability of the token that stands there; or "error". The client is imported once
-and forked for each checkpoint, so that a crash costs one line.
+and forked for each checkpoint, so that a crash costs one line; but GPTQModel has threads from the start, which a fork would lose.
 """
 import json
 import os
@@ -80,7 +80,7 @@ def use_vllm():
 
     def run(folder, sequences):
         llm = LLM(model=folder, dtype="bfloat16", enforce_eager=True, max_model_len=512, max_num_seqs=8, max_num_batched_tokens=512, seed=0,
-                  enable_prefix_caching=False, skip_tokenizer_init=True)
+                  enable_prefix_caching=False, limit_mm_per_prompt={"image": 1, "video": 0})
         parameters = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False)
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in sequences], parameters, use_tqdm=False)
         best, logprob = [], []
@@ -105,18 +105,28 @@ def main():
     results = os.dup(1)
     os.dup2(2, 1)  # clients print to standard output
     run = {"transformers": use_transformers, "gptqmodel": use_gptqmodel, "vllm": use_vllm}[client]()
+
+    def tell(folder, line):
+        os.write(results, (json.dumps({"checkpoint": folder, **line}) + "\n").encode())
+
+    def load(folder):
+        try:
+            tell(folder, run(folder, sequences))
+        except BaseException as error:
+            tell(folder, {"error": reason_of(error)})
+
     for folder in folders:
+        if client == "gptqmodel":
+            load(folder)
+            continue
         child = os.fork()
         if child == 0:
-            try:
-                line = run(folder, sequences)
-            except BaseException as error:
-                line = {"error": reason_of(error)}
-            os.write(results, (json.dumps({"checkpoint": folder, **line}) + "\n").encode())
+            load(folder)
             os._exit(0)  # the client's threads would keep the process
         _, status = os.waitpid(child, 0)
         if status != 0:
-            os.write(results, (json.dumps({"checkpoint": folder, "error": f"died with status {status}"}) + "\n").encode())
+            tell(folder, {"error": f"died with status {status}"})
+    os._exit(0)
 
 
 main()

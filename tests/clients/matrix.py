@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Which client loads which scheme in which format: makes the table of docs/formats.md by trying.
 
-    matrix.py --build BUILD [--write] [--only TEXT] [--client NAME]
+    matrix.py --build BUILD [--write] [--only TEXT] [--client NAME] [--results FILE]
 
 For every row it quantizes tests/data/toy-qwen3vl, scores text with slim's own dequantized forward pass, and with each client that is
 there; "yes" where the most likely tokens agree. Clients: transformers of this Python; vLLM of SLIM_VLLM_PYTHON (.venv-vllm); GPTQModel
-and transformers with it of SLIM_GPTQMODEL_PYTHON (.venv-gptqmodel). --write puts the table into docs/formats.md.
+and transformers with it of SLIM_GPTQMODEL_PYTHON (.venv-gptqmodel). --write puts the table, with what earlier runs left
+in --results (build/client_matrix.json), into docs/formats.md.
 """
 import argparse
 import json
@@ -147,23 +148,31 @@ def compare(theirs, ours):
 
 
 def scores_of(python, client, folders, ids_file):
-    """Client's scores by checkpoint; progress of the client goes to standard error."""
-    done = subprocess.run([python, ROOT / "tests/clients/load_checkpoints.py", client, ids_file, *folders], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    if not lines:
-        raise RuntimeError(f"{client} did not start: {done.stderr[-2000:]}")
-    return {line["checkpoint"]: line for line in lines}
+    """Client's scores, a checkpoint at a time, as they come."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen([python, ROOT / "tests/clients/load_checkpoints.py", client, ids_file, *folders], stdout=subprocess.PIPE,
+                                   stderr=log, text=True)
+        any_line = False
+        for line in process.stdout:
+            any_line = True
+            yield json.loads(line)
+        process.wait()
+        if not any_line:
+            log.seek(0)
+            raise RuntimeError(f"{client} did not start: {log.read()[-2000:]}")
 
 
-def try_rows(build, rows, clients=CLIENTS):
-    """{(row index, client): Verdict}, and the rows that slim itself could not make: {row index: reason}."""
+def try_rows(build, rows, clients=CLIENTS, tell=lambda row, client, verdict: None):
+    """{(row index, client): Verdict}, and the rows that slim itself could not make: {row index: reason}. `tell` hears of each."""
     verdicts, failed, ids = {}, {}, sequences()
     with tempfile.TemporaryDirectory() as work:
         ids_file = Path(work, "ids.json")
         ids_file.write_text(json.dumps(ids))
         ours, jobs = {}, {}
         for index, row in enumerate(rows):
+            wanted = [(python, client) for client in clients if (python := python_of(client, row))]
+            if not wanted:
+                continue
             folder = f"{work}/{index}"
             try:
                 quantize(build, row, folder)
@@ -172,38 +181,53 @@ def try_rows(build, rows, clients=CLIENTS):
                 failed[index] = str(error)
                 print(f"{row.label}: {error}", flush=True)
                 continue
-            for client in clients:
-                if python := python_of(client, row):
-                    jobs.setdefault((python, client), []).append(index)
+            for job in wanted:
+                jobs.setdefault(job, []).append(index)
         for (python, client), indices in jobs.items():
-            scores = scores_of(python, client, [f"{work}/{i}" for i in indices], ids_file)
-            for i in indices:
-                verdict = verdicts[i, client] = compare(scores.get(f"{work}/{i}", {"error": "no answer"}), ours[i])
+            for scores in scores_of(python, client, [f"{work}/{i}" for i in indices], ids_file):
+                i = int(Path(scores["checkpoint"]).name)
+                verdict = verdicts[i, client] = compare(scores, ours[i])
                 print(f"{client:12} {rows[i].label:50} {verdict.text} {verdict.difference:.4f} {verdict.reason}", flush=True)
+                tell(rows[i], client, verdict)
     return verdicts, failed
 
 
-def table(rows, verdicts, failed):
+def table(results):
+    """results: {row label: {client: Verdict}}"""
     titles = {"transformers": "transformers", "vllm": "vLLM (CPU)", "gptqmodel": "GPTQModel"}
     lines = ["| format | scheme | " + " | ".join(titles[client] for client in CLIENTS) + " |", "|" + "---|" * (2 + len(CLIENTS))]
     notes = []
-    for index, row in enumerate(rows):
-        if index in failed:
+    for row in ROWS:
+        verdicts = results.get(row.label)
+        if not verdicts:
             continue
         cells = []
         for client in CLIENTS:
-            verdict = verdicts.get((index, client))
+            verdict = verdicts.get(client)
             text = verdict.text if verdict else "-"
             if verdict and verdict.reason:
-                reason = verdict.reason.replace("|", "\\|")
-                if reason not in notes:
-                    notes.append(reason)
-                text += f" ({notes.index(reason) + 1})"
+                if verdict.reason not in notes:
+                    notes.append(verdict.reason)
+                text += f" ({notes.index(verdict.reason) + 1})"
             cells.append(text)
         lines.append(f"| {row.format} | {row.scheme}{', ' + row.note if row.note else ''} | " + " | ".join(cells) + " |")
     lines.append("")
     lines += [f"{number}. `{reason}`" for number, reason in enumerate(notes, 1)]
     return "\n".join(lines)
+
+
+class Results:
+    """What is known so far, kept in a file between runs: a run may try some rows, or one client."""
+
+    def __init__(self, path):
+        self.path = path
+        known = json.loads(path.read_text()) if path.exists() else {}
+        self.rows = {label: {client: Verdict(**fields) for client, fields in row.items()} for label, row in known.items()}
+
+    def add(self, row, client, verdict):
+        self.rows.setdefault(row.label, {})[client] = verdict
+        text = {label: {client: vars(verdict) for client, verdict in clients.items()} for label, clients in self.rows.items()}
+        self.path.write_text(json.dumps(text, indent=1))
 
 
 def write(text):
@@ -219,10 +243,11 @@ def main():
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--client", choices=CLIENTS, action="append")
+    parser.add_argument("--results", type=Path, default=ROOT / "build/client_matrix.json")
     arguments = parser.parse_args()
-    rows = [row for row in ROWS if arguments.only in row.label]
-    verdicts, failed = try_rows(arguments.build.resolve(), rows, arguments.client or CLIENTS)
-    text = table(rows, verdicts, failed)
+    results = Results(arguments.results)
+    try_rows(arguments.build.resolve(), [row for row in ROWS if arguments.only in row.label], arguments.client or CLIENTS, results.add)
+    text = table(results.rows)
     print(text)
     if arguments.write:
         write(text)

@@ -2,8 +2,8 @@
 //   slim_format_codec encode PLUGIN SCHEMES GROUP_SIZE ARITHMETIC IN OUT   min-max rounding of every NAME.weight
 //   slim_format_codec decode PLUGIN IN OUT                                 every quantized layer as NAME.weight in fp32
 // SCHEMES: one for all layers, or several, comma separated, given out in turn. ARITHMETIC: fp32 bf16 fp16.
-// Of IN, beside the weights: NAME.input_range F32 [2], the smallest and largest input of static activation scales; NAME.group_index
-// I32 [in], the group of each input channel.
+// Of IN, beside the weights: NAME.input_range F32 [2], the smallest and largest input of static activation scales;
+// NAME.group_index I32 [in], the group of each input channel.
 #include <ATen/ATen.h>
 
 #include <cstdio>
@@ -23,7 +23,8 @@ constexpr std::string_view kWeight = ".weight";
 
 Status write(const std::string& folder, const TensorMap& tensors, const std::map<std::string, std::string>& files) {
   std::vector<TensorSpec> specs;
-  for (const auto& [name, value] : tensors) specs.push_back({name, *from_scalar_type(value.scalar_type()), value.sizes().vec()});
+  for (const auto& [name, value] : tensors)
+    specs.push_back({name, *from_scalar_type(value.scalar_type()), value.sizes().vec()});
   WriterOptions options;
   options.folder = folder;
   SLIM_ASSIGN(const auto writer, CheckpointWriter::create(options, specs));
@@ -33,8 +34,8 @@ Status write(const std::string& folder, const TensorMap& tensors, const std::map
 }
 
 /// Rounds the columns in the order of their groups, and puts the codes back in place.
-Result<Quantized> round_weight(const at::Tensor& weight, const at::Tensor& index, const QuantArgs& args, at::ScalarType arithmetic,
-                               at::ScalarType scale_dtype) {
+Result<Quantized> round_weight(const at::Tensor& weight, const at::Tensor& index, const QuantArgs& args,
+                               at::ScalarType arithmetic, at::ScalarType scale_dtype) {
   const at::Tensor order = index.defined() ? at::argsort(index, /*stable=*/true, 0, false) : at::arange(weight.size(1));
   const at::Tensor sorted = weight.index_select(1, order);
   SLIM_ASSIGN(const quant::Params params, quant::choose_params(sorted, args, scale_dtype));
@@ -43,8 +44,8 @@ Result<Quantized> round_weight(const at::Tensor& weight, const at::Tensor& index
   return Quantized{args, codes, params.scale, params.zero, index};
 }
 
-Result<Solved> round(const Checkpoint& source, const std::string& module, const Scheme& scheme, at::ScalarType arithmetic,
-                     at::ScalarType scale_dtype) {
+Result<Solved> round(const Checkpoint& source, const std::string& module, const Scheme& scheme,
+                     at::ScalarType arithmetic, at::ScalarType scale_dtype) {
   SLIM_ASSIGN(const at::Tensor stored, source.read(module + std::string(kWeight)));
   at::Tensor index;
   if (source.tensors().contains(module + ".group_index")) {
@@ -54,14 +55,16 @@ Result<Solved> round(const Checkpoint& source, const std::string& module, const 
   SLIM_ASSIGN(solved.weight, round_weight(stored.to(at::kFloat), index, *scheme.weight, arithmetic, scale_dtype));
   if (scheme.input && !scheme.input->dynamic) {
     SLIM_ASSIGN(const at::Tensor range, source.read(module + ".input_range"));
-    const auto input = quant::params_from_range(range.narrow(0, 0, 1), range.narrow(0, 1, 1), *scheme.input, scale_dtype);
+    const auto input =
+        quant::params_from_range(range.narrow(0, 0, 1), range.narrow(0, 1, 1), *scheme.input, scale_dtype);
     solved.input_scale = input.scale;
     solved.input_zero = input.zero;
   }
   return solved;
 }
 
-Status encode(const Format& format, const std::vector<Scheme>& schemes, at::ScalarType arithmetic, const std::string& in, const std::string& out) {
+Status encode(const Format& format, const std::vector<Scheme>& schemes, at::ScalarType arithmetic,
+              const std::string& in, const std::string& out) {
   SLIM_ASSIGN(const auto source, Checkpoint::open(in));
   TensorMap tensors;
   ModelPlan plan;
@@ -77,7 +80,8 @@ Status encode(const Format& format, const std::vector<Scheme>& schemes, at::Scal
     const Scheme& scheme = schemes[plan.blocks[0].layers.size() % schemes.size()];
     plan.blocks[0].layers.push_back(layer);
     model.schemes[layer.name] = scheme;
-    SLIM_ASSIGN(const Solved solved, round(*source, layer.name, scheme, arithmetic, format.scale_dtype(scheme, kModelDtype)));
+    SLIM_ASSIGN(const Solved solved,
+                round(*source, layer.name, scheme, arithmetic, format.scale_dtype(scheme, kModelDtype)));
     SLIM_ASSIGN(const TensorMap encoded, format.encode(layer, scheme, solved, kModelDtype));
     tensors.insert(encoded.begin(), encoded.end());
   }
@@ -90,7 +94,8 @@ Status encode(const Format& format, const std::vector<Scheme>& schemes, at::Scal
 Status decode(const Format& format, const std::string& in, const std::string& out) {
   SLIM_ASSIGN(const auto source, Checkpoint::open(in));
   const std::string quantization = nlohmann::json::parse(source->config_json())["quantization_config"].dump();
-  if (!format.recognises(quantization, source->side_files())) return {Code::kCorrupt, in + ": not a checkpoint of this format"};
+  if (!format.recognises(quantization, source->side_files()))
+    return {Code::kCorrupt, in + ": not a checkpoint of this format"};
   SLIM_ASSIGN(const auto layers, format.stored_layers(*source, quantization));
   TensorMap tensors;
   for (const StoredLayer& layer : layers) {
