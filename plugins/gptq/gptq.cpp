@@ -34,7 +34,7 @@ class Gptq final : public Algorithm {
                              const at::Tensor& mean_square) const;
 
   double damp_ = 0.01;
-  bool desc_act_ = false, static_groups_ = true, group_aware_ = true, refit_ = true;
+  bool desc_act_ = false, static_groups_ = true, group_aware_ = false, refit_ = true;
   Range range_ = Range::kSweep;
 };
 
@@ -174,7 +174,7 @@ Result<Solved> Gptq::solve(LayerContext& context) {
 constexpr char kSchema[] = R"json({"type":"object","properties":{
   "damp_percent":{"type":"number","minimum":0,"maximum":1,"default":0.01,
                   "description":"share of the mean of E[x²] that is added to the diagonal of the Gram matrix"},
-  "act_group_aware":{"type":"boolean","default":true,
+  "act_group_aware":{"type":"boolean","default":false,
                      "description":"take channels in the order of their activations, but group by group"},
   "desc_act":{"type":"boolean","default":false,
               "description":"take channels in the order of their activations, whatever their group; instead of act_group_aware"},

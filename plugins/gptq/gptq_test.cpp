@@ -63,14 +63,14 @@ using Changes = std::map<std::string, std::string>;
 std::unique_ptr<Algorithm> gptq(const Changes& changes = {}) {
   slim_error error{};
   std::unique_ptr<Algorithm> algorithm(static_cast<Algorithm*>(slim_plugin_v1.components[0].create(nullptr, &error)));
-  Options options{{"damp_percent", "0.01"}, {"act_group_aware", "true"}, {"desc_act", "false"}, {"static_groups", "true"},
+  Options options{{"damp_percent", "0.01"}, {"act_group_aware", "false"}, {"desc_act", "false"}, {"static_groups", "true"},
                   {"range", "sweep"},       {"refit", "true"}};
   for (const auto& [key, value] : changes) options[key] = value;
   REQUIRE(algorithm->setup(options).ok());
   return algorithm;
 }
 
-const Changes kPlain{{"act_group_aware", "false"}, {"range", "minmax"}, {"refit", "false"}};
+const Changes kPlain{{"range", "minmax"}, {"refit", "false"}};
 
 Scheme scheme(const std::string& name, int64_t group_size = 0) {
   const auto found = scheme_from_name(name, group_size);
@@ -160,7 +160,7 @@ TEST_CASE("gptq/ is never worse than rounding on its own loss, and better on dep
   at::manual_seed(2);
   const auto shapes = {std::tuple<int64_t, int64_t, int64_t>{1, 1, -1}, {5, 1, 1}, {1, 48, 16}, {33, 96, 32}, {40, 160, 32}, {6, 288, 96}, {20, 200, -1}};
   const std::vector<Changes> variants = {{}, kPlain, {{"desc_act", "true"}}, {{"desc_act", "true"}, {"static_groups", "false"}},
-                                         {{"range", "mse"}}, {{"range", "minmax"}, {"refit", "false"}}};
+                                         {{"range", "mse"}}, {{"act_group_aware", "true"}}};
   for (const char* name : {"w2a16", "w2a16_asym", "w3a16", "w3a16_asym", "w4a16", "w4a16_asym", "w8a16", "w8a16_asym"}) {
     for (const auto& [out, in, group] : shapes) {
       const Scheme wanted = scheme(name, group);
