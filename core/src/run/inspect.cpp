@@ -164,17 +164,42 @@ int64_t parameters_of(const TensorSpec& spec, const std::optional<Quantization>&
   if (!quantization) return elements(spec);
   const auto [module, suffix] = split_name(spec.name);
   if (is_quantization_data(suffix)) return 0;
-  if (suffix != "weight_packed" && suffix != "qweight") return elements(spec);
-  if (const auto shape = shapes.find(module); shape != shapes.end()) return shape->second;
+  const bool packed = suffix == "weight_packed" || suffix == "qweight";
+  if (const auto shape = shapes.find(module); shape != shapes.end() && (packed || suffix == "weight")) return shape->second;
+  if (!packed) return elements(spec);
   const int64_t bits = std::max<int64_t>(quantization->bits.value_or(4), 1);
   return static_cast<int64_t>(static_cast<__int128>(elements(spec)) * dtype_bits(spec.dtype) / bits);
 }
 
-// The float element counts of packed layers, from their tiny "weight_shape" tensors.
+// Ascend checkpoints describe their tensors in a file of their own.
+Result<std::optional<Quantization>> described_quantization(const Checkpoint& checkpoint) {
+  constexpr int64_t kLargest = 100'000'000;
+  for (const std::string& name : checkpoint.side_files()) {
+    if (!name.starts_with("quant_model_description") || !name.ends_with(".json")) continue;
+    const std::string path = checkpoint.folder() + "/" + name;
+    SLIM_ASSIGN(const std::string text, read_text(path, kLargest));
+    const auto json = parse_strict_json(text);
+    if (!json.ok()) return json.status().in(path);
+    Quantization found;
+    found.method = "ascend";
+    found.format = text_at(*json, {"model_quant_type"});
+    found.group_size = number_at(*json, {"group_size"});
+    return std::optional(found);
+  }
+  return std::optional<Quantization>();
+}
+
+// The float element counts of packed layers: from their tiny "weight_shape" tensors, or from scales with twice the weight's rows.
 Result<std::map<std::string, int64_t>> stored_shapes(const Checkpoint& checkpoint) {
   std::map<std::string, int64_t> counts;
   for (const auto& [name, spec] : checkpoint.tensors()) {
     const auto [module, suffix] = split_name(name);
+    if (suffix == "weight_scale" && spec.shape.size() == 2) {
+      const auto weight = checkpoint.tensors().find(module + ".weight");
+      const bool pairs = weight != checkpoint.tensors().end() && weight->second.shape.size() == 2 &&
+                         spec.shape[0] == 2 * weight->second.shape[0] && weight->second.dtype == Dtype::kI8;
+      if (pairs) counts[module] = 2 * elements(weight->second);
+    }
     if (suffix != "weight_shape" || spec.dtype != Dtype::kI64 || spec.shape != std::vector<int64_t>{2})
       continue;
     SLIM_ASSIGN(const at::Tensor shape, checkpoint.read(name));
@@ -231,7 +256,10 @@ std::string quantization_text(const std::optional<Quantization>& found) {
 Result<Report> inspect(const std::string& folder, PluginRegistry&) {
   SLIM_ASSIGN(const auto checkpoint, Checkpoint::open(folder));
   SLIM_ASSIGN(const Json config, parse_strict_json(checkpoint->config_json()));
-  const auto quantization = quantization_of(config);
+  auto quantization = quantization_of(config);
+  if (!quantization) {
+    SLIM_ASSIGN(quantization, described_quantization(*checkpoint));
+  }
   SLIM_ASSIGN(const auto shapes, stored_shapes(*checkpoint));
 
   Amount total;
