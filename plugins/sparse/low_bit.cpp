@@ -108,9 +108,10 @@ Result<ValueRange> activation_range(const LowBitOptions& options, LayerContext& 
     context.notes().metric(context.layer().name, "activation outlier ratio", ratio);
     use_histogram = ratio <= kLargestHistogramRatio;
   }
-  const bool finite = use_histogram ? histogram->finite() : std::isfinite(extremes->mean_range().high - extremes->mean_range().low);
+  const ValueRange mean = use_histogram ? ValueRange{} : extremes->mean_range();
+  const bool finite = use_histogram ? histogram->finite() : std::isfinite(mean.high - mean.low);
   if (!finite) return Status(Code::kNumeric, context.layer().name + ": the layer's input holds NaN or Inf");
-  return use_histogram ? quant::quantile_stepping_range(*histogram) : extremes->mean_range();
+  return use_histogram ? quant::quantile_stepping_range(*histogram) : mean;
 }
 
 /// Smallest scales with which round(bias / (input_scale * scale)) fits an int32, with room for the offset's share.
@@ -124,6 +125,9 @@ void report(const LowBitWeight& weight, const LowBitOptions& options, LayerConte
   const auto rows = [&](int64_t count) { return std::to_string(count) + " of " + std::to_string(weight.codes.size(0)) + " rows"; };
   Notes& notes = context.notes();
   if (weight.zero_rows > 0) notes.note("rows of zeros, scale 1", name, rows(weight.zero_rows));
+  if (options.open_outlier && !options.use_sigma && weight.outlier_share == 0) {
+    notes.note("nothing protected", name, "fraction of " + std::to_string(weight.codes.size(1)) + " columns is less than two weights");
+  }
   if (weight.unprotected_rows > 0) notes.note("no inlier left, nothing protected", name, rows(weight.unprotected_rows));
   if (weight.widened_rows > 0) notes.note("scale widened for protected weights", name, rows(weight.widened_rows));
   if (weight.saturated > 0) {
