@@ -50,7 +50,7 @@ Status check_plugins(const RunConfig& config, PluginRegistry& registry) {
   }
   if (!config.adapter.empty()) SLIM_TRY(registry.find(SLIM_ADAPTER, config.adapter).status());
   if (!config.format.empty()) SLIM_TRY(registry.find(SLIM_FORMAT, config.format).status());
-  return registry.find(SLIM_BACKEND, config.backend).status();
+  return config.backend == "auto" ? Status{} : registry.find(SLIM_BACKEND, config.backend).status();
 }
 
 /// The caller's progress, which cancel() stops too.
