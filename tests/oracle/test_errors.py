@@ -485,8 +485,8 @@ def check_verify(test, work):
 
 
 def check_interrupt(test, work):
-    """SIGINT while samples are read, while blocks are quantized: exit code 130, no folder."""
-    for moment in ("reading samples 2/", "quantizing 6/"):
+    """SIGINT while samples are read: nothing is left. While blocks are quantized: what --resume needs."""
+    for moment, kept in (("reading samples 2/", []), ("quantizing 6/", ["interrupted.partial"])):
         output = work.path("interrupted")
         command = [test.slim, "--plugin", "awq", "--set", "awq.grid=200", "--model", TOY, "--calib", SAMPLES / "calib.jsonl", "--num-samples", "32",
                    "--output", output]
@@ -503,7 +503,8 @@ def check_interrupt(test, work):
         test.check(f"SIGINT at {moment!r}", process.returncode == 130 and len(errors) == 1 and not out,
                    f"exit code {process.returncode}, {rest[-500:]}")
         left = [path.name for path in work.folder.glob("interrupted*")]
-        test.check(f"SIGINT at {moment!r} leaves nothing", not left, left)
+        test.check(f"SIGINT at {moment!r} leaves {kept}", left == kept, left)
+        test.check(f"SIGINT at {moment!r} says how to go on", ("--resume" in rest) == bool(kept), rest[-500:])
 
 
 def main():

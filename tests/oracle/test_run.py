@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One run, several schemes: rules by layer, several outputs of one calibration, kept statistics, scales of a key/value cache.
+"""The run itself: rules by layer, several outputs of one calibration, kept statistics, scales of a key/value cache, memory limits.
 
 Each is compared with plain runs: a rule's layers with those of a run that has the rule's scheme alone, an output of several and one
 from kept statistics with a run of its own, byte by byte; the cache's scales with the keys and values that transformers computes."""
@@ -187,6 +187,46 @@ def check_cache(slim, work):
     print(f"cache: {len(stored)} scales are those of transformers' keys and values")
 
 
+def check_budget(slim, work):
+    """A limit that is kept by files for activations, and by reading no weights ahead, changes no byte; what cannot be kept says how much would do."""
+    awq = ["--plugin", "awq", *AWQ, *CALIB]
+    plan = slim.works("plan", *awq)
+    peak, least = plan["peak_memory_bytes"], plan["least_memory_bytes"]
+    assert least < peak
+    report = slim.works(*awq, "--max-memory", peak - 1, "--output", "within")
+    assert "activations in files" in report["notes"], report["notes"]
+    slim.works(*awq, "--output", "unlimited")
+    same_files(work / "within", work / "unlimited")
+    one = ["--plugin", "awq", *AWQ, *CALIB[:-1], 1]
+    report = slim.works(*one, "--max-memory", least, "--output", "least")
+    assert "weights not read ahead" in report["notes"], report["notes"]
+    slim.works(*one, "--output", "one")
+    same_files(work / "least", work / "one")
+    slim.fails("with --batch-size 1 .* would do", *awq, "--max-memory", least, "--output", "x", code=1)
+    slim.fails("the least that would do is", *awq, "--max-memory", least - 1, "--output", "x", code=1)
+    slim.fails("the least that would do is", "plan", *awq, "--max-memory", least - 1, code=1)
+    assert not (work / "x").exists()
+    print(f"budget: {peak / 1e6:.0f} MB, at least {least / 1e6:.0f} MB; every file as without a limit")
+
+
+def check_engine(slim, work):
+    def verify(*words):
+        return subprocess.run([slim.program, "verify", *map(str, words), "--quiet"], capture_output=True, text=True, cwd=work)
+
+    slim.works("--plugin", "rtn", "--scheme", "w4a16", "--ignore", "re:.*visual.*", "--output", "engine")
+    result = verify("engine", "--engine", "vllm")
+    assert result.returncode == 0, result.stderr
+    result = verify("engine", "--engine", "vllm", "--tp", 4)
+    assert result.returncode == 3 and "groups of 128" in result.stderr and "o_proj" in result.stderr, result.stderr
+    slim.works("--plugin", "rtn", "--scheme", "w3a16", "--output", "engine-3")
+    result = verify("engine-3", "--engine", "vllm")
+    assert result.returncode == 3 and "3-bit" in result.stderr, result.stderr
+    for words, says in ((["--engine", "vlm"], "did you mean 'vllm'"), (["--tp", 2], "--engine"), (["--engine", "vllm", "--tp", 0], "at least 1")):
+        result = verify("engine", *words)
+        assert result.returncode == 2 and says in result.stderr, result.stderr
+    print("engine: shards that cut groups, and bits without a kernel, are told")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
@@ -197,6 +237,8 @@ def main():
         check_outputs(slim, work)
         check_statistics(slim, work)
         check_cache(slim, work)
+        check_budget(slim, work)
+        check_engine(slim, work)
 
 
 main()

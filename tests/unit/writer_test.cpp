@@ -256,7 +256,6 @@ TEST_CASE("writer/ stored bytes are copied under another name, sub-byte floats t
 
 TEST_CASE("writer/ only announced tensors are taken, each once, and all must come") {
   TempFolder folder;
-  CHECK_FALSE(CheckpointWriter::create(into(folder / "out"), {}).ok());
   CHECK_FALSE(
       CheckpointWriter::create(into(folder / "out"), {{"a", Dtype::kU8, {1}}, {"a", Dtype::kU8, {1}}}).ok());
   const auto writer =
@@ -288,10 +287,71 @@ TEST_CASE("writer/ an abandoned writer leaves nothing, not even the folders abov
     CHECK(fs::exists(folder / "runs/today/out.partial/sub/notes.txt"));
   }
   CHECK(names_in(folder.path()).empty());
-  WriterOptions keep = into(folder / "out");
-  keep.keep_partial = true;
-  REQUIRE(CheckpointWriter::create(keep, {{"a", Dtype::kF32, {2}}}).ok());
+  {
+    const auto kept = CheckpointWriter::create(into(folder / "out"), {{"a", Dtype::kF32, {2}}});
+    REQUIRE(kept.ok());
+    (*kept)->keep_partial(true);
+  }
   CHECK(names_in(folder.path()) == std::vector<std::string>{"out.partial"});
+}
+
+TEST_CASE("writer/ another process goes on with what was kept, and gives the same bytes") {
+  const Model model = random_model(9, 40);
+  TempFolder folder;
+  WriterOptions options = into(folder / "one");
+  options.max_shard_size = 200;
+  REQUIRE(write_all(model, options).ok());
+  options.folder = folder / "two";
+  std::map<std::string, uint64_t> finished;
+  {
+    const auto writer = CheckpointWriter::create(options, model.specs);
+    REQUIRE(writer.ok());
+    for (size_t i = 0; i < model.specs.size() / 2; ++i) {
+      REQUIRE((*writer)->put(model.specs[i].name, model.values.at(model.specs[i].name)).ok());
+    }
+    const auto checksums = (*writer)->sync_finished();
+    REQUIRE(checksums.ok());
+    finished = *checksums;
+    CHECK(finished.size() == model.specs.size() / 2);
+    CHECK((*writer)->sync_finished()->empty());
+    (*writer)->keep_partial(true);
+  }
+  options.resume = true;
+  const auto writer = CheckpointWriter::create(options, model.specs);
+  REQUIRE_MESSAGE(writer.ok(), writer.status().message());
+  REQUIRE((*writer)->adopt(finished).ok());
+  for (const auto& [name, value] : model.values) CHECK((*writer)->put(name, value).ok() != finished.contains(name));
+  REQUIRE((*writer)->write_file("config.json", "{}").ok());
+  REQUIRE((*writer)->finish().ok());
+  REQUIRE(names_in(folder / "one") == names_in(folder / "two"));
+  for (const std::string& name : names_in(folder / "one")) {
+    CHECK_MESSAGE(read_text_file(folder / ("one/" + name)) == read_text_file(folder / ("two/" + name)), name);
+  }
+}
+
+TEST_CASE("writer/ what was changed since, or planned otherwise, is not gone on with") {
+  TempFolder folder;
+  Model model;
+  model.add("a", at::ones({2}));
+  model.add("b", at::zeros({3}));
+  std::map<std::string, uint64_t> finished;
+  {
+    const auto writer = CheckpointWriter::create(into(folder / "out"), model.specs);
+    REQUIRE((*writer)->put("a", model.values.at("a")).ok());
+    finished = *(*writer)->sync_finished();
+    (*writer)->keep_partial(true);
+  }
+  WriterOptions options = into(folder / "out");
+  options.resume = true;
+  auto other = model.specs;
+  other[1].shape = {4};
+  CHECK(CheckpointWriter::create(options, other).status().code() == Code::kCorrupt);
+  REQUIRE(fs::exists(folder / "out.partial"));
+  const auto writer = CheckpointWriter::create(options, model.specs);
+  REQUIRE(writer.ok());
+  check_message((*writer)->adopt({{"absent", 1}}), Code::kCorrupt, "absent");
+  check_message((*writer)->adopt({{"a", finished.at("a") + 1}}), Code::kCorrupt, "'a'");
+  CHECK(CheckpointWriter::in_use(folder / "out.partial"));
 }
 
 TEST_CASE("writer/ what a crash left is replaced, what another writer holds is not") {

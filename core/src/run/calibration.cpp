@@ -28,8 +28,8 @@ Result<Dataset> read_documents(const RunConfig& config) {
 
 class BatchBuilder {
  public:
-  BatchBuilder(const Model& model, BlockExec& exec, int64_t batch_size, Calibration& calibration)
-      : model_(model), exec_(exec), batch_size_(static_cast<size_t>(batch_size)), calibration_(calibration) {}
+  BatchBuilder(const Model& model, BlockExec& exec, const Spill& spill, int64_t batch_size, Calibration& calibration)
+      : model_(model), exec_(exec), spill_(spill), batch_size_(static_cast<size_t>(batch_size)), calibration_(calibration) {}
 
   Status add(Sample sample) {
     calibration_.samples.push_back({sample.origin, sample.text_tokens, sample.image_tokens, sample.downscaled});
@@ -47,7 +47,8 @@ class BatchBuilder {
       fewest_ = tokens_;
       calibration_.smallest = calibration_.batches.size();
     }
-    calibration_.batches.push_back(std::move(carry));
+    SLIM_ASSIGN(Carry stored, spill_.store(std::move(carry)));
+    calibration_.batches.push_back(std::move(stored));
     pending_.clear();
     tokens_ = 0;
     return {};
@@ -56,6 +57,7 @@ class BatchBuilder {
  private:
   const Model& model_;
   BlockExec& exec_;
+  const Spill& spill_;
   size_t batch_size_;
   Calibration& calibration_;
   std::vector<Sample> pending_;
@@ -147,14 +149,15 @@ class SampleOrder {
 
 }  // namespace
 
-Result<Calibration> calibrate_input(const RunConfig& config, const Model& model, BlockExec& exec, Progress& progress) {
+Result<Calibration> calibrate_input(const RunConfig& config, const Model& model, BlockExec& exec, Progress& progress,
+                                    const Spill& spill) {
   const c10::NoGradGuard no_grad;
   SLIM_ASSIGN(const Dataset dataset, read_documents(config));
   SLIM_ASSIGN(const auto processor, guarded(model.adapter_id, [&] { return model.adapter->processor(config.model); }));
   Calibration calibration;
   calibration.skipped = dataset.skipped;
   const SampleReader reader(config, *processor, calibration);
-  BatchBuilder builder(model, exec, config.batch_size, calibration);
+  BatchBuilder builder(model, exec, spill, config.batch_size, calibration);
   SampleOrder order(config, builder);
   progress.begin("reading samples", static_cast<int64_t>(dataset.documents.size()));
   for (const Document& document : dataset.documents) {

@@ -5,6 +5,7 @@
 #include "config/run_config.h"
 #include "run/commands.h"
 #include "run/model.h"
+#include "run/spill.h"
 
 namespace slim {
 
@@ -28,6 +29,7 @@ struct Calibration {
 };
 
 /// Reads, encodes and batches the data set of the config; pixels are dropped as soon as their batch has begun.
-SLIM_API Result<Calibration> calibrate_input(const RunConfig&, const Model&, BlockExec&, Progress&);
+/// `spill`: where the batches go.
+SLIM_API Result<Calibration> calibrate_input(const RunConfig&, const Model&, BlockExec&, Progress&, const Spill& spill = {"", false});
 
 }  // namespace slim

@@ -29,8 +29,11 @@ SLIM_API Result<Report> evaluate(const EvalConfig&, PluginRegistry&, Progress&);
 
 struct VerifyConfig {
   std::string model, reference;
+  std::string engine;           ///< "vllm": its rules too
+  int64_t tensor_parallel = 1;  ///< devices of the engine
 };
-/// Re-reads what was written: completeness, decoding, signal-to-noise of every layer against the reference. kVerification.
+/// Re-reads what was written: completeness, decoding, signal-to-noise of every layer against the reference, and the rules of the
+/// engine that it is for. kVerification.
 SLIM_API Result<Report> verify(const VerifyConfig&, PluginRegistry&, Progress&);
 
 }  // namespace slim

@@ -35,7 +35,7 @@ std::string without_numbers(const std::string& name) {
 
 }  // namespace
 
-int64_t peak_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
+int64_t peak_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs, MemoryMode mode) {
   const int64_t size = static_cast<int64_t>(c10::elementSize(model.weights->dtype()));
   const int64_t tokens = config.num_samples * config.max_seq_length;
   int64_t most = 0;
@@ -56,13 +56,34 @@ int64_t peak_bytes(const RunConfig& config, const Model& model, const std::vecto
     }
     if (outputs.size() > 1) statistics *= 2;  // each output folds its scales into a copy
     const bool forward = !observed.empty() && config.statistics.empty();
-    const int64_t hidden = forward && !block.ports.empty() ? 2 * tokens * block.ports.front().features * size : 0;
+    const int64_t held = mode.spill ? std::min(tokens, config.batch_size * config.max_seq_length) : tokens;
+    const int64_t hidden = forward && !block.ports.empty() ? 2 * held * block.ports.front().features * size : 0;
     const int64_t working = forward ? config.batch_size * config.max_seq_length * features * 4 * 2 : 0;
     // fp32 copies of the whole block while its scales are folded, and of the largest layer while it is searched.
     const int64_t copies = observed.empty() ? 0 : 2 * weights * 4 / size;
-    most = std::max(most, 2 * weights + copies + 4 * largest * 4 + statistics + hidden + working);
+    most = std::max(most, (mode.read_ahead ? 2 : 1) * weights + copies + 4 * largest * 4 + statistics + hidden + working);
   }
   return kProgramBytes + most;
+}
+
+int64_t least_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
+  RunConfig smallest = config;
+  smallest.batch_size = 1;
+  return peak_bytes(smallest, model, outputs, {.read_ahead = false, .spill = true});
+}
+
+Result<MemoryMode> choose_memory_mode(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
+  if (config.max_memory == 0) return MemoryMode{};
+  constexpr MemoryMode kModes[] = {{true, false}, {true, true}, {false, true}};
+  for (const MemoryMode mode : kModes) {
+    if (peak_bytes(config, model, outputs, mode) <= config.max_memory) return mode;
+  }
+  const int64_t least = least_bytes(config, model, outputs);
+  const std::string message = "the run takes at least " + bytes_text(peak_bytes(config, model, outputs, kModes[2])) +
+                              " of memory, run.max_memory allows " + bytes_text(config.max_memory) + "; ";
+  if (least <= config.max_memory) return Status(Code::kOutOfMemory, message + "with --batch-size 1 " + bytes_text(least) + " would do");
+  return Status(Code::kOutOfMemory, message + "the least that would do is " + bytes_text(least) +
+                                        ", with --batch-size 1; shorter samples (--max-seq-length) take less");
 }
 
 namespace {
@@ -72,7 +93,7 @@ struct Row {
   int64_t tensors = 0, bytes = 0;
 };
 
-Report describe(const OutputPlan& decided, const Model& model, int64_t peak) {
+Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int64_t least) {
   const auto& [config, recipe, plan] = decided;
   nlohmann::ordered_json json = {{"model", config.model}, {"adapter", model.adapter_id}, {"scheme", recipe.scheme.name},
                                  {"format", recipe.format_id}};
@@ -110,6 +131,7 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak) {
   json["input_bytes"] = model.weights->checkpoint().total_bytes();
   json["output_bytes"] = output;
   json["peak_memory_bytes"] = peak;
+  json["least_memory_bytes"] = least;
   json["layers_of_scheme"] = plan.layers_of_scheme;
   json["ignore"] = plan.ignore;
   json["indivisible"] = plan.indivisible;
@@ -122,10 +144,11 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak) {
     report.text += line;
   }
   std::snprintf(line, sizeof line,
-                "\nadapter %s, scheme %s, format %s\ninput        %s in %zu tensors\noutput       %s\npeak memory  about %s (%lld samples of up to %lld tokens)\n",
+                "\nadapter %s, scheme %s, format %s\ninput        %s in %zu tensors\noutput       %s\npeak memory  about %s (%lld samples of up to %lld tokens); with --max-memory and --batch-size 1 at least %s\n",
                 model.adapter_id.c_str(), recipe.scheme.name.c_str(), recipe.format_id.c_str(),
                 bytes_text(model.weights->checkpoint().total_bytes()).c_str(), model.weights->logical().size(), bytes_text(output).c_str(),
-                bytes_text(peak).c_str(), static_cast<long long>(config.num_samples), static_cast<long long>(config.max_seq_length));
+                bytes_text(peak).c_str(), static_cast<long long>(config.num_samples), static_cast<long long>(config.max_seq_length),
+                bytes_text(least).c_str());
   report.text += line;
   for (const std::string& numbers : plan.indivisible) report.text += "group size   " + numbers + "\n";
   report.json = json.dump();
@@ -150,9 +173,10 @@ Result<Report> plan(const RunConfig& config, PluginRegistry& registry) {
   SLIM_ASSIGN(std::vector<OutputPlan> outputs, make_recipes(config, registry));
   SLIM_ASSIGN(const Model model, Model::open(config.model, config.adapter, registry));
   SLIM_TRY(make_run_plans(outputs, model));
-  const int64_t peak = peak_bytes(config, model, outputs);
+  SLIM_ASSIGN(const MemoryMode mode, choose_memory_mode(config, model, outputs));
+  const int64_t peak = peak_bytes(config, model, outputs, mode), least = least_bytes(config, model, outputs);
   std::vector<Report> reports;
-  for (const OutputPlan& output : outputs) reports.push_back(describe(output, model, peak));
+  for (const OutputPlan& output : outputs) reports.push_back(describe(output, model, peak, least));
   return join_reports(reports);
 }
 

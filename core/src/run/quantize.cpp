@@ -20,6 +20,7 @@
 #include "run/journal.h"
 #include "run/output_run.h"
 #include "run/run_report.h"
+#include "run/spill.h"
 #include "run/statistics_file.h"
 
 namespace slim {
@@ -94,6 +95,9 @@ class QuantizeRun {
       SLIM_TRY(outputs_[i]->adopt(journal_->tensors(i)));
     }
     calibration_ = std::move(state.calibration);
+    for (Carry& carry : calibration_.batches) {
+      SLIM_ASSIGN(carry, spill_->store(std::move(carry)));
+    }
     if (!state.statistics.empty() && !statistics_done()) {
       SLIM_ASSIGN(statistics_writer_, StatisticsWriter::resume(config_.save_statistics, state.statistics));
     }
@@ -153,6 +157,7 @@ class QuantizeRun {
     }
     state.calibration = calibration_;
     SLIM_TRY(journal_->record(tensors, state));
+    for (const Carry& carry : calibration_.batches) spill_->release(carry);
     keep_partial(true);
     return {};
   }
@@ -196,12 +201,15 @@ class QuantizeRun {
     SLIM_TRY(guarded(config_.backend, [&] { return backend_->open({}); }));
     SLIM_ASSIGN(model_, Model::open(config_.model, config_.adapter, registry_));
     SLIM_TRY(make_run_plans(plans, model_));
-    SLIM_TRY(check_memory(plans));
+    SLIM_ASSIGN(memory_, choose_memory_mode(config_, model_, plans));
     SLIM_ASSIGN(const at::ScalarType dtype, model_.compute_dtype(config_.dtype));
     exec_ = std::make_unique<BlockExec>(*model_.weights, dtype);
     exec_->set_all_experts(config_.all_experts);
     for (OutputPlan& plan : plans) outputs_.push_back(std::make_unique<OutputRun>(std::move(plan), model_, jobs_, progress_));
     find_last_observed();
+    spill_ = std::make_unique<Spill>(CheckpointWriter::partial_of(outputs_.front()->folder()), memory_.spill);
+    if (memory_.spill && runs_forward()) note_all("activations in files", "run.max_memory", bytes_text(config_.max_memory));
+    if (!memory_.read_ahead) note_all("weights not read ahead", "run.max_memory", bytes_text(config_.max_memory));
     return {};
   }
 
@@ -214,14 +222,6 @@ class QuantizeRun {
     }
     float_inputs_ = config_.propagate == "float" || (config_.propagate == "auto" && (kept || outputs > 1));
     return {};
-  }
-
-  Status check_memory(const std::vector<OutputPlan>& plans) const {
-    const int64_t needed = peak_bytes(config_, model_, plans);
-    if (config_.max_memory == 0 || needed <= config_.max_memory) return {};
-    return {Code::kOutOfMemory, "the run takes about " + bytes_text(needed) + " of memory, run.max_memory allows " +
-                                    bytes_text(config_.max_memory) +
-                                    "; use fewer, shorter or smaller batches of samples (--num-samples, --max-seq-length, --batch-size), or allow more"};
   }
 
   std::unique_ptr<StatisticSet> observations(const BlockPlan& block) const {
@@ -250,7 +250,7 @@ class QuantizeRun {
       return {Code::kInvalidArgument, (cache ? "kv_cache = " + outputs_.front()->plan().config.kv_cache : recipe.algorithm_ids.front()) +
                                           " needs calibration data; pass --calib FILE or DIR"};
     }
-    SLIM_ASSIGN(calibration_, calibrate_input(config_, model_, *exec_, progress_));
+    SLIM_ASSIGN(calibration_, calibrate_input(config_, model_, *exec_, progress_, *spill_));
     return {};
   }
 
@@ -323,10 +323,11 @@ class QuantizeRun {
       BlockState state;
       state.plan = &block;
       state.runs_again = block.index < last_forward_ && !float_inputs_;
+      if (!next.valid()) next = load_ahead(i);
       if (next.valid()) {
         SLIM_ASSIGN(state.weights, next.get());
       }
-      next = load_ahead(block.index + 1);
+      if (memory_.read_ahead) next = load_ahead(i + 1);
       SLIM_TRY(run_block(state));
       SLIM_TRY(jobs_.drain());  // a slow disk must not let finished blocks pile up
       state = {};
@@ -348,7 +349,10 @@ class QuantizeRun {
   Status run_block(BlockState& state) {
     const BlockPlan& block = *state.plan;
     if (block.index <= last_forward_ && starts_stage(model_.plan, block)) {
-      for (Carry& carry : calibration_.batches) SLIM_TRY(model_.enter(block, *exec_, carry));
+      for (Carry& carry : calibration_.batches) {
+        SLIM_TRY(model_.enter(block, *exec_, carry));
+        SLIM_ASSIGN(carry, spill_->store(std::move(carry)));
+      }
     }
     if (changes(block)) {
       SLIM_TRY(make_block(state));
@@ -405,7 +409,10 @@ class QuantizeRun {
     for (const Carry& carry : calibration_.batches) {
       Carry output = carry;
       SLIM_TRY(forward(state, output));
-      if (wants_output) float_outputs.push_back(std::move(output));
+      spill_->release(carry);
+      if (!wants_output) continue;
+      SLIM_ASSIGN(output, spill_->store(std::move(output)));
+      float_outputs.push_back(std::move(output));
     }
     exec_->set_statistics(nullptr);
     return {};
@@ -434,7 +441,10 @@ class QuantizeRun {
   }
 
   Status advance(const BlockState& state, std::vector<Carry>& batches) {
-    for (Carry& carry : batches) SLIM_TRY(forward(state, carry));
+    for (Carry& carry : batches) {
+      SLIM_TRY(forward(state, carry));
+      SLIM_ASSIGN(carry, spill_->store(std::move(carry)));
+    }
     return {};
   }
 
@@ -470,6 +480,8 @@ class QuantizeRun {
   Progress& progress_;
   Owned<Backend> backend_;
   Model model_;
+  MemoryMode memory_;
+  std::unique_ptr<Spill> spill_;
   bool float_inputs_ = false;
   int32_t last_observed_ = -1, last_forward_ = -1;  ///< blocks up to which statistics are wanted, and the model runs
   std::unique_ptr<BlockExec> exec_;

@@ -63,8 +63,18 @@ SLIM_API Result<RunPlan> make_run_plan(const RunConfig&, const Model&, const Rec
 /// What the algorithms of an output, and its key/value cache, want to know of a block's activations.
 SLIM_API void observe(const OutputPlan&, const BlockPlan&, StatisticSet&);
 
+/// What a run does to need less memory.
+struct MemoryMode {
+  bool read_ahead = true;  ///< the next block's weights are read while a block is made
+  bool spill = false;      ///< activations lie in files
+};
+
 /// Memory that a run takes at most, about: that of the block that needs most, with its weights and the next block's (prefetched),
 /// fp32 work on its largest layer, the statistics, and the hidden states of all samples at its entry and exit.
-SLIM_API int64_t peak_bytes(const RunConfig&, const Model&, const std::vector<OutputPlan>&);
+SLIM_API int64_t peak_bytes(const RunConfig&, const Model&, const std::vector<OutputPlan>&, MemoryMode = {});
+/// With every measure, and one sample at a time.
+SLIM_API int64_t least_bytes(const RunConfig&, const Model&, const std::vector<OutputPlan>&);
+/// The cheapest measures that keep the run within run.max_memory; kOutOfMemory: none does, with the least that would.
+SLIM_API Result<MemoryMode> choose_memory_mode(const RunConfig&, const Model&, const std::vector<OutputPlan>&);
 
 }  // namespace slim

@@ -47,6 +47,7 @@ Result<std::unique_ptr<StatisticsWriter>> StatisticsWriter::create(const std::st
   const int64_t header = std::min(kLargestHeader, kSmallestHeader + statistics * kHeaderBytesOfStatistic);
   SLIM_ASSIGN(File file, File::create(path + ".partial"));
   add_leftover(file.path());
+  if (::ftruncate(file.fd(), header) != 0) return system_error(file.path(), "reserve space", errno);
   return std::unique_ptr<StatisticsWriter>(new StatisticsWriter(path, std::move(file), header));
 }
 

@@ -6,6 +6,7 @@
 #include "plugin/guard.h"
 #include "run/block_context.h"
 #include "run/commands.h"
+#include "run/engine_rules.h"
 #include "run/model.h"
 #include "run/run_report.h"
 
@@ -38,6 +39,9 @@ class Verification {
     if (!config_.reference.empty()) {
       SLIM_ASSIGN(reference_, Model::open(config_.reference, model_.adapter_id, registry_));
       SLIM_TRY(compare_plans());
+    }
+    if (!config_.engine.empty()) {
+      SLIM_ASSIGN(problems_, engine_problems(model_, config_.engine, config_.tensor_parallel));
     }
     progress_.begin("verifying", static_cast<int64_t>(model_.plan.blocks.size()));
     for (const BlockPlan& block : model_.plan.blocks) {
