@@ -106,6 +106,22 @@ inline void add_rounding(std::vector<Case>& cases) {
       }
     }
   }
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    at::Tensor weight = random({4, 64}, 12);
+    weight[2][5] = bad;
+    for (const ops::Rounding& how : {ops::Rounding{1, 16, 4}, ops::Rounding{1, 64, 4, false, false}, ops::Rounding{4, 64, 8, true}}) {
+      cases.push_back({"choose_params", "a weight that is not finite", 0, [=](at::Device device) {
+                         return on_cpu({at::isfinite(ops::choose_params(weight.to(device), how).scale)});
+                       }});
+    }
+    cases.push_back({"channel_moments_", "an activation that is not finite", 0, [=](at::Device device) {
+                       std::vector<at::Tensor> sums(4);
+                       for (at::Tensor& sum : sums) sum = at::zeros({64}, at::device(device).dtype(at::kFloat));
+                       ops::channel_moments_(sums[0], sums[1], sums[2], sums[3], weight.to(device));
+                       for (at::Tensor& sum : sums) sum = at::isfinite(sum);
+                       return on_cpu(sums);
+                     }});
+  }
   for (int64_t bits = 1; bits <= 8; ++bits) {
     for (const int64_t count : {1, 31, 96}) {
       at::manual_seed(3);

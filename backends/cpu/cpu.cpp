@@ -1,7 +1,5 @@
 #include <algorithm>
 #include <fstream>
-#include <memory>
-#include <mutex>
 #include <sstream>
 
 #include "ops.h"
@@ -32,21 +30,7 @@ std::string model_name() {
   return "cpu";
 }
 
-/// Kernels live in the process's dispatcher, not in a backend object: opening it again with other options replaces them.
-void register_kernels(bool wanted) {
-  static std::mutex mutex;
-  static std::unique_ptr<torch::Library> library;
-  const std::lock_guard lock(mutex);
-  if (wanted == (library != nullptr)) return;
-  library.reset();
-  if (!wanted) return;
-  library = std::make_unique<torch::Library>(torch::Library::IMPL, "slim", c10::DispatchKey::CPU, __FILE__, __LINE__);
-  cpu::register_ops(*library);
-}
-
 constexpr char kSchema[] = R"json({"type":"object","properties":{
-  "kernels":{"type":"string","enum":["fast","reference"],"default":"fast",
-             "description":"this backend's kernels, or the core's plain ones"},
   "instructions":{"type":"string","enum":["auto","avx512","avx2","portable"],"default":"auto",
                   "description":"instruction set of the kernels; auto: the best that the processor has"}}})json";
 
@@ -55,18 +39,13 @@ class CpuBackend final : public Backend {
  public:
   c10::DeviceType device_type() const override { return c10::DeviceType::CPU; }
   Status open(const Options& options) override {
-    const auto value = [&](std::string_view key, const char* fallback) {
-      const auto found = options.find(key);
-      return found == options.end() ? std::string(fallback) : found->second;
-    };
     const std::vector<std::string> sets = cpu::instruction_sets();
-    std::string set = value("instructions", "auto");
-    if (set == "auto") set = sets.front();
+    const auto wanted = options.find("instructions");
+    const std::string set = wanted == options.end() || wanted->second == "auto" ? sets.front() : wanted->second;
     if (std::find(sets.begin(), sets.end(), set) == sets.end()) {
       return {Code::kUnsupported, "this processor (" + model_name() + ") lacks " + set + "; use instructions = auto"};
     }
     cpu::use_instruction_set(set);
-    register_kernels(value("kernels", "fast") == "fast");
     return {};
   }
   Result<std::vector<DeviceInfo>> devices() const override {

@@ -79,10 +79,11 @@ const Kernels& portable_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
-/// acc[i][j] += Σ_t x[t][i] x[t][j] for i in [row, row + rows), j in [column, column + columns): bf16 products, fp32 sums.
-/// pairs: see pack_pairs. All sizes and offsets are multiples of 16.
-void gram_bf16_tile(const uint32_t* pairs, int64_t steps, int64_t features, int64_t row, int64_t rows, int64_t column,
-                    int64_t columns, float* acc, int64_t stride);
+/// The Gram matrix of bf16 rows by AVX512-BF16: exact products, fp32 sums. A panel holds kGramPanel features of `steps` pairs of tokens,
+/// [steps][kGramPanel] words of two bf16 numbers.
+constexpr int64_t kGramPanel = 48;
+/// acc[i][j] += Σ x_i x_j for the features i of panel a and j of panel b; the first `rows` and `columns` of them.
+void gram_panels(const uint32_t* a, const uint32_t* b, int64_t steps, int64_t rows, int64_t columns, float* acc, int64_t stride);
 #endif
 
 }  // namespace slim::kernels

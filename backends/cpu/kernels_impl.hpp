@@ -406,8 +406,8 @@ SLIM_KERNEL void moments_of_columns(const Matrix& x, int64_t begin_row, int64_t 
       const F16 value = load_some(row + v * kLanes, count);
       abs[v] += value < 0.0F ? -value : value;
       square[v] += value * value;
-      low[v] = value >= low[v] ? low[v] : value;  // NaN wins, as in ATen
-      high[v] = value <= high[v] ? high[v] : value;
+      low[v] = (value >= low[v]) | (low[v] != low[v]) ? low[v] : value;  // NaN wins and stays, as in ATen
+      high[v] = (value <= high[v]) | (high[v] != high[v]) ? high[v] : value;
     }
   }
   for (int v = 0; v < kVectors; ++v) {

@@ -3,10 +3,12 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <atomic>
 #include <numeric>
+#include <string_view>
 
 #include "kernels.hpp"
 
@@ -23,7 +25,11 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 std::atomic<const Kernels*> chosen{nullptr};
 
-const Kernels& kernels_in_use() { return *chosen.load(std::memory_order_acquire); }
+const Kernels& kernels_in_use() {
+  if (const Kernels* found = chosen.load(std::memory_order_acquire)) return *found;
+  use_instruction_set(instruction_sets().front());  // the operators may be called before the backend is opened
+  return *chosen.load(std::memory_order_acquire);
+}
 
 /// Elements that are worth a thread's start.
 constexpr int64_t kGrain = int64_t{1} << 15;
@@ -382,6 +388,79 @@ void channel_moments_(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min,
                    });
 }
 
+#if defined(__x86_64__)
+bool has_bfloat16_products() {
+  static const bool found = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+  }();
+  return found && std::string_view(kernels_in_use().name) == "avx512";
+}
+
+constexpr int64_t kGramTokens = 512;  // a panel of so many stays in the second cache
+
+/// Pairs of tokens [begin, begin + count) in panels of features; zeros fill up.
+std::vector<uint32_t> gram_panels_of(const at::Tensor& x, int64_t begin, int64_t count) {
+  constexpr int64_t kPanel = kernels::kGramPanel;
+  const int64_t features = x.size(1), panels = ceil_div(features, kPanel), steps = ceil_div(count, 2);
+  std::vector<uint32_t> packed(static_cast<size_t>(panels * steps * kPanel));
+  const auto* const rows = static_cast<const uint16_t*>(x.const_data_ptr()) + begin * x.stride(0);
+  at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
+    for (int64_t p = first; p < last; ++p) {
+      const int64_t columns = std::min(kPanel, features - p * kPanel);
+      for (int64_t t = 0; t < steps; ++t) {
+        const uint16_t* const even = rows + 2 * t * x.stride(0) + p * kPanel;
+        const uint16_t* const odd = 2 * t + 1 < count ? even + x.stride(0) : nullptr;
+        uint32_t* const to = packed.data() + (p * steps + t) * kPanel;
+        for (int64_t c = 0; c < columns; ++c) to[c] = even[c] | (odd ? static_cast<uint32_t>(odd[c]) << 16 : 0);
+      }
+    }
+  });
+  return packed;
+}
+
+/// Only panels on and above the diagonal are multiplied; the mirrored result is exactly symmetric.
+void gram_bfloat16(const at::Tensor& acc, const at::Tensor& x) {
+  constexpr int64_t kPanel = kernels::kGramPanel;
+  const int64_t features = x.size(1), panels = ceil_div(features, kPanel), stride = acc.stride(0);
+  float* const sums = acc.mutable_data_ptr<float>();
+  std::vector<std::pair<int64_t, int64_t>> tiles;
+  for (int64_t a = 0; a < panels; ++a) {
+    for (int64_t b = a; b < panels; ++b) tiles.emplace_back(a, b);
+  }
+  const auto width = [&](int64_t p) { return std::min(kPanel, features - p * kPanel); };
+  const auto for_each_tile = [&](int64_t grain, auto&& f) {
+    at::parallel_for(0, static_cast<int64_t>(tiles.size()), grain, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) f(tiles[static_cast<size_t>(i)].first, tiles[static_cast<size_t>(i)].second);
+    });
+  };
+  for (int64_t begin = 0; begin < x.size(0); begin += kGramTokens) {
+    const int64_t count = std::min(kGramTokens, x.size(0) - begin), steps = ceil_div(count, 2);
+    const std::vector<uint32_t> packed = gram_panels_of(x, begin, count);
+    for_each_tile(std::max<int64_t>(1, 64 / steps), [&](int64_t a, int64_t b) {
+      kernels::gram_panels(packed.data() + a * steps * kPanel, packed.data() + b * steps * kPanel, steps, width(a), width(b),
+                           sums + a * kPanel * stride + b * kPanel, stride);
+    });
+  }
+  for_each_tile(16, [&](int64_t a, int64_t b) {
+    if (a == b) return;
+    for (int64_t i = a * kPanel; i < a * kPanel + width(a); ++i) {
+      for (int64_t j = b * kPanel; j < b * kPanel + width(b); ++j) sums[j * stride + i] = sums[i * stride + j];
+    }
+  });
+}
+#endif
+
+void gram_(at::Tensor acc, const at::Tensor& input) {
+#if defined(__x86_64__)
+  if (input.scalar_type() == at::kBFloat16 && acc.scalar_type() == at::kFloat && acc.stride(1) == 1 && has_bfloat16_products()) {
+    TORCH_CHECK(acc.size(0) == input.size(1) && acc.size(1) == input.size(1), "gram_: acc is [features, features]");
+    return gram_bfloat16(acc, with_contiguous_rows(input));
+  }
+#endif
+  reference<void(at::Tensor, const at::Tensor&)>("slim::gram_", std::move(acc), input);
+}
+
 constexpr int64_t kSweepRows = 32;  // of one tile of the kernel
 
 void column_sweep_(at::Tensor weight, at::Tensor errors, at::Tensor codes, const at::Tensor& factor, const OptionalTensor& scale,
@@ -430,23 +509,31 @@ void column_sweep_(at::Tensor weight, at::Tensor errors, at::Tensor codes, const
 }  // namespace
 
 const std::vector<std::string>& accelerated_ops() {
-  static const std::vector<std::string> names = {"choose_params", "encode",      "cast_e4m3",    "round_units",      "decode",       "rounding_error",
-                                                 "pack_codes",    "gram_ranges", "scale_losses", "channel_moments_", "column_sweep_"};
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all = {"cast_e4m3",   "channel_moments_", "choose_params",  "column_sweep_", "decode",      "encode",
+                                    "gram_ranges", "pack_codes",       "rounding_error", "round_units",   "scale_losses"};
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512bf16")) all.emplace_back("gram_");
+#endif
+    return all;
+  }();
   return names;
 }
 
-void register_ops(torch::Library& library) {
-  library.impl("choose_params", choose_params);
-  library.impl("encode", encode);
-  library.impl("cast_e4m3", cast_e4m3);
-  library.impl("round_units", round_units);
-  library.impl("decode", decode);
-  library.impl("rounding_error", rounding_error);
-  library.impl("pack_codes", pack_codes);
-  library.impl("gram_ranges", gram_ranges);
-  library.impl("scale_losses", scale_losses);
-  library.impl("channel_moments_", channel_moments_);
-  library.impl("column_sweep_", column_sweep_);
+TORCH_LIBRARY_IMPL(slim, CPU, m) {
+  m.impl("choose_params", choose_params);
+  m.impl("encode", encode);
+  m.impl("cast_e4m3", cast_e4m3);
+  m.impl("round_units", round_units);
+  m.impl("decode", decode);
+  m.impl("rounding_error", rounding_error);
+  m.impl("pack_codes", pack_codes);
+  m.impl("gram_ranges", gram_ranges);
+  m.impl("scale_losses", scale_losses);
+  m.impl("gram_", gram_);
+  m.impl("channel_moments_", channel_moments_);
+  m.impl("column_sweep_", column_sweep_);
 }
 
 std::vector<std::string> instruction_sets() {

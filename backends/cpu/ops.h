@@ -1,6 +1,5 @@
 #pragma once
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/library.h>
 
 #include <string>
 #include <vector>
@@ -9,8 +8,6 @@ namespace slim::cpu {
 
 /// Names of the `slim::` operators that have a kernel here.
 const std::vector<std::string>& accelerated_ops();
-/// Adds the kernels to a library of the CPU's dispatch key.
-void register_ops(torch::Library&);
 
 /// Instruction sets that this processor can run, best first; the last is "portable".
 std::vector<std::string> instruction_sets();

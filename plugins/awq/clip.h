@@ -4,8 +4,7 @@
 
 namespace slim::awq {
 
-/// Per group of g input channels, the range whose rounding changes the layer's output least: δ E[x xᵀ]_gg δᵀ with δ = ŵ - w, which
-/// is exact for the group alone. Both ends shrink together first; with zero points each end is then moved alone.
+/// Per group of g input channels, the range whose rounding changes the layer's output least (slim::gram_ranges).
 /// weight [out, in] fp32, finite; group_size divides in.
 quant::Params search_group_ranges(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype,
                                           const OutputError&);

@@ -4,6 +4,11 @@
 
 namespace slim::awq {
 
+ops::Rounding rounding_by_rows(const QuantArgs& args, int64_t in, at::ScalarType scale_dtype) {
+  const int64_t unit = args.granularity == Granularity::kGroup ? args.group_size : in;
+  return {1, unit, args.bits, args.type == NumberType::kFloat, args.symmetric, scale_dtype};
+}
+
 std::optional<OutputError> OutputError::from(const Gram* gram, const ActivationRows* rows) {
   OutputError error;
   const bool has_gram = gram && gram->tokens > 0;
@@ -28,6 +33,12 @@ double OutputError::operator()(const at::Tensor& delta) const {
   }
   const at::Tensor x = rows_.to(delta.device(), at::kFloat);
   return at::matmul(delta, x.t()).square_().sum(at::kDouble).item<double>() / divisor_;
+}
+
+at::Tensor OutputError::of_scales(const at::Tensor& weight, const at::Tensor& scales, const ops::Rounding& rounding,
+                                  const ops::RangeSearch& search) const {
+  const auto beside = [&](const at::Tensor& x) { return x.defined() ? x.to(weight.device()) : x; };
+  return ops::scale_losses(weight, scales, beside(gram_), beside(rows_), rounding, search) / divisor_;
 }
 
 at::Tensor OutputError::mean_square() const {

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace slim::awq {
@@ -125,32 +126,42 @@ Result<at::Tensor> ScaleSearch::rounded(const at::Tensor& weight, const QuantArg
   return result.div_(s);
 }
 
-/// Mean over tokens, summed over these rows.
-Result<double> ScaleSearch::error_of_rows(const Consumer& consumer, const at::Tensor& weight, const at::Tensor& s) const {
-  const int64_t step = rows_are_independent(*consumer.args) ? kRowsPerSlice : weight.size(0);
-  double sum = 0;
-  for (int64_t begin = 0; begin < weight.size(0); begin += step) {
-    const at::Tensor rows = weight.narrow(0, begin, std::min(step, weight.size(0) - begin));
-    SLIM_ASSIGN(at::Tensor delta, rounded(rows, *consumer.args, consumer.error, s));
-    sum += consumer.error(delta.sub_(rows));
+/// Per candidate, the mean over tokens, summed over these rows. fp64 [candidates]
+Result<at::Tensor> ScaleSearch::errors_of_rows(const Consumer& consumer, const at::Tensor& weight, const at::Tensor& scales) const {
+  at::Tensor sum = at::zeros({scales.size(0)}, at::kDouble);
+  if (!rows_are_independent(*consumer.args)) {
+    for (int64_t k = 0; k < scales.size(0); ++k) {
+      SLIM_ASSIGN(at::Tensor delta, rounded(weight, *consumer.args, consumer.error, scales[k]));
+      sum[k].fill_(consumer.error(delta.sub_(weight)));
+    }
+    return sum;
+  }
+  ops::RangeSearch search;
+  if (options_.range.method == quant::RangeOptions::Method::kMse) {
+    search = {consumer.error.mean_square().to(weight.device()), options_.range.max_shrink, options_.range.norm, options_.range.steps, 0};
+  }
+  const ops::Rounding rounding = rounding_by_rows(*consumer.args, weight.size(1), context_.scale_dtype());
+  for (int64_t begin = 0; begin < weight.size(0); begin += kRowsPerSlice) {
+    const at::Tensor rows = weight.narrow(0, begin, std::min(kRowsPerSlice, weight.size(0) - begin));
+    sum.add_(consumer.error.of_scales(rows, scales, rounding, search));
   }
   return sum;
 }
 
-Result<double> ScaleSearch::sampled_loss(const at::Tensor& s) const {
-  double loss = 0;
+Result<at::Tensor> ScaleSearch::sampled_losses(const at::Tensor& scales) const {
+  at::Tensor losses = at::zeros({scales.size(0)}, at::kDouble);
   for (const Consumer& consumer : consumers_) {
-    SLIM_ASSIGN(const double error, error_of_rows(consumer, consumer.sample, s));
-    loss += consumer.share * error / static_cast<double>(consumer.sample.size(0));
+    SLIM_ASSIGN(const at::Tensor errors, errors_of_rows(consumer, consumer.sample, scales));
+    losses.add_(errors, consumer.share / static_cast<double>(consumer.sample.size(0)));
   }
-  return loss;
+  return losses;
 }
 
 Result<double> ScaleSearch::full_loss(const at::Tensor& s) const {
   double loss = 0;
   for (const Consumer& consumer : consumers_) {
-    SLIM_ASSIGN(const double error, error_of_rows(consumer, context_.weight(consumer.id), s));
-    loss += consumer.share * error / static_cast<double>(consumer.out);
+    SLIM_ASSIGN(const at::Tensor error, errors_of_rows(consumer, context_.weight(consumer.id), s.unsqueeze(0)));
+    loss += consumer.share * error.item<double>() / static_cast<double>(consumer.out);
   }
   return loss;
 }
@@ -163,9 +174,19 @@ Result<double> ScaleSearch::replayed_loss(const at::Tensor& s) const {
   return context_.loss(edge_.region, overrides);
 }
 
-Result<double> ScaleSearch::ranking_loss(const Exponents& exponents) const {
-  const at::Tensor s = per_feature(scale(exponents));
-  return options_.replay ? replayed_loss(s) : sampled_loss(s);
+Result<std::vector<double>> ScaleSearch::ranking_losses(const std::vector<Exponents>& candidates) const {
+  std::vector<double> losses;
+  std::vector<at::Tensor> scales;
+  for (const Exponents& exponents : candidates) {
+    scales.push_back(per_feature(scale(exponents)));
+    if (!options_.replay) continue;
+    SLIM_ASSIGN(const double loss, replayed_loss(scales.back()));
+    losses.push_back(loss);
+  }
+  if (options_.replay || candidates.empty()) return losses;
+  SLIM_ASSIGN(const at::Tensor all, sampled_losses(at::stack(scales)));
+  const auto* const values = all.const_data_ptr<double>();
+  return std::vector<double>(values, values + all.numel());
 }
 
 /// Pattern search over both exponents: steps of half the grid's, halved whenever no neighbour is better.
@@ -174,15 +195,18 @@ Status ScaleSearch::refine(Exponents& best, double& best_loss) const {
   const bool move_weight = options_.weight_term != WeightTerm::kOff;
   for (int evaluations = 0; evaluations < options_.refine && step > 1e-3;) {
     const Exponents center = best;
+    std::vector<Exponents> candidates;
     for (const auto& [da, dw] : {std::pair{step, 0.0}, {-step, 0.0}, {0.0, step}, {0.0, -step}}) {
       const Exponents candidate{center.activation + da, center.weight + dw};
       if ((dw != 0 && !move_weight) || candidate.activation < 0 || candidate.weight < 0) continue;
-      SLIM_ASSIGN(const double loss, ranking_loss(candidate));
-      ++evaluations;
-      if (loss < best_loss) {
-        best = candidate;
-        best_loss = loss;
-      }
+      candidates.push_back(candidate);
+    }
+    SLIM_ASSIGN(const std::vector<double> losses, ranking_losses(candidates));
+    evaluations += static_cast<int>(losses.size());
+    for (size_t i = 0; i < losses.size(); ++i) {
+      if (losses[i] >= best_loss) continue;
+      best = candidates[i];
+      best_loss = losses[i];
     }
     if (best.activation == center.activation && best.weight == center.weight) step /= 2;
   }
@@ -190,17 +214,11 @@ Status ScaleSearch::refine(Exponents& best, double& best_loss) const {
 }
 
 Result<Found> ScaleSearch::run() {
-  Exponents best;
-  double best_loss = 0;
-  bool first = true;
-  for (const Exponents& candidate : grid()) {
-    SLIM_ASSIGN(const double loss, ranking_loss(candidate));
-    if (first || loss < best_loss) {
-      best = candidate;
-      best_loss = loss;
-    }
-    first = false;
-  }
+  const std::vector<Exponents> candidates = grid();
+  SLIM_ASSIGN(const std::vector<double> losses, ranking_losses(candidates));
+  const auto least = std::min_element(losses.begin(), losses.end());
+  Exponents best = candidates[static_cast<size_t>(least - losses.begin())];
+  double best_loss = *least;
   SLIM_TRY(refine(best, best_loss));
   const auto final_loss = [&](const Exponents& exponents) {
     const at::Tensor s = per_feature(scale(exponents));

@@ -66,11 +66,11 @@ class ScaleSearch {
   std::vector<Exponents> grid() const;
 
   Result<at::Tensor> rounded(const at::Tensor& weight, const QuantArgs&, const OutputError&, const at::Tensor& s) const;
-  Result<double> error_of_rows(const Consumer&, const at::Tensor& weight, const at::Tensor& s) const;
-  Result<double> sampled_loss(const at::Tensor& s) const;
+  Result<at::Tensor> errors_of_rows(const Consumer&, const at::Tensor& weight, const at::Tensor& scales) const;
+  Result<at::Tensor> sampled_losses(const at::Tensor& scales) const;
   Result<double> full_loss(const at::Tensor& s) const;
   Result<double> replayed_loss(const at::Tensor& s) const;
-  Result<double> ranking_loss(const Exponents&) const;
+  Result<std::vector<double>> ranking_losses(const std::vector<Exponents>&) const;
   Status refine(Exponents& best, double& best_loss) const;
 
   BlockContext& context_;

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "slim/export.hpp"
 
@@ -10,6 +12,13 @@
 /// device; a backend registers its own for its dispatch key with TORCH_LIBRARY_IMPL(slim, KEY, m). These functions are the
 /// typed way to call them. Safe from any thread, as long as no two calls write one tensor.
 namespace slim::ops {
+
+/// From now on the functions below run the core's reference kernels, whatever backends are loaded: for comparisons and for finding
+/// out whether a kernel is at fault. For the whole process.
+SLIM_API void force_reference(bool);
+SLIM_API bool reference_forced();
+/// Names of all operators, without `slim::`, in alphabetical order.
+SLIM_API std::vector<std::string> operator_names();
 
 /// `slim::gram_(Tensor(a!) acc, Tensor x) -> ()`: acc += xᵀ x. acc [features, features] fp32, both triangles are written;
 /// x [tokens, features] bf16, fp16 or fp32, on acc's device. Sums in fp32.

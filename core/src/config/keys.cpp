@@ -286,7 +286,15 @@ void add_output_keys(std::vector<ConfigKey>& keys) {
 
 void add_run_keys(std::vector<ConfigKey>& keys) {
   keys.push_back(
-      {"run.backend", {}, &RunConfig::backend, "plugin id", 0, INT64_MAX, "device: cpu, cuda, npu"});
+      {"run.backend", {}, &RunConfig::backend, "plugin id", 0, INT64_MAX,
+       "device: cpu, cuda, npu; auto: the best that opens (`slim doctor` tells which do)"});
+  keys.push_back({"run.kernels",
+                  {},
+                  &RunConfig::kernels,
+                  "fast|reference",
+                  0,
+                  INT64_MAX,
+                  "the backend's kernels, or the plain ones of the core, for comparisons"});
   keys.push_back({"run.dtype",
                   {"model.torch_dtype"},
                   &RunConfig::dtype,

@@ -61,7 +61,8 @@ struct RunConfig {
   int64_t max_shard_size = 5'000'000'000;
   bool overwrite = false;
   // [run]
-  std::string backend = "cpu";
+  std::string backend = "auto";           ///< backend: a plugin's id; auto: the best that opens
+  std::string kernels = "fast";           ///< kernels: reference: the core's plain ones instead of the backend's
   std::string dtype = "auto";          ///< compute dtype: auto (the checkpoint's), float32, bfloat16, float16
   std::string propagate = "auto";      ///< what the next block sees: "quantized", "float", or "auto": quantized where it can be
   std::string save_statistics;         ///< run.save_statistics: a file that keeps what calibration found

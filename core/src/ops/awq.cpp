@@ -108,8 +108,8 @@ at::Tensor scale_losses_reference(const at::Tensor& weight, const at::Tensor& sc
 GroupRanges gram_ranges(const at::Tensor& weight, const at::Tensor& blocks, const Rounding& rounding) {
   using Signature =
       std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, int64_t, bool, bool, at::ScalarType);
-  static const auto op = find<Signature>("slim::gram_ranges");
-  auto [low, high] = op.call(weight, blocks, rounding.bits, rounding.e4m3, rounding.symmetric, rounding.scale_dtype);
+  static const Operator<Signature> op("slim::gram_ranges");
+  auto [low, high] = op(weight, blocks, rounding.bits, rounding.e4m3, rounding.symmetric, rounding.scale_dtype);
   return {low, high};
 }
 
@@ -118,8 +118,8 @@ at::Tensor scale_losses(const at::Tensor& weight, const at::Tensor& scales, cons
   using Signature =
       at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, bool, bool,
                  at::ScalarType, const OptionalTensor&, double, double, int64_t);
-  static const auto op = find<Signature>("slim::scale_losses");
-  return op.call(weight, scales, optional(gram), optional(inputs), rounding.unit_columns, rounding.bits, rounding.e4m3,
+  static const Operator<Signature> op("slim::scale_losses");
+  return op(weight, scales, optional(gram), optional(inputs), rounding.unit_columns, rounding.bits, rounding.e4m3,
                  rounding.symmetric, rounding.scale_dtype, optional(search.importance), search.max_shrink, search.norm, search.steps);
 }
 

@@ -1,6 +1,5 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -8,6 +7,7 @@
 #include <cmath>
 #include <vector>
 
+#include "ops/call.h"
 #include "slim/ops.hpp"
 
 namespace slim::ops {
@@ -160,8 +160,6 @@ class Tile {
   std::array<Lanes, kMaxRun> salience_, kept_;
 };
 
-at::Tensor defined_or_empty(const std::optional<at::Tensor>& tensor) { return tensor && tensor->defined() ? *tensor : at::Tensor(); }
-
 void check_column_sweep(const at::Tensor& weight, const at::Tensor& errors, const at::Tensor& codes, const at::Tensor& factor,
                         const at::Tensor& scale, const at::Tensor& zero, const at::Tensor& group, int64_t keep, int64_t of) {
   TORCH_CHECK(weight.dim() == 2 && errors.sizes() == weight.sizes() && weight.scalar_type() == at::kFloat &&
@@ -248,8 +246,8 @@ using Signature = void(at::Tensor, at::Tensor, at::Tensor, const at::Tensor&, co
 void column_sweep_(at::Tensor weight, at::Tensor errors, at::Tensor codes, const at::Tensor& factor,
                    const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& zero,
                    const std::optional<at::Tensor>& group, int64_t min_code, int64_t max_code, int64_t keep, int64_t of) {
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("slim::column_sweep_", "").typed<Signature>();
-  op.call(std::move(weight), std::move(errors), std::move(codes), factor, scale, zero, group, min_code, max_code, keep, of);
+  static const Operator<Signature> op("slim::column_sweep_");
+  op(std::move(weight), std::move(errors), std::move(codes), factor, scale, zero, group, min_code, max_code, keep, of);
 }
 
 }  // namespace slim::ops

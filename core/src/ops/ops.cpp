@@ -1,7 +1,11 @@
 #include "slim/ops.hpp"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "ops/call.h"
 
 namespace slim::ops {
 namespace {
@@ -48,22 +52,31 @@ void channel_moments_reference(at::Tensor sum_abs, at::Tensor sum_square, at::Te
   });
 }
 
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
+std::atomic<bool> forced{false};
 
 }  // namespace
 
+void force_reference(bool forced_now) { forced.store(forced_now, std::memory_order_relaxed); }
+bool reference_forced() { return forced.load(std::memory_order_relaxed); }
+
+std::vector<std::string> operator_names() {
+  std::vector<std::string> names;
+  const std::string space = "slim::";
+  for (const c10::OperatorName& op : c10::Dispatcher::singleton().getAllOpNames()) {
+    if (op.name.starts_with(space)) names.push_back(op.name.substr(space.size()));
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
 void gram_(at::Tensor acc, const at::Tensor& x) {
-  static const auto op = find<void(at::Tensor, const at::Tensor&)>("slim::gram_");
-  op.call(std::move(acc), x);
+  static const Operator<void(at::Tensor, const at::Tensor&)> op("slim::gram_");
+  op(std::move(acc), x);
 }
 
 void channel_moments_(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min, at::Tensor max, const at::Tensor& x) {
-  static const auto op = find<void(at::Tensor, at::Tensor, at::Tensor, at::Tensor, const at::Tensor&)>(
-      "slim::channel_moments_");
-  op.call(std::move(sum_abs), std::move(sum_square), std::move(min), std::move(max), x);
+  static const Operator<void(at::Tensor, at::Tensor, at::Tensor, at::Tensor, const at::Tensor&)> op("slim::channel_moments_");
+  op(std::move(sum_abs), std::move(sum_square), std::move(min), std::move(max), x);
 }
 
 }  // namespace slim::ops

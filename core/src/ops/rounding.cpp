@@ -232,8 +232,8 @@ at::Tensor pack_codes_reference(const at::Tensor& codes, int64_t bits) {
 ScaleZero choose_params(const at::Tensor& weight, const Rounding& rounding, const RangeSearch& search) {
   using Signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, int64_t, int64_t, int64_t, bool, bool, at::ScalarType,
                                                        const OptionalTensor&, double, double, int64_t, double);
-  static const auto op = find<Signature>("slim::choose_params");
-  auto [scale, zero] = op.call(weight, rounding.unit_rows, rounding.unit_columns, rounding.bits, rounding.e4m3, rounding.symmetric,
+  static const Operator<Signature> op("slim::choose_params");
+  auto [scale, zero] = op(weight, rounding.unit_rows, rounding.unit_columns, rounding.bits, rounding.e4m3, rounding.symmetric,
                                rounding.scale_dtype, optional(search.importance), search.max_shrink, search.norm, search.steps,
                                search.abs_max);
   return {scale, zero};
@@ -242,20 +242,20 @@ ScaleZero choose_params(const at::Tensor& weight, const Rounding& rounding, cons
 at::Tensor encode(const at::Tensor& weight, const ScaleZero& params, const Rounding& rounding, at::ScalarType arithmetic) {
   if (rounding.e4m3) {
     using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, int64_t, at::ScalarType);
-    static const auto op = find<Signature>("slim::cast_e4m3");
-    return op.call(weight, params.scale, rounding.unit_rows, rounding.unit_columns, arithmetic);
+    static const Operator<Signature> op("slim::cast_e4m3");
+    return op(weight, params.scale, rounding.unit_rows, rounding.unit_columns, arithmetic);
   }
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t, int64_t, int64_t, at::ScalarType);
-  static const auto op = find<Signature>("slim::encode");
-  return op.call(weight, params.scale, optional(params.zero), rounding.unit_rows, rounding.unit_columns, rounding.bits, arithmetic);
+  static const Operator<Signature> op("slim::encode");
+  return op(weight, params.scale, optional(params.zero), rounding.unit_rows, rounding.unit_columns, rounding.bits, arithmetic);
 }
 
 RoundedUnits round_units(const at::Tensor& weight, const Rounding& rounding, const RangeSearch& search, at::ScalarType arithmetic) {
   using Signature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, int64_t, int64_t, int64_t, bool, bool,
                                                                    at::ScalarType, at::ScalarType, const OptionalTensor&, double,
                                                                    double, int64_t, double);
-  static const auto op = find<Signature>("slim::round_units");
-  auto [codes, scale, zero] = op.call(weight, rounding.unit_rows, rounding.unit_columns, rounding.bits, rounding.e4m3,
+  static const Operator<Signature> op("slim::round_units");
+  auto [codes, scale, zero] = op(weight, rounding.unit_rows, rounding.unit_columns, rounding.bits, rounding.e4m3,
                                       rounding.symmetric, rounding.scale_dtype, arithmetic, optional(search.importance),
                                       search.max_shrink, search.norm, search.steps, search.abs_max);
   return {codes, scale, zero};
@@ -263,20 +263,20 @@ RoundedUnits round_units(const at::Tensor& weight, const Rounding& rounding, con
 
 at::Tensor decode(const at::Tensor& codes, const ScaleZero& params, const Rounding& rounding) {
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t, int64_t);
-  static const auto op = find<Signature>("slim::decode");
-  return op.call(codes, params.scale, optional(params.zero), rounding.unit_rows, rounding.unit_columns);
+  static const Operator<Signature> op("slim::decode");
+  return op(codes, params.scale, optional(params.zero), rounding.unit_rows, rounding.unit_columns);
 }
 
 RoundingError rounding_error(const at::Tensor& weight, const at::Tensor& codes, const ScaleZero& params, const Rounding& rounding) {
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t, int64_t);
-  static const auto op = find<Signature>("slim::rounding_error");
-  const at::Tensor sums = op.call(weight, codes, params.scale, optional(params.zero), rounding.unit_rows, rounding.unit_columns);
+  static const Operator<Signature> op("slim::rounding_error");
+  const at::Tensor sums = op(weight, codes, params.scale, optional(params.zero), rounding.unit_rows, rounding.unit_columns);
   return {sums[0].item<double>(), sums[1].item<double>()};
 }
 
 at::Tensor pack_codes(const at::Tensor& codes, int64_t bits) {
-  static const auto op = find<at::Tensor(const at::Tensor&, int64_t)>("slim::pack_codes");
-  return op.call(codes, bits);
+  static const Operator<at::Tensor(const at::Tensor&, int64_t)> op("slim::pack_codes");
+  return op(codes, bits);
 }
 
 }  // namespace slim::ops
