@@ -90,8 +90,8 @@ Status add_plugins(const OutputPlan& output, PluginRegistry& registry, Fingerpri
 
 }  // namespace
 
-Result<Fingerprint> run_fingerprint(const RunConfig& config, const std::vector<const OutputPlan*>& outputs, const Model& model,
-                                    PluginRegistry& registry) {
+Result<Fingerprint> run_fingerprint(const RunConfig& config, const std::string& backend, const std::vector<const OutputPlan*>& outputs,
+                                    const Model& model, PluginRegistry& registry) {
   SLIM_ASSIGN(Fingerprint fingerprint, model_fingerprint(model));
   for (const auto& [key, value] : config_values(config)) {
     if (changes_result(key)) fingerprint[key] = value;
@@ -104,7 +104,7 @@ Result<Fingerprint> run_fingerprint(const RunConfig& config, const std::vector<c
   if (!config.statistics.empty()) fingerprint["the statistics"] = hash_stamps(config.statistics);
   for (const OutputPlan* output : outputs) SLIM_TRY(add_plugins(*output, registry, fingerprint));
   SLIM_TRY(add_plugin(SLIM_ADAPTER, model.adapter_id, registry, fingerprint));
-  SLIM_TRY(add_plugin(SLIM_BACKEND, config.backend, registry, fingerprint));
+  SLIM_TRY(add_plugin(SLIM_BACKEND, backend, registry, fingerprint));
   SLIM_ASSIGN(const uint64_t core, hash_file(core_path()));
   fingerprint["slim"] = SLIM_VERSION " " + hex(core);
   fingerprint["CPU threads"] = std::to_string(at::get_num_threads());
