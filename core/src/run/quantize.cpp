@@ -18,10 +18,12 @@
 #include "run/fingerprint.h"
 #include "run/join_reports.h"
 #include "run/journal.h"
+#include "run/open_backend.h"
 #include "run/output_run.h"
 #include "run/run_report.h"
 #include "run/spill.h"
 #include "run/statistics_file.h"
+#include "slim/ops.hpp"
 
 namespace slim {
 namespace {
@@ -108,7 +110,7 @@ class QuantizeRun {
   Result<Fingerprint> fingerprint_of_run() {
     std::vector<const OutputPlan*> plans;
     for (const auto& output : outputs_) plans.push_back(&output->plan());
-    return run_fingerprint(config_, config_.backend, plans, model_, registry_);
+    return run_fingerprint(config_, backend_.id, plans, model_, registry_);
   }
 
   /// A crash may come between the last rename and the end of the record.
@@ -197,8 +199,8 @@ class QuantizeRun {
     if (config_.threads > 0) at::set_num_threads(config_.threads);
     SLIM_ASSIGN(std::vector<OutputPlan> plans, make_recipes(config_, registry_));
     SLIM_TRY(decide_propagation(plans.size()));
-    SLIM_ASSIGN(backend_, registry_.backend(config_.backend));
-    SLIM_TRY(guarded(config_.backend, [&] { return backend_->open({}); }));
+    SLIM_ASSIGN(backend_, open_backend(config_.backend, registry_));
+    ops::force_reference(config_.kernels == "reference");
     SLIM_ASSIGN(model_, Model::open(config_.model, config_.adapter, registry_));
     SLIM_TRY(make_run_plans(plans, model_));
     SLIM_ASSIGN(memory_, choose_memory_mode(config_, model_, plans));
@@ -478,7 +480,7 @@ class QuantizeRun {
   const RunConfig& config_;
   PluginRegistry& registry_;
   Progress& progress_;
-  Owned<Backend> backend_;
+  OpenBackend backend_;
   Model model_;
   MemoryMode memory_;
   std::unique_ptr<Spill> spill_;
