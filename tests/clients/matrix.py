@@ -6,7 +6,7 @@
 For every row it quantizes tests/data/toy-qwen3vl, scores text with slim's own dequantized forward pass, and with each client that is
 there; "yes" where the most likely tokens agree. Clients: transformers of this Python; vLLM of SLIM_VLLM_PYTHON (.venv-vllm); GPTQModel
 and transformers with it of SLIM_GPTQMODEL_PYTHON (.venv-gptqmodel). --write puts the table, with what earlier runs left
-in --results (build/client_matrix.json), into docs/formats.md.
+in --results (BUILD/client_matrix.json), into docs/formats.md.
 """
 import argparse
 import json
@@ -243,9 +243,9 @@ def main():
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--client", choices=CLIENTS, action="append")
-    parser.add_argument("--results", type=Path, default=ROOT / "build/client_matrix.json")
+    parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
-    results = Results(arguments.results)
+    results = Results(arguments.results or arguments.build / "client_matrix.json")
     try_rows(arguments.build.resolve(), [row for row in ROWS if arguments.only in row.label], arguments.client or CLIENTS, results.add)
     text = table(results.rows)
     print(text)
