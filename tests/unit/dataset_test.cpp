@@ -190,6 +190,7 @@ TEST_CASE("dataset/ hostile lines give an error") {
   CHECK(mentions(read_line("{\"text\":" + std::string(100, '{')), "nested deeper"));
   CHECK(read_line(R"({"text":"[[[\"[[["})") == "text:[[[\"[[[");
   CHECK(mentions(read_line("{\"text\":\"\xC3\x28\"}"), "malformed JSON"));
+  CHECK(mentions(read_line(R"({"text":1e999})"), "no double can hold"));
   CHECK(mentions(read_line(R"({"question":"q","image":"a.png\u0000.txt"})"), "zero byte"));
   CHECK(mentions(read_line(R"({"question":"q","image":""})"), "empty"));
   CHECK(mentions(read_line(R"({"question":"q","image":")" + std::string(10000, 'a') + "\"}"), "not found"));

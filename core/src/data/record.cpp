@@ -68,6 +68,8 @@ Result<Json> parse_object(std::string_view text) {
     return json;
   } catch (const Json::parse_error& error) {
     return malformed("malformed JSON at byte " + std::to_string(error.byte) + "; expected one object");
+  } catch (const Json::out_of_range&) {  // of numbers alone
+    return malformed("JSON with a number that no double can hold");
   }
 }
 
