@@ -1,0 +1,12 @@
+#pragma once
+#include <string>
+#include <vector>
+
+namespace slim::cuda {
+
+/// Names of the `slim::` operators that have a kernel here; those that LibTorch's CUDA operators serve well stay with the reference.
+const std::vector<std::string>& accelerated_ops();
+/// Waits for all work of the current device.
+void synchronize();
+
+}  // namespace slim::cuda
