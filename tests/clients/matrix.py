@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,12 +74,17 @@ ROWS = [
 ]
 
 
+def serves(client, row):
+    """GPTQModel does not read compressed-tensors."""
+    return client != "gptqmodel" or row.format != "compressed-tensors"
+
+
 def python_of(client, row):
     """The Python that has the client, or None."""
     gptqmodel = Path(os.environ.get("SLIM_GPTQMODEL_PYTHON", ROOT / ".venv-gptqmodel/bin/python"))
     vllm = Path(os.environ.get("SLIM_VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
     own = row.format == "compressed-tensors"
-    if client == "gptqmodel" and own:
+    if not serves(client, row):
         return None
     python = {"transformers": Path(sys.executable) if own else gptqmodel, "vllm": vllm, "gptqmodel": gptqmodel}[client]
     return python if python.exists() else None
@@ -204,11 +210,12 @@ def table(results):
         cells = []
         for client in CLIENTS:
             verdict = verdicts.get(client)
-            text = verdict.text if verdict else "-"
+            text = verdict.text if verdict else "not tried" if serves(client, row) else "-"
             if verdict and verdict.reason:
-                if verdict.reason not in notes:
-                    notes.append(verdict.reason)
-                text += f" ({notes.index(verdict.reason) + 1})"
+                reason = textwrap.shorten(verdict.reason.replace("`", "'"), 160, placeholder=" ...")
+                if reason not in notes:
+                    notes.append(reason)
+                text += f" ({notes.index(reason) + 1})"
             cells.append(text)
         lines.append(f"| {row.format} | {row.scheme}{', ' + row.note if row.note else ''} | " + " | ".join(cells) + " |")
     lines.append("")
