@@ -8,16 +8,22 @@
 #include <cstring>
 #include <deque>
 #include <mutex>
+#include <unordered_map>
 
 namespace slim {
 namespace {
 
 constexpr size_t kLarge = size_t{4} << 20, kHugePage = size_t{2} << 20;
 
-/// Freed large tensors, oldest first.
+/// Large tensors: those in use by address, and those that were freed, oldest first.
 class Kept {
  public:
   void limit(size_t bytes) { limit_ = bytes; }
+
+  void lend(void* data, size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    lent_[data] = bytes;
+  }
 
   void* take(size_t bytes) {
     const std::lock_guard lock(mutex_);
@@ -31,11 +37,16 @@ class Kept {
     return nullptr;
   }
 
-  void give(void* data, size_t bytes) {
+  /// False: not lent from here.
+  bool give(void* data) {
     const std::lock_guard lock(mutex_);
-    blocks_.push_back({data, bytes});
-    total_ += bytes;
+    const auto lent = lent_.find(data);
+    if (lent == lent_.end()) return false;
+    blocks_.push_back({data, lent->second});
+    total_ += lent->second;
+    lent_.erase(lent);
     shrink(limit_);
+    return true;
   }
 
   void clear() {
@@ -58,6 +69,7 @@ class Kept {
 
   std::mutex mutex_;
   std::deque<Block> blocks_;
+  std::unordered_map<void*, size_t> lent_;
   size_t total_ = 0, limit_ = 0;
 };
 
@@ -66,15 +78,11 @@ Kept& kept() {
   return *blocks;
 }
 
-struct Large {
-  void* data;
-  size_t bytes;
-};
+c10::DeleterFnPtr small_deleter = nullptr;
 
-void free_large(void* context) {
-  const auto* block = static_cast<Large*>(context);
-  kept().give(block->data, block->bytes);
-  delete block;
+/// oneDNN and attention free by address alone (raw_deallocate), whatever the size was.
+void free_by_address(void* data) {
+  if (!kept().give(data)) small_deleter(data);
 }
 
 class HugeRecycled final : public c10::Allocator {
@@ -91,8 +99,10 @@ class HugeRecycled final : public c10::Allocator {
       data = fresh(rounded);
     }
     TORCH_CHECK_WITH(OutOfMemoryError, data != nullptr, "not enough memory: a tensor of ", bytes, " bytes");
-    return {data, new Large{data, rounded}, &free_large, c10::Device(c10::kCPU)};
+    kept().lend(data, rounded);
+    return {data, data, &free_by_address, c10::Device(c10::kCPU)};
   }
+  c10::DeleterFnPtr raw_deleter() const override { return &free_by_address; }
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memcpy(to, from, bytes); }
 
  private:
@@ -109,7 +119,11 @@ class HugeRecycled final : public c10::Allocator {
 
 void use_huge_recycled_memory(int64_t kept_bytes) {
   kept().limit(static_cast<size_t>(kept_bytes));
-  static auto* const allocator = new HugeRecycled(c10::GetCPUAllocator());
+  static auto* const allocator = [] {
+    c10::Allocator* const small = c10::GetCPUAllocator();
+    small_deleter = small->raw_deleter();
+    return new HugeRecycled(small);
+  }();
   c10::SetCPUAllocator(allocator, /*priority=*/1);
 }
 
