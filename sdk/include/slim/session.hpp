@@ -27,7 +27,7 @@ struct SessionOptions {
 
 /// One quantization job: a configuration and the plugins that serve it. Sessions share nothing but loaded plugin code, so
 /// several may live, and run, at the same time in threads of their own; one session is used from one thread, cancel() apart.
-/// `run.threads` sets LibTorch's number of threads, which LibTorch keeps for the whole process. Nothing is thrown.
+/// `run.threads` and `run.kernels` set what LibTorch keeps for the whole process. Nothing is thrown.
 class SLIM_API Session {
  public:
   /// Reads and checks the configuration, finds the plugins and checks their options. Touches neither checkpoint nor output.
