@@ -44,8 +44,9 @@ Result<Storage> storage_of(const Layer& layer, const Scheme& scheme, c10::Scalar
   storage.one_scale = scheme.weight->granularity == Granularity::kTensor;
   if (scheme.weight->granularity == Granularity::kGroup) {
     if (layer.in % scheme.weight->group_size != 0) {
-      return Status(Code::kUnsupported, layer.name + ": groups of " + std::to_string(scheme.weight->group_size) + " do not divide its " +
-                                            std::to_string(layer.in) + " input channels; choose another group size, or ignore this layer");
+      return Status(Code::kUnsupported, layer.name + ": groups of " + std::to_string(scheme.weight->group_size) +
+                                            " do not divide its " + std::to_string(layer.in) +
+                                            " input channels; choose another group size, or ignore this layer");
     }
     storage.groups = layer.in / scheme.weight->group_size;
   }
@@ -60,10 +61,13 @@ Result<Storage> storage_of(const Layer& layer, const Scheme& scheme, c10::Scalar
   return storage;
 }
 
-// ---- writing ----------------------------------------------------------------------------------------------------------
+// ---- writing
+// ----------------------------------------------------------------------------------------------------------
 
 Status check_result(const Layer& layer, const Scheme& scheme, const Storage& storage, const Solved& solved) {
-  const auto wrong = [&](const std::string& what) { return Status(Code::kInternal, layer.name + ": the algorithm's result has " + what); };
+  const auto wrong = [&](const std::string& what) {
+    return Status(Code::kInternal, layer.name + ": the algorithm's result has " + what);
+  };
   const auto* quantized = std::get_if<Quantized>(&solved.weight);
   if (!quantized) return wrong("a float weight for scheme " + scheme.name);
   if (quantized->args != *scheme.weight) return wrong("another quantization than scheme " + scheme.name);
@@ -78,7 +82,8 @@ Status check_result(const Layer& layer, const Scheme& scheme, const Storage& sto
     }
   }
   if (is_static(storage.type) && !solved.input_scale.defined()) return wrong("no scale of the input");
-  if (is_static(storage.type) && !layer.bias.empty() && !solved.bias.defined()) return wrong("no bias, which quant_bias takes up");
+  if (is_static(storage.type) && !layer.bias.empty() && !solved.bias.defined())
+    return wrong("no bias, which quant_bias takes up");
   return {};
 }
 
@@ -91,7 +96,8 @@ Status encode_static(const Layer& layer, const Storage& storage, const Solved& s
   if (!at::isfinite(deq_scale).all().item<bool>() || !(deq_scale > 0).all().item<bool>()) {
     return {Code::kNumeric, layer.name + ": deq_scale = input_scale * weight_scale under- or overflows"};
   }
-  Result<at::Tensor> bias = quant_bias(quantized.codes.cpu(), deq_scale, offset, layer.bias.empty() ? at::Tensor() : solved.bias.cpu());
+  Result<at::Tensor> bias =
+      quant_bias(quantized.codes.cpu(), deq_scale, offset, layer.bias.empty() ? at::Tensor() : solved.bias.cpu());
   if (!bias.ok()) return bias.status().in(layer.name);
   tensors[layer.name + ".input_scale"] = input_scale;
   tensors[layer.name + ".input_offset"] = offset.to(dtype);
@@ -107,7 +113,8 @@ class Ascend final : public Format {
     const Result<Type> type = type_of(scheme);
     return type.ok() ? ascend::scale_dtype(*type, model_dtype) : model_dtype;
   }
-  Result<std::vector<TensorSpec>> layout(const Layer& layer, const Scheme& scheme, c10::ScalarType model_dtype) const override {
+  Result<std::vector<TensorSpec>> layout(const Layer& layer, const Scheme& scheme,
+                                         c10::ScalarType model_dtype) const override {
     SLIM_ASSIGN(const Storage storage, storage_of(layer, scheme, model_dtype));
     return specs_of(layer.name, storage);
   }
@@ -117,7 +124,8 @@ class Ascend final : public Format {
   Result<std::map<std::string, std::string>> config_entries(const OutputModel& output) const override {
     SLIM_ASSIGN(const Type type, model_type(output));
     const std::string value = "\"" + lower_name(type) + "\"";
-    return std::map<std::string, std::string>{{"quantize", value}, {"text_config.quantize", value}, {"vision_config.quantize", value}};
+    return std::map<std::string, std::string>{
+        {"quantize", value}, {"text_config.quantize", value}, {"vision_config.quantize", value}};
   }
   std::string weights_stem(const Scheme& scheme) const override {
     const Result<Type> type = type_of(scheme);
@@ -134,7 +142,8 @@ class Ascend final : public Format {
   Result<Solved> decode(const StoredLayer&, const TensorReader&) const override;
 };
 
-Result<TensorMap> Ascend::encode(const Layer& layer, const Scheme& scheme, const Solved& solved, c10::ScalarType model_dtype) const {
+Result<TensorMap> Ascend::encode(const Layer& layer, const Scheme& scheme, const Solved& solved,
+                                 c10::ScalarType model_dtype) const {
   SLIM_ASSIGN(const Storage storage, storage_of(layer, scheme, model_dtype));
   SLIM_TRY(check_result(layer, scheme, storage, solved));
   const auto& quantized = std::get<Quantized>(solved.weight);
@@ -145,13 +154,15 @@ Result<TensorMap> Ascend::encode(const Layer& layer, const Scheme& scheme, const
   if (storage.type == Type::kW8A8S) return tensors;
   const auto dtype = *to_scalar_type(storage.scale);
   const at::Tensor scale = quantized.scale.cpu().to(dtype).reshape({layer.out, storage.groups}).contiguous();
-  const at::Tensor offset = quantized.zero.defined() ? quantized.zero.cpu().to(dtype).reshape_as(scale).contiguous() : at::zeros_like(scale);
+  const at::Tensor offset =
+      quantized.zero.defined() ? quantized.zero.cpu().to(dtype).reshape_as(scale).contiguous() : at::zeros_like(scale);
   tensors[layer.name + ".weight_scale"] = scale;
   tensors[layer.name + ".weight_offset"] = offset;
   return tensors;
 }
 
-// ---- reading ----------------------------------------------------------------------------------------------------------
+// ---- reading
+// ----------------------------------------------------------------------------------------------------------
 
 Status corrupt(const std::string& where, const std::string& what) { return {Code::kCorrupt, where + ": " + what}; }
 
@@ -161,14 +172,16 @@ Result<Type> readable_type(const std::string& module, const std::string& name) {
   }
   const bool compressed = name == "W8A8SC" || name == "W8A8S_SLIM";
   return Status(Code::kUnsupported, module + ": slim does not read type " + name +
-                                        (compressed ? "; unpack it with `slim compress --decompress`" : ", which quant_model_description.json names"));
+                                        (compressed ? "; unpack it with `slim compress --decompress`"
+                                                    : ", which quant_model_description.json names"));
 }
 
 Result<const TensorSpec*> find_spec(const std::string& name, const TensorReader& reader, size_t dimensions) {
   const auto found = reader.tensors().find(name);
   if (found == reader.tensors().end()) return corrupt(name, "the tensor is missing");
   if (found->second.shape.size() != dimensions) {
-    return corrupt(name, "expected " + std::to_string(dimensions) + " dimensions, found shape " + shape_string(found->second.shape));
+    return corrupt(name, "expected " + std::to_string(dimensions) + " dimensions, found shape " +
+                             shape_string(found->second.shape));
   }
   return &found->second;
 }
@@ -192,7 +205,8 @@ Result<Storage> stored_form(const std::string& module, Type type, const TensorRe
     storage.scale = scale->dtype;
   }
   if (storage.out <= 0 || storage.in <= 0 || storage.groups <= 0 || storage.in % storage.groups != 0) {
-    return corrupt(module, std::to_string(storage.groups) + " scales a row do not fit its weight " + shape_string(weight->shape));
+    return corrupt(
+        module, std::to_string(storage.groups) + " scales a row do not fit its weight " + shape_string(weight->shape));
   }
   if (storage.scale != Dtype::kBF16 && storage.scale != Dtype::kF16 && storage.scale != Dtype::kF32) {
     return corrupt(module, "scales are " + std::string(dtype_name(storage.scale)) + ", expected BF16, F16 or F32");
@@ -209,14 +223,18 @@ Scheme scheme_of(const Storage& storage, bool asymmetric) {
   weight.symmetric = !asymmetric;
   Scheme scheme;
   scheme.weight = weight;
-  const char* name = storage.type == Type::kW4A16 ? "w4a16" : storage.type == Type::kW8A16 ? "w8a16"
-                     : storage.type == Type::kW8A8Dynamic ? "w8a8" : storage.type == Type::kW8A8 ? "w8a8_static" : "w8a8s";
+  const char* name = storage.type == Type::kW4A16         ? "w4a16"
+                     : storage.type == Type::kW8A16       ? "w8a16"
+                     : storage.type == Type::kW8A8Dynamic ? "w8a8"
+                     : storage.type == Type::kW8A8        ? "w8a8_static"
+                                                          : "w8a8s";
   if (const Result<Scheme> known = scheme_from_name(name); known.ok()) scheme.input = known->input;
   scheme.name = std::string(name) + (asymmetric ? "_asym" : "");
   return scheme;
 }
 
-Status check_tensors(const std::string& module, const std::vector<TensorSpec>& expected, const TensorReader& reader, bool v1) {
+Status check_tensors(const std::string& module, const std::vector<TensorSpec>& expected, const TensorReader& reader,
+                     bool v1) {
   for (const TensorSpec& spec : expected) {
     const auto found = reader.tensors().find(spec.name);
     if (found == reader.tensors().end()) {
@@ -224,8 +242,9 @@ Status check_tensors(const std::string& module, const std::vector<TensorSpec>& e
       return corrupt(module, "tensor " + spec.name + " is missing");
     }
     if (found->second.dtype != spec.dtype || found->second.shape != spec.shape) {
-      return corrupt(spec.name, "expected " + std::string(dtype_name(spec.dtype)) + " " + shape_string(spec.shape) + ", found " +
-                                    std::string(dtype_name(found->second.dtype)) + " " + shape_string(found->second.shape));
+      return corrupt(spec.name, "expected " + std::string(dtype_name(spec.dtype)) + " " + shape_string(spec.shape) +
+                                    ", found " + std::string(dtype_name(found->second.dtype)) + " " +
+                                    shape_string(found->second.shape));
     }
   }
   return {};
@@ -282,8 +301,10 @@ Result<at::Tensor> read_offset(const TensorReader& reader, const std::string& na
   return offset.to(at::kChar);
 }
 
-/// The scale of the weights, and the static input parameters into `solved`; quant_bias is checked against what it must be.
-Result<at::Tensor> decode_static(const StoredLayer& layer, const TensorReader& reader, const at::Tensor& codes, Solved& solved) {
+/// The scale of the weights, and the static input parameters into `solved`; quant_bias is checked against what it must
+/// be.
+Result<at::Tensor> decode_static(const StoredLayer& layer, const TensorReader& reader, const at::Tensor& codes,
+                                 Solved& solved) {
   SLIM_ASSIGN(solved.input_scale, read_scale(reader, layer.name + ".input_scale"));
   SLIM_ASSIGN(solved.input_zero, read_offset(reader, layer.name + ".input_offset", -128, 127));
   SLIM_ASSIGN(const at::Tensor deq_scale, read_scale(reader, layer.name + ".deq_scale"));
@@ -291,7 +312,9 @@ Result<at::Tensor> decode_static(const StoredLayer& layer, const TensorReader& r
   at::Tensor bias;
   if (reader.tensors().contains(layer.name + ".bias")) {
     SLIM_ASSIGN(bias, reader.read(layer.name + ".bias"));
-    if (bias.numel() != layer.out) return corrupt(layer.name + ".bias", "expected " + shape_string({layer.out}) + ", found " + shape_string(bias.sizes().vec()));
+    if (bias.numel() != layer.out)
+      return corrupt(layer.name + ".bias",
+                     "expected " + shape_string({layer.out}) + ", found " + shape_string(bias.sizes().vec()));
   }
   Result<at::Tensor> expected = quant_bias(codes, deq_scale, solved.input_zero, bias);
   if (!expected.ok()) return expected.status().in(layer.name);
@@ -300,8 +323,9 @@ Result<at::Tensor> decode_static(const StoredLayer& layer, const TensorReader& r
   const at::Tensor allowed = (wanted.abs() * 0x1p-22).clamp_min(1);
   const int64_t wrong = ((stored.to(at::kDouble) - wanted).abs() > allowed).sum().item<int64_t>();
   if (wrong > 0) {
-    return corrupt(layer.name + ".quant_bias", std::to_string(wrong) + " of " + std::to_string(layer.out) +
-                                                   " rows are not round(bias / deq_scale - input_offset * sum of the row)");
+    return corrupt(layer.name + ".quant_bias",
+                   std::to_string(wrong) + " of " + std::to_string(layer.out) +
+                       " rows are not round(bias / deq_scale - input_offset * sum of the row)");
   }
   return (deq_scale / solved.input_scale).reshape({-1, 1});
 }
@@ -327,4 +351,5 @@ Result<Solved> Ascend::decode(const StoredLayer& layer, const TensorReader& read
 
 }  // namespace
 }  // namespace slim::ascend
-SLIM_FORMAT_PLUGIN("ascend", slim::ascend::Ascend, "Ascend checkpoints for MindIE and vLLM-Ascend (quant_model_description.json)")
+SLIM_FORMAT_PLUGIN("ascend", slim::ascend::Ascend,
+                   "Ascend checkpoints for MindIE and vLLM-Ascend (quant_model_description.json)")

@@ -105,7 +105,8 @@ TEST_CASE("ascend/ what is written decodes to the same weights, for every type, 
         CAPTURE(name);
         CAPTURE(out);
         const Layer one = layer(out, in, /*bias=*/true);
-        const Scheme scheme = *scheme_from_name(name, std::string(name).ends_with("a8") || std::string(name).starts_with("w8a8") ? 0 : 32);
+        const Scheme scheme = *scheme_from_name(
+            name, std::string(name).ends_with("a8") || std::string(name).starts_with("w8a8") ? 0 : 32);
         Solved solved = solve(one, scheme, make_format()->scale_dtype(scheme, dtype));
         solved.bias = solved.bias.to(dtype).to(at::kFloat);
         const Written written = write(one, scheme, solved, dtype);
@@ -114,7 +115,8 @@ TEST_CASE("ascend/ what is written decodes to the same weights, for every type, 
         const auto& expected = std::get<Quantized>(solved.weight);
         const auto& found = std::get<Quantized>(decoded->weight);
         CHECK(at::equal(found.codes, expected.codes));
-        CHECK(at::allclose(quant::decode(found), quant::decode(expected), dtype == at::kBFloat16 ? 1.0 / 256 : 1e-6, 0));
+        CHECK(
+            at::allclose(quant::decode(found), quant::decode(expected), dtype == at::kBFloat16 ? 1.0 / 256 : 1e-6, 0));
         CHECK(decoded->input_scale.defined() == solved.input_scale.defined());
       }
     }
@@ -138,7 +140,8 @@ TEST_CASE("ascend/ static layers hold deq_scale and quant_bias of the formulas")
       else CHECK(deq[row].item<float>() == product);
       int64_t sum = 0;
       for (int64_t column = 0; column < one.in; ++column) sum += quantized.codes[row][column].item<int64_t>();
-      const double value = static_cast<double>(solved.bias[row].item<float>()) / static_cast<double>(product) + 53.0 * static_cast<double>(sum);
+      const double value = static_cast<double>(solved.bias[row].item<float>()) / static_cast<double>(product) +
+                           53.0 * static_cast<double>(sum);
       CHECK(written.reader.values.at(one.name + ".quant_bias")[row].item<double>() == std::nearbyint(value));
     }
     CHECK_FALSE(written.reader.specs.contains(one.name + ".weight_scale"));
@@ -193,9 +196,12 @@ TEST_CASE("ascend/ schemes without a type are refused with formats that hold the
     CHECK(specs.status().code() == Code::kUnsupported);
     CHECK(specs.status().message().find("compressed-tensors") != std::string::npos);
   }
-  CHECK(format->layout(layer(64, 128), *scheme_from_name("w4a16", -1), at::kBFloat16).status().code() == Code::kUnsupported);
-  CHECK(format->layout(layer(63, 128), *scheme_from_name("w4a16"), at::kBFloat16).status().code() == Code::kUnsupported);
-  CHECK(format->layout(layer(64, 130), *scheme_from_name("w8a16"), at::kBFloat16).status().code() == Code::kUnsupported);
+  CHECK(format->layout(layer(64, 128), *scheme_from_name("w4a16", -1), at::kBFloat16).status().code() ==
+        Code::kUnsupported);
+  CHECK(format->layout(layer(63, 128), *scheme_from_name("w4a16"), at::kBFloat16).status().code() ==
+        Code::kUnsupported);
+  CHECK(format->layout(layer(64, 130), *scheme_from_name("w8a16"), at::kBFloat16).status().code() ==
+        Code::kUnsupported);
 }
 
 TEST_CASE("ascend/ damaged checkpoints are refused by the tensor's name") {
@@ -235,7 +241,8 @@ TEST_CASE("ascend/ compressed folders name the command that unpacks them") {
   const Layer one = layer(4, 32);
   const Scheme scheme = *scheme_from_name("w8a8s");
   Written written = write(one, scheme, solve(one, scheme, at::kFloat), at::kBFloat16);
-  for (size_t at = 0; (at = written.description.find("\"W8A8S\"", at)) != std::string::npos;) written.description.replace(at, 7, "\"W8A8SC\"");
+  for (size_t at = 0; (at = written.description.find("\"W8A8S\"", at)) != std::string::npos;)
+    written.description.replace(at, 7, "\"W8A8SC\"");
   const Status status = read_back(written).status();
   CHECK(status.code() == Code::kUnsupported);
   CHECK(status.message().find("--decompress") != std::string::npos);

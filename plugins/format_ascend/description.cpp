@@ -26,7 +26,8 @@ int64_t common_group_size(const OutputModel& output) {
 Result<std::string> tensor_type(const OutputModel& output, const std::string& tensor) {
   const size_t dot = tensor.rfind('.');
   const auto scheme = output.schemes.find(tensor.substr(0, dot));
-  if (dot == std::string::npos || scheme == output.schemes.end() || tensor.substr(dot) == ".bias") return std::string("FLOAT");
+  if (dot == std::string::npos || scheme == output.schemes.end() || tensor.substr(dot) == ".bias")
+    return std::string("FLOAT");
   SLIM_ASSIGN(const Type type, type_of(scheme->second));
   return std::string(type_name(type));
 }
@@ -71,7 +72,8 @@ Result<Description> Description::parse(std::string_view text) {
 
 Status Description::check(const std::map<std::string, TensorSpec>& tensors) const {
   for (const auto& [name, type] : types_) {
-    if (!tensors.contains(name)) return corrupt("tensor '" + name + "' is described as " + type + ", but missing in the weights");
+    if (!tensors.contains(name))
+      return corrupt("tensor '" + name + "' is described as " + type + ", but missing in the weights");
   }
   for (const auto& [name, spec] : tensors) {
     if (!types_.contains(name)) return corrupt("tensor '" + name + "' is in the weights, but not described");

@@ -6,7 +6,8 @@
 #include "slim/format.hpp"
 #include "types.h"
 
-/// quant_model_description.json: one flat object that names the type of every tensor, beside keys without a dot about the whole.
+/// quant_model_description.json: one flat object that names the type of every tensor, beside keys without a dot about
+/// the whole.
 namespace slim::ascend {
 
 /// The text of the file for an output.

@@ -19,8 +19,8 @@ Result<Type> type_of(const Scheme&);
 /// True for types whose activations have a static scale: input_scale, input_offset, deq_scale, quant_bias.
 constexpr bool is_static(Type type) { return type >= Type::kW8A8; }
 
-/// msmodelslim's first generation ("V0") stores scales in the model's dtype, those of W8A8S and W4A16 in fp32. Here those of a
-/// W8A8 model in fp16 are fp32 too: input_scale * weight_scale would be a subnormal of fp16.
+/// msmodelslim's first generation ("V0") stores scales in the model's dtype, those of W8A8S and W4A16 in fp32. Here
+/// those of a W8A8 model in fp16 are fp32 too: input_scale * weight_scale would be a subnormal of fp16.
 c10::ScalarType scale_dtype(Type, c10::ScalarType model_dtype);
 
 }  // namespace slim::ascend

@@ -14,18 +14,22 @@ Result<at::Tensor> quant_bias(const at::Tensor& codes, const at::Tensor& deq_sca
   const at::Tensor large = (value.abs() > std::numeric_limits<int32_t>::max()).nonzero();
   if (large.numel() > 0) {
     const auto row = large[0][0].item<int64_t>();
-    return Status(Code::kNumeric, "row " + std::to_string(row) + ": quant_bias " + std::to_string(value[row].item<double>()) +
-                                      " does not fit 32 bits; the row's weights are tiny beside its bias: leave the layer in float "
-                                      "with ignore_layers");
+    return Status(Code::kNumeric,
+                  "row " + std::to_string(row) + ": quant_bias " + std::to_string(value[row].item<double>()) +
+                      " does not fit 32 bits; the row's weights are tiny beside its bias: leave the layer in float "
+                      "with ignore_layers");
   }
   return value.to(at::kInt);
 }
 
-at::Tensor float_bits(const at::Tensor& values) { return values.to(at::kFloat).contiguous().view(at::kInt).to(at::kLong); }
+at::Tensor float_bits(const at::Tensor& values) {
+  return values.to(at::kFloat).contiguous().view(at::kInt).to(at::kLong);
+}
 
 Result<at::Tensor> bits_float(const at::Tensor& bits) {
   const at::Tensor valid = (bits >= 0).logical_and(bits <= std::numeric_limits<int32_t>::max());
-  if (!valid.all().item<bool>()) return Status(Code::kCorrupt, "holds a number that is not the 32 bits of a positive float");
+  if (!valid.all().item<bool>())
+    return Status(Code::kCorrupt, "holds a number that is not the 32 bits of a positive float");
   return bits.to(at::kInt).view(at::kFloat);
 }
 

@@ -14,10 +14,12 @@ at::Tensor stacked(const std::vector<at::Tensor>& rows, int64_t features) {
   return at::stack(wide);
 }
 
-Result<at::Tensor> saved(const TensorMap& state, std::string_view key, std::vector<int64_t> shape, at::ScalarType dtype) {
+Result<at::Tensor> saved(const TensorMap& state, std::string_view key, std::vector<int64_t> shape,
+                         at::ScalarType dtype) {
   const auto found = state.find(key);
   if (found == state.end() || found->second.scalar_type() != dtype || found->second.sizes() != at::IntArrayRef(shape)) {
-    return Status(Code::kCorrupt, "saved statistic: entry '" + std::string(key) + "' is missing, or has another shape or type than this run's");
+    return Status(Code::kCorrupt, "saved statistic: entry '" + std::string(key) +
+                                      "' is missing, or has another shape or type than this run's");
   }
   return found->second.clone();
 }
@@ -29,7 +31,8 @@ void BatchExtremes::update(const at::Tensor& x) {
   const auto [low, high] = at::aminmax(x, 0);
   if (weights_.size() < kFirstBatches) {
     const at::Tensor wide = x.to(at::kDouble);
-    const at::Tensor sum = wide.sum(0), square = wide.square().sum(0), peak = at::maximum(low.neg(), high).to(at::kDouble);
+    const at::Tensor sum = wide.sum(0), square = wide.square().sum(0),
+                     peak = at::maximum(low.neg(), high).to(at::kDouble);
     first_sum_ = first_sum_.defined() ? first_sum_ + sum : sum;
     first_square_ = first_square_.defined() ? first_square_ + square : square;
     first_peak_ = first_peak_.defined() ? at::maximum(first_peak_, peak) : peak;
@@ -49,7 +52,8 @@ void BatchExtremes::merge(const Statistic& other, double weight) {
   max_.insert(max_.end(), source.max_.begin(), source.max_.end());
   for (const double theirs : source.weights_) weights_.push_back(weight * theirs);
   first_sum_ = first_sum_.defined() ? first_sum_ + source.first_sum_ * weight : source.first_sum_ * weight;
-  first_square_ = first_square_.defined() ? first_square_ + source.first_square_ * weight : source.first_square_ * weight;
+  first_square_ =
+      first_square_.defined() ? first_square_ + source.first_square_ * weight : source.first_square_ * weight;
   first_peak_ = first_peak_.defined() ? at::maximum(first_peak_, source.first_peak_) : source.first_peak_.clone();
   first_rows_ += weight * source.first_rows_;
 }

@@ -8,8 +8,8 @@
 
 namespace slim::sparse {
 
-/// The extremes of every calibration batch, per channel so that they follow a scale exactly, and the spread of the first
-/// batches. Fractional after a weighted merge: a batch then counts by its weight.
+/// The extremes of every calibration batch, per channel so that they follow a scale exactly, and the spread of the
+/// first batches. Fractional after a weighted merge: a batch then counts by its weight.
 class BatchExtremes final : public Statistic {
  public:
   static constexpr std::string_view kId = "sparse.batch_extremes";
@@ -24,7 +24,8 @@ class BatchExtremes final : public Statistic {
   Status restore(const TensorMap&) override;
 
   size_t batches() const { return weights_.size(); }
-  /// The means of the batches' smallest and largest values (msmodelslim's act_method 1); 0 without a batch. NaN and Inf pass on.
+  /// The means of the batches' smallest and largest values (msmodelslim's act_method 1); 0 without a batch. NaN and Inf
+  /// pass on.
   ValueRange mean_range() const;
   /// max|x| / std(x) over the first batches (unbiased); 0 without a spread.
   double outlier_ratio() const;

@@ -46,8 +46,8 @@ at::Tensor matrix_threshold(const at::Tensor& weight, const LowBitOptions& optio
   return kth_largest(magnitudes, options.open_outlier ? k : 0);
 }
 
-/// Scales near max inlier / 7 of least squared error, inliers in -7..7: msmodelslim's co_sparse moves them by a few percent by a
-/// search that is not public.
+/// Scales near max inlier / 7 of least squared error, inliers in -7..7: msmodelslim's co_sparse moves them by a few
+/// percent by a search that is not public.
 at::Tensor searched_scale(const at::Tensor& weight, const at::Tensor& outlier, const at::Tensor& scale) {
   constexpr int kSteps = 40;
   constexpr double kWidest = 0.2;
@@ -55,7 +55,8 @@ at::Tensor searched_scale(const at::Tensor& weight, const at::Tensor& outlier, c
   for (int step = -kSteps; step <= kSteps; ++step) {
     const at::Tensor candidate = scale * (1.0 + kWidest * step / kSteps);
     const at::Tensor codes = (weight / candidate).round_();
-    const at::Tensor rounded = at::where(outlier, codes.clamp(kMinCode, kMaxCode), codes.clamp(-kLowBitMax, kLowBitMax));
+    const at::Tensor rounded =
+        at::where(outlier, codes.clamp(kMinCode, kMaxCode), codes.clamp(-kLowBitMax, kLowBitMax));
     const at::Tensor error = (rounded * candidate).sub_(weight).square_().sum(1, /*keepdim=*/true);
     const at::Tensor better = least.defined() ? error < least : at::ones_like(error, at::kBool);
     least = least.defined() ? at::where(better, error, least) : error;
@@ -65,12 +66,14 @@ at::Tensor searched_scale(const at::Tensor& weight, const at::Tensor& outlier, c
 }
 
 /// Scales of some rows, before they meet those of the others.
-at::Tensor slice_scale(const at::Tensor& weight, const LowBitOptions& options, const at::Tensor& threshold, LowBitWeight& result) {
+at::Tensor slice_scale(const at::Tensor& weight, const LowBitOptions& options, const at::Tensor& threshold,
+                       LowBitWeight& result) {
   const at::Tensor magnitudes = weight.abs();
   const at::Tensor largest = magnitudes.amax(1, /*keepdim=*/true);
   at::Tensor outlier = magnitudes > (threshold.defined() ? threshold : row_thresholds(magnitudes, options));
   at::Tensor inner = magnitudes.masked_fill(outlier, 0).amax(1, /*keepdim=*/true);
-  const at::Tensor hollow = (inner == 0).logical_and(largest > 0);  // outliers alone, or over zeros: no scale follows from those
+  const at::Tensor hollow =
+      (inner == 0).logical_and(largest > 0);  // outliers alone, or over zeros: no scale follows from those
   outlier = outlier.logical_and(hollow.logical_not());
   inner = at::where(hollow, largest, inner);
   result.zero_rows += (largest == 0).sum().item<int64_t>();
@@ -92,15 +95,18 @@ void for_row_slices(const at::Tensor& weight, F&& f) {
   for (int64_t begin = 0; begin < weight.size(0); begin += step) f(begin, std::min(step, weight.size(0) - begin));
 }
 
-// ---- one layer --------------------------------------------------------------------------------------------------------
+// ---- one layer
+// --------------------------------------------------------------------------------------------------------
 
 Result<ValueRange> activation_range(const LowBitOptions& options, LayerContext& context) {
   const auto* extremes = context.statistic<BatchExtremes>();
   const auto* histogram = context.statistic<Histogram>();
   const bool seen = (extremes && extremes->batches() > 0) || (histogram && !histogram->empty());
   if (!seen) {
-    return Status(Code::kInvalidArgument, context.layer().name + ": static activation scales need calibration data, and no token "
-                                          "reached this layer; pass --calib, or leave the layer in float with ignore_layers");
+    return Status(Code::kInvalidArgument,
+                  context.layer().name +
+                      ": static activation scales need calibration data, and no token "
+                      "reached this layer; pass --calib, or leave the layer in float with ignore_layers");
   }
   bool use_histogram = options.activation == LowBitOptions::Activation::kHistogram;
   if (options.activation == LowBitOptions::Activation::kMixed) {
@@ -122,11 +128,14 @@ at::Tensor bias_floor(const at::Tensor& bias, double input_scale) {
 
 void report(const LowBitWeight& weight, const LowBitOptions& options, LayerContext& context) {
   const std::string& name = context.layer().name;
-  const auto rows = [&](int64_t count) { return std::to_string(count) + " of " + std::to_string(weight.codes.size(0)) + " rows"; };
+  const auto rows = [&](int64_t count) {
+    return std::to_string(count) + " of " + std::to_string(weight.codes.size(0)) + " rows";
+  };
   Notes& notes = context.notes();
   if (weight.zero_rows > 0) notes.note("rows of zeros, scale 1", name, rows(weight.zero_rows));
   if (options.open_outlier && !options.use_sigma && weight.outlier_share == 0) {
-    notes.note("nothing protected", name, "fraction of " + std::to_string(weight.codes.size(1)) + " columns is less than two weights");
+    notes.note("nothing protected", name,
+               "fraction of " + std::to_string(weight.codes.size(1)) + " columns is less than two weights");
   }
   if (weight.unprotected_rows > 0) notes.note("no inlier left, nothing protected", name, rows(weight.unprotected_rows));
   if (weight.widened_rows > 0) notes.note("scale widened for protected weights", name, rows(weight.widened_rows));
@@ -153,17 +162,22 @@ Result<LowBitOptions> LowBitOptions::from(const Options& options) {
   result.activation = static_cast<Activation>(static_cast<int>(number(options, "act_method")));
   const bool low_bit = options.at("is_lowbit") == "true";
   const auto refuse = [](const std::string& why) { return Status(Code::kInvalidArgument, "sparse: " + why); };
-  if (low_bit && result.co_sparse) return refuse("is_lowbit and co_sparse are two ways to one result; set is_lowbit = false for co_sparse");
-  if (!low_bit && !result.co_sparse) return refuse("w8a8s needs is_lowbit or co_sparse; for plain 8 bits use scheme w8a8_static");
-  if (result.co_sparse && result.use_sigma) return refuse("co_sparse protects a share of the matrix (fraction); it has no use_sigma");
-  if (result.co_sparse && result.whole_matrix) return refuse("co_sparse searches a scale for each row; it has no mm_tensor");
+  if (low_bit && result.co_sparse)
+    return refuse("is_lowbit and co_sparse are two ways to one result; set is_lowbit = false for co_sparse");
+  if (!low_bit && !result.co_sparse)
+    return refuse("w8a8s needs is_lowbit or co_sparse; for plain 8 bits use scheme w8a8_static");
+  if (result.co_sparse && result.use_sigma)
+    return refuse("co_sparse protects a share of the matrix (fraction); it has no use_sigma");
+  if (result.co_sparse && result.whole_matrix)
+    return refuse("co_sparse searches a scale for each row; it has no mm_tensor");
   return result;
 }
 
 Result<LowBitWeight> low_bit_weight(const at::Tensor& weight, const LowBitOptions& options, const at::Tensor& floor,
                                     at::ScalarType scale_dtype) {
   if (weight.numel() == 0) return Status(Code::kInvalidArgument, "the weight is empty");
-  if (!at::isfinite(weight).all().item<bool>()) return Status(Code::kNumeric, "the weight holds NaN or Inf; the checkpoint is damaged");
+  if (!at::isfinite(weight).all().item<bool>())
+    return Status(Code::kNumeric, "the weight holds NaN or Inf; the checkpoint is damaged");
   LowBitWeight result;
   const at::Tensor threshold = options.co_sparse ? matrix_threshold(weight, options) : at::Tensor();
   result.scale = at::empty({weight.size(0), 1}, weight.options());
@@ -174,7 +188,8 @@ Result<LowBitWeight> low_bit_weight(const at::Tensor& weight, const LowBitOption
     largest.narrow(0, begin, rows).copy_(slice.abs().amax(1, /*keepdim=*/true));
   });
   if (options.whole_matrix) result.scale = result.scale.max().expand_as(result.scale).contiguous();
-  if (options.widen) widen_scales(options.whole_matrix ? largest.max().expand_as(largest) : largest, result.scale, result);
+  if (options.widen)
+    widen_scales(options.whole_matrix ? largest.max().expand_as(largest) : largest, result.scale, result);
   if (floor.defined()) result.scale = at::maximum(result.scale, options.whole_matrix ? floor.max() : floor);
   result.scale = result.scale.to(scale_dtype).to(at::kFloat);
   result.scale = at::where(result.scale == 0, at::ones_like(result.scale), result.scale);
@@ -198,7 +213,8 @@ Result<Solved> solve_low_bit(const LowBitOptions& chosen, LayerContext& context)
   const Scheme& scheme = context.scheme();
   SLIM_ASSIGN(const ValueRange range, activation_range(chosen, context));
   const auto bound = [](double value) { return at::full({1}, value, at::kFloat); };
-  const quant::Params input = quant::params_from_range(bound(range.low), bound(range.high), *scheme.input, context.scale_dtype());
+  const quant::Params input =
+      quant::params_from_range(bound(range.low), bound(range.high), *scheme.input, context.scale_dtype());
   LowBitOptions options = chosen;
   const bool one_scale = scheme.weight->granularity == Granularity::kTensor;
   options.whole_matrix = options.whole_matrix || one_scale;

@@ -5,9 +5,9 @@
 
 namespace slim::sparse {
 
-/// Low-bit sparse quantization for Ascend (W8A8S), as msmodelslim 26.1 does it: most weights of a row take one of 15 values, -7..7,
-/// and a protected minority uses the rest of int8 with the same scale. The int8 bytes have little entropy, which a lossless
-/// compressor turns into size.
+/// Low-bit sparse quantization for Ascend (W8A8S), as msmodelslim 26.1 does it: most weights of a row take one of 15
+/// values, -7..7, and a protected minority uses the rest of int8 with the same scale. The int8 bytes have little
+/// entropy, which a lossless compressor turns into size.
 struct LowBitOptions {
   enum class Activation : uint8_t { kMeanExtremes = 1, kHistogram = 2, kMixed = 3 };
   double fraction = 0.01;      ///< share of the weights that is protected
@@ -34,10 +34,10 @@ struct LowBitWeight {
   double outlier_share = 0;      ///< protected weights
 };
 
-/// The back end "is_lowbit": per row t = sigma_factor * std(|w|) (unbiased, no mean added), or the k-th largest |w| with
-/// k = int(in * fraction); outliers are |w| > t; s = max{|w| : no outlier} / 7; q = clamp(round(w / s), -128, 127). With
-/// `co_sparse`: one t for the matrix, and the s near max / 7 of least squared error. `floor` fp32 [out, 1]: smallest scales
-/// allowed; undefined: none. Scales are numbers of `scale_dtype`. kNumeric for NaN and Inf.
+/// The back end "is_lowbit": per row t = sigma_factor * std(|w|) (unbiased, no mean added), or the k-th largest |w|
+/// with k = int(in * fraction); outliers are |w| > t; s = max{|w| : no outlier} / 7; q = clamp(round(w / s), -128,
+/// 127). With `co_sparse`: one t for the matrix, and the s near max / 7 of least squared error. `floor` fp32 [out, 1]:
+/// smallest scales allowed; undefined: none. Scales are numbers of `scale_dtype`. kNumeric for NaN and Inf.
 Result<LowBitWeight> low_bit_weight(const at::Tensor& weight, const LowBitOptions&, const at::Tensor& floor = {},
                                     at::ScalarType scale_dtype = at::ScalarType::Float);
 

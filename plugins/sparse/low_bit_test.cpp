@@ -89,12 +89,15 @@ struct RecordedNotes final : Notes {
 };
 
 struct OneLayer final : LayerContext, Observations {
-  OneLayer(at::Tensor weight, at::Tensor bias = {}) : weight_(std::move(weight)), bias_(std::move(bias)), scheme_(*scheme_from_name("w8a8s")) {
+  OneLayer(at::Tensor weight, at::Tensor bias = {})
+      : weight_(std::move(weight)), bias_(std::move(bias)), scheme_(*scheme_from_name("w8a8s")) {
     layer_.name = "layer";
     layer_.out = weight_.size(0);
     layer_.in = weight_.size(1);
   }
-  void add(PortId, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) override { made[std::string(id)] = make(); }
+  void add(PortId, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) override {
+    made[std::string(id)] = make();
+  }
   void keep_inputs(RegionId) override {}
   int64_t expected_tokens() const override { return 100; }
   const Layer& layer() const override { return layer_; }
@@ -237,7 +240,8 @@ TEST_CASE("sparse activations/ method 1 is the mean of the batches' extremes, ze
   layer.feed(second.to(at::kFloat));
   const auto solved = solve_low_bit(options, layer);
   REQUIRE(solved.ok());
-  const float low = static_cast<float>((-1.0 + static_cast<double>(-1.6F)) / 2), high = static_cast<float>((4.0 + static_cast<double>(2.2F)) / 2);
+  const float low = static_cast<float>((-1.0 + static_cast<double>(-1.6F)) / 2),
+              high = static_cast<float>((4.0 + static_cast<double>(2.2F)) / 2);
   CHECK(solved->input_scale.item<float>() == (high - low) / 255);
   CHECK(solved->input_zero.item<int>() == -53);  // the specification's example: -1.3 .. 3.1
 }
@@ -273,7 +277,8 @@ TEST_CASE("sparse activations/ extremes follow a scale, merge by weight and surv
 }
 
 TEST_CASE("sparse activations/ method 3 takes the histogram unless a value stands out fifty deviations") {
-  const LowBitOptions mixed = with(LowBitOptions::Activation::kMixed), extremes = with(LowBitOptions::Activation::kMeanExtremes),
+  const LowBitOptions mixed = with(LowBitOptions::Activation::kMixed),
+                      extremes = with(LowBitOptions::Activation::kMeanExtremes),
                       histogram = with(LowBitOptions::Activation::kHistogram);
   for (const bool outlier : {false, true}) {
     OneLayer layer(at::randn({4, 64}));
@@ -285,7 +290,8 @@ TEST_CASE("sparse activations/ method 3 takes the histogram unless a value stand
     layer.feed(at::randn({256, 64}));
     const float chosen = solve_low_bit(mixed, layer)->input_scale.item<float>();
     CHECK(chosen == solve_low_bit(outlier ? extremes : histogram, layer)->input_scale.item<float>());
-    CHECK(solve_low_bit(histogram, layer)->input_scale.item<float>() != solve_low_bit(extremes, layer)->input_scale.item<float>());
+    CHECK(solve_low_bit(histogram, layer)->input_scale.item<float>() !=
+          solve_low_bit(extremes, layer)->input_scale.item<float>());
   }
 }
 
@@ -311,8 +317,9 @@ TEST_CASE("sparse low-bit/ a bias too large for a row of tiny weights raises the
 
 TEST_CASE("sparse/ options that exclude each other are refused with what to do") {
   const auto options = [](const std::string& key, const std::string& value) {
-    Options all = {{"fraction", "0.01"}, {"use_sigma", "false"}, {"sigma_factor", "3"}, {"is_lowbit", "true"}, {"co_sparse", "false"},
-                   {"act_method", "2"}, {"open_outlier", "true"}, {"mm_tensor", "false"}, {"saturation", "clip"}};
+    Options all = {{"fraction", "0.01"},     {"use_sigma", "false"}, {"sigma_factor", "3"},
+                   {"is_lowbit", "true"},    {"co_sparse", "false"}, {"act_method", "2"},
+                   {"open_outlier", "true"}, {"mm_tensor", "false"}, {"saturation", "clip"}};
     all[key] = value;
     return LowBitOptions::from(all);
   };

@@ -23,7 +23,9 @@ std::vector<Flag> compress_flags() {
 
 Status refuse_with_decompress(const Arguments& arguments) {
   for (const char* flag : {"tp", "codec", "cann-tool", "disable-layers"}) {
-    if (arguments.has(flag)) return {Code::kInvalidArgument, std::string("--") + flag + " says how to compress; leave it out with --decompress"};
+    if (arguments.has(flag))
+      return {Code::kInvalidArgument,
+              std::string("--") + flag + " says how to compress; leave it out with --decompress"};
   }
   return {};
 }
@@ -52,8 +54,9 @@ int run_compress(const Arguments& arguments) {
   PluginRegistry registry(*dirs);
   catch_interrupts();
   auto progress = make_progress(arguments.has("quiet"));
-  const auto report = arguments.has("decompress") ? decompress(config->input, config->output, config->overwrite, *progress)
-                                                  : compress(*config, registry, *progress);
+  const auto report = arguments.has("decompress")
+                          ? decompress(config->input, config->output, config->overwrite, *progress)
+                          : compress(*config, registry, *progress);
   progress.reset();  // ends its line before anything else is printed
   return print(report, arguments.has("json"));
 }
@@ -62,7 +65,8 @@ int run_compress(const Arguments& arguments) {
 
 Command compress_command() {
   return {"compress", "compress DIR --tp N --output DIR | compress --decompress DIR --output DIR",
-          "losslessly compress a W8A8S checkpoint, one folder per device; or unpack it", compress_flags() + common_flags(), &run_compress};
+          "losslessly compress a W8A8S checkpoint, one folder per device; or unpack it",
+          compress_flags() + common_flags(), &run_compress};
 }
 
 }  // namespace slim::cli

@@ -25,7 +25,9 @@ struct Fixture {
     }
     plan.blocks = {block};
   }
-  void add(const std::string& name, std::vector<int64_t> shape) { tensors[name] = {name, Dtype::kF32, std::move(shape)}; }
+  void add(const std::string& name, std::vector<int64_t> shape) {
+    tensors[name] = {name, Dtype::kF32, std::move(shape)};
+  }
 
   ModelPlan plan;
   std::map<std::string, TensorSpec> tensors;
@@ -36,12 +38,14 @@ struct Fixture {
 TEST_CASE("tensor split/ column-parallel layers are split by rows, row-parallel ones by columns with one bias") {
   const Fixture model({Role::kGate, Role::kDown, Role::kRouter});
   const auto splits = *split_of(model.plan, model.tensors, {}, 2);
-  for (const char* part : {".weight", ".deq_scale", ".quant_bias", ".bias"}) CHECK(splits.at(std::string("layer0") + part) == Split::kRows);
+  for (const char* part : {".weight", ".deq_scale", ".quant_bias", ".bias"})
+    CHECK(splits.at(std::string("layer0") + part) == Split::kRows);
   CHECK(splits.at("layer1.weight") == Split::kColumns);
   CHECK(splits.at("layer1.quant_bias") == Split::kFirst);
   CHECK(splits.at("layer1.bias") == Split::kFirst);
   CHECK_FALSE(splits.contains("layer1.deq_scale"));
-  for (const char* name : {"layer0.input_scale", "layer1.input_offset", "layer2.weight"}) CHECK_FALSE(splits.contains(name));
+  for (const char* name : {"layer0.input_scale", "layer1.input_offset", "layer2.weight"})
+    CHECK_FALSE(splits.contains(name));
   CHECK(split_of(Fixture({Role::kGate}, "vision").plan, model.tensors, {}, 2)->empty());
 }
 
@@ -87,6 +91,7 @@ TEST_CASE("tensor split/ parts that contradict one another are refused") {
 }
 
 TEST_CASE("tensor split/ names of splits are read back, others are none") {
-  for (const Split split : {Split::kCopy, Split::kRows, Split::kColumns, Split::kFirst}) CHECK(split_from_name(split_name(split)) == split);
+  for (const Split split : {Split::kCopy, Split::kRows, Split::kColumns, Split::kFirst})
+    CHECK(split_from_name(split_name(split)) == split);
   CHECK_FALSE(split_from_name("half"));
 }

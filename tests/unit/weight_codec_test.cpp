@@ -16,7 +16,9 @@ at::Tensor gaussian_codes(int64_t n, int64_t k, double deviation) {
   return (at::randn({n, k}) * deviation).round_().clamp_(-128, 127).to(at::kChar);
 }
 
-CompressedWeight copy(const CompressedWeight& weight) { return {weight.weight.clone(), weight.index.clone(), weight.info.clone()}; }
+CompressedWeight copy(const CompressedWeight& weight) {
+  return {weight.weight.clone(), weight.index.clone(), weight.info.clone()};
+}
 
 double entropy(const ByteCounts& counts) {
   double total = 0, bits = 0;

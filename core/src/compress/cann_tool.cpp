@@ -28,8 +28,10 @@ Status run_program(const std::vector<std::string>& words) {
     if (errno != EINTR) return system_error(words[0], "wait for", errno);
   }
   if (WIFEXITED(state) && WEXITSTATUS(state) == 0) return {};
-  const std::string how = WIFSIGNALED(state) ? "signal " + std::to_string(WTERMSIG(state)) : "exit code " + std::to_string(WEXITSTATUS(state));
-  return {Code::kInternal, words[0] + " failed (" + how + ") on a matrix of " + words[1] + " x " + words[2] + " fractals; see its messages above"};
+  const std::string how = WIFSIGNALED(state) ? "signal " + std::to_string(WTERMSIG(state))
+                                             : "exit code " + std::to_string(WEXITSTATUS(state));
+  return {Code::kInternal, words[0] + " failed (" + how + ") on a matrix of " + words[1] + " x " + words[2] +
+                               " fractals; see its messages above"};
 }
 
 Status write_bytes(const std::string& path, const at::Tensor& tensor) {
@@ -50,7 +52,8 @@ Result<at::Tensor> read_info(const std::string& path) {
   SLIM_ASSIGN(const at::Tensor bytes, read_bytes(path));
   if (bytes.numel() == 12) return bytes.view(at::kInt).to(at::kLong);
   if (bytes.numel() == 24) return bytes.view(at::kLong);
-  return Status(Code::kCorrupt, path + ": " + std::to_string(bytes.numel()) + " bytes, expected three integers of 4 or 8 bytes");
+  return Status(Code::kCorrupt,
+                path + ": " + std::to_string(bytes.numel()) + " bytes, expected three integers of 4 or 8 bytes");
 }
 
 }  // namespace
@@ -59,19 +62,21 @@ Result<CompressedWeight> cann_compress(const std::string& tool, const std::strin
   const at::Tensor nz = to_nz(weight);
   const auto path = [&](const char* name) { return scratch + "/" + name; };
   SLIM_TRY(write_bytes(path("cann_in"), nz));
-  SLIM_TRY(run_program({tool, std::to_string(nz.size(0)), std::to_string(nz.size(1)), "1", "1", "1", "0", "0", path("cann_in"), path("cann_out"),
-                        path("cann_index"), path("cann_info")}));
+  SLIM_TRY(run_program({tool, std::to_string(nz.size(0)), std::to_string(nz.size(1)), "1", "1", "1", "0", "0",
+                        path("cann_in"), path("cann_out"), path("cann_index"), path("cann_info")}));
   CompressedWeight result;
   SLIM_ASSIGN(const at::Tensor info, read_info(path("cann_info")));
   SLIM_ASSIGN(const at::Tensor stream, read_bytes(path("cann_out")));
   SLIM_ASSIGN(result.index, read_bytes(path("cann_index")));
   const auto* numbers = info.const_data_ptr<int64_t>();
   if (numbers[2] < 0 || numbers[2] > stream.numel()) {
-    return Status(Code::kCorrupt, tool + ": info names " + std::to_string(numbers[2]) + " compressed bytes, the program wrote " + std::to_string(stream.numel()));
+    return Status(Code::kCorrupt, tool + ": info names " + std::to_string(numbers[2]) +
+                                      " compressed bytes, the program wrote " + std::to_string(stream.numel()));
   }
   const int64_t index_bytes = 8 * tile_count(weight.size(0), weight.size(1));
   if (result.index.numel() != index_bytes) {
-    return Status(Code::kCorrupt, tool + ": the index has " + std::to_string(result.index.numel()) + " bytes, expected " + std::to_string(index_bytes));
+    return Status(Code::kCorrupt, tool + ": the index has " + std::to_string(result.index.numel()) +
+                                      " bytes, expected " + std::to_string(index_bytes));
   }
   result.weight = stream.narrow(0, 0, numbers[2]).contiguous();
   result.info = at::tensor({numbers[1], numbers[0], weight.size(1), weight.size(0), int64_t{1}}, at::kLong);

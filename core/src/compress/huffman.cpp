@@ -85,13 +85,15 @@ Result<HuffmanDecoder> HuffmanDecoder::make(const CodeLengths& lengths) {
   decoder.shortest_ = kLongestCode;
   for (const uint8_t length : lengths) {
     if (length == 0) continue;
-    if (length > kLongestCode) return Status(Code::kCorrupt, "a code of " + std::to_string(length) + " bits, at most 12 are allowed");
+    if (length > kLongestCode)
+      return Status(Code::kCorrupt, "a code of " + std::to_string(length) + " bits, at most 12 are allowed");
     covered += 1U << (kLongestCode - length);
     ++used;
     decoder.shortest_ = std::min<int>(decoder.shortest_, length);
   }
   const uint32_t wanted = 1U << kLongestCode;
-  if (covered != wanted && !(used == 1 && covered == wanted / 2)) return Status(Code::kCorrupt, "the lengths of the codes belong to no code");
+  if (covered != wanted && !(used == 1 && covered == wanted / 2))
+    return Status(Code::kCorrupt, "the lengths of the codes belong to no code");
   decoder.table_.resize(wanted);
   const auto codes = canonical_codes(lengths);
   for (size_t byte = 0; byte < lengths.size(); ++byte) {

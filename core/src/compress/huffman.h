@@ -16,7 +16,8 @@ using ByteCounts = std::array<uint64_t, 256>;
 /// Bits of each byte's code; 0: the byte does not occur.
 using CodeLengths = std::array<uint8_t, 256>;
 
-/// Lengths of least total size, none above kLongestCode (package-merge; Larmore and Hirschberg 1990). A single byte gets one bit.
+/// Lengths of least total size, none above kLongestCode (package-merge; Larmore and Hirschberg 1990). A single byte
+/// gets one bit.
 SLIM_API CodeLengths code_lengths(const ByteCounts&);
 
 class SLIM_API HuffmanEncoder {

@@ -17,7 +17,8 @@ constexpr char kModelType[] = "model_quant_type";
 constexpr std::array kConfigParts = {"", "text_config", "vision_config"};
 
 std::string lower(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   return text;
 }
 
@@ -25,7 +26,8 @@ Result<Json> read_object(const std::string& path) {
   SLIM_ASSIGN(const std::string text, read_text(path, kLargestText));
   auto json = parse_strict_json(text);
   if (!json.ok()) return json.status().in(path);
-  if (!json->is_object()) return Status(Code::kCorrupt, path + ": is " + json->type_name() + ", expected a JSON object");
+  if (!json->is_object())
+    return Status(Code::kCorrupt, path + ": is " + json->type_name() + ", expected a JSON object");
   return json;
 }
 
@@ -36,7 +38,9 @@ int64_t count_at(const Json& object, const char* key) {
 
 }  // namespace
 
-std::string rank_folder(int64_t rank, int64_t ranks) { return "part" + std::to_string(rank) + "-of-" + std::to_string(ranks); }
+std::string rank_folder(int64_t rank, int64_t ranks) {
+  return "part" + std::to_string(rank) + "-of-" + std::to_string(ranks);
+}
 std::string rank_file(const std::string& tag) { return "quant_model_weight_" + lower(tag) + ".safetensors"; }
 
 Result<Types> read_types(const std::string& path) {
@@ -44,7 +48,9 @@ Result<Types> read_types(const std::string& path) {
   Types types;
   for (const auto& [name, value] : json.items()) {
     if (name.find('.') == std::string::npos) continue;
-    if (!value.is_string()) return Status(Code::kCorrupt, path + ": '" + name + "' is " + value.type_name() + ", expected the name of a type");
+    if (!value.is_string())
+      return Status(Code::kCorrupt,
+                    path + ": '" + name + "' is " + value.type_name() + ", expected the name of a type");
     types[name] = value.get<std::string>();
   }
   return types;
@@ -67,7 +73,8 @@ Result<std::string> config_text(const std::string& config_json, const std::strin
     if (*part && !(config.contains(part) && config[part].is_object())) continue;
     Json& object = *part ? config[part] : config;
     const auto found = object.find("quantize");
-    if (found != object.end() && found->is_string() && lower(found->get<std::string>()) == lower(from)) *found = lower(to);
+    if (found != object.end() && found->is_string() && lower(found->get<std::string>()) == lower(from))
+      *found = lower(to);
   }
   return config.dump(2) + "\n";
 }
@@ -81,10 +88,12 @@ std::string manifest_text(const Manifest& manifest) {
 Result<Manifest> read_manifest(const std::string& folder) {
   const std::string path = folder + "/" + kManifestFile;
   std::error_code error;
-  if (!fs::is_directory(folder, error)) return Status(Code::kNotFound, folder + ": no such folder; the output of `slim compress` is expected");
+  if (!fs::is_directory(folder, error))
+    return Status(Code::kNotFound, folder + ": no such folder; the output of `slim compress` is expected");
   auto read = read_object(path);
   if (!read.ok() && read.status().code() == Code::kNotFound) {
-    return Status(Code::kNotFound, folder + ": has no " + kManifestFile + "; the output of `slim compress` is expected");
+    return Status(Code::kNotFound,
+                  folder + ": has no " + kManifestFile + "; the output of `slim compress` is expected");
   }
   if (!read.ok()) return read.status();
   const Json& json = *read;
@@ -95,11 +104,13 @@ Result<Manifest> read_manifest(const std::string& folder) {
   if (manifest.ranks < 1 || manifest.ranks > kMostRanks) return corrupt("'tp' is no number of ranks");
   if (!json.contains("type") || !json["type"].is_string()) return corrupt("'type' is no text");
   manifest.tag = json["type"].get<std::string>();
-  if (manifest.tag != kSlimTag && manifest.tag != kCannTag) return corrupt("'type' is '" + manifest.tag + "', expected W8A8S_SLIM or W8A8SC");
+  if (manifest.tag != kSlimTag && manifest.tag != kCannTag)
+    return corrupt("'type' is '" + manifest.tag + "', expected W8A8S_SLIM or W8A8SC");
   if (!json.contains("split") || !json["split"].is_object()) return corrupt("'split' is no object");
   for (const auto& [name, value] : json["split"].items()) {
     const auto split = value.is_string() ? split_from_name(value.get<std::string>()) : std::nullopt;
-    if (!split) return corrupt("'split' of '" + name + "' is " + value.dump() + ", expected rows, columns, first or copy");
+    if (!split)
+      return corrupt("'split' of '" + name + "' is " + value.dump() + ", expected rows, columns, first or copy");
     manifest.splits[name] = *split;
   }
   return manifest;

@@ -19,10 +19,12 @@ std::string padded(std::string header, int64_t bytes) {
 
 }  // namespace
 
-Result<RankFile> RankFile::create(const std::string& path, std::vector<TensorSpec> fixed, const std::vector<TensorSpec>& variable) {
+Result<RankFile> RankFile::create(const std::string& path, std::vector<TensorSpec> fixed,
+                                  const std::vector<TensorSpec>& variable) {
   SLIM_ASSIGN(File opened, File::create(path));
   RankFile file(std::move(opened));
-  std::stable_sort(fixed.begin(), fixed.end(), [](const auto& a, const auto& b) { return dtype_bits(a.dtype) > dtype_bits(b.dtype); });
+  std::stable_sort(fixed.begin(), fixed.end(),
+                   [](const auto& a, const auto& b) { return dtype_bits(a.dtype) > dtype_bits(b.dtype); });
   std::vector<TensorSpec> largest = fixed;
   largest.insert(largest.end(), variable.begin(), variable.end());
   file.header_bytes_ = file.end_ = static_cast<int64_t>(safetensors_header(largest).size());
@@ -48,8 +50,10 @@ Status RankFile::put(const std::string& name, const at::Tensor& value) {
     return {};
   }
   const auto variable = variable_.find(name);
-  if (variable == variable_.end()) return {Code::kInternal, file_.path() + ": tensor '" + name + "' was not announced, or comes twice"};
-  if (value.numel() > variable->second.shape[0]) return {Code::kInternal, file_.path() + ": tensor '" + name + "' is larger than announced"};
+  if (variable == variable_.end())
+    return {Code::kInternal, file_.path() + ": tensor '" + name + "' was not announced, or comes twice"};
+  if (value.numel() > variable->second.shape[0])
+    return {Code::kInternal, file_.path() + ": tensor '" + name + "' is larger than announced"};
   SLIM_TRY(write(end_, value));
   end_ += static_cast<int64_t>(value.nbytes());
   specs_.push_back({name, variable->second.dtype, value.sizes().vec()});
@@ -73,7 +77,8 @@ Result<TensorFile> TensorFile::open(const std::string& path) {
   SLIM_ASSIGN(auto tensors, read_safetensors_header(file.file_));
   for (StoredTensor& tensor : tensors) {
     const std::string name = tensor.spec.name;
-    if (!file.tensors_.emplace(name, std::move(tensor)).second) return Status(Code::kCorrupt, path + ": tensor '" + name + "' comes twice");
+    if (!file.tensors_.emplace(name, std::move(tensor)).second)
+      return Status(Code::kCorrupt, path + ": tensor '" + name + "' comes twice");
   }
   return file;
 }
@@ -82,7 +87,8 @@ Result<at::Tensor> TensorFile::read(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) return Status(Code::kCorrupt, file_.path() + ": tensor '" + name + "' is missing");
   const auto dtype = to_scalar_type(found->second.spec.dtype);
-  if (!dtype) return Status(Code::kUnsupported, file_.path() + ": tensor '" + name + "' has elements smaller than a byte");
+  if (!dtype)
+    return Status(Code::kUnsupported, file_.path() + ": tensor '" + name + "' has elements smaller than a byte");
   at::Tensor tensor = at::empty(found->second.spec.shape, *dtype);
   SLIM_TRY(file_.read_at(found->second.begin, {static_cast<std::byte*>(tensor.data_ptr()), tensor.nbytes()}));
   return tensor;

@@ -10,12 +10,13 @@
 
 namespace slim {
 
-/// One safetensors file, some of whose tensors are shorter than announced: sizes that only compression finds out. These follow
-/// the others, so that the others are aligned; the header is padded to the length that was reserved.
+/// One safetensors file, some of whose tensors are shorter than announced: sizes that only compression finds out. These
+/// follow the others, so that the others are aligned; the header is padded to the length that was reserved.
 class RankFile {
  public:
   /// `fixed` have the announced size; of `variable` (one dimension) the size is a bound. Names differ.
-  static Result<RankFile> create(const std::string& path, std::vector<TensorSpec> fixed, const std::vector<TensorSpec>& variable);
+  static Result<RankFile> create(const std::string& path, std::vector<TensorSpec> fixed,
+                                 const std::vector<TensorSpec>& variable);
   /// Once for each tensor.
   Status put(const std::string& name, const at::Tensor& value);
   /// Writes the header and syncs. kInternal if a tensor is missing.

@@ -17,8 +17,9 @@ bool row_parallel(Role role) { return role == Role::kAttentionOutput || role == 
 
 Status check_divides(const Layer& layer, const HeadCounts& heads, int64_t ranks) {
   const auto refuse = [&](int64_t count, const std::string& what) {
-    return Status(Code::kInvalidArgument, "--tp " + std::to_string(ranks) + " does not divide the " + std::to_string(count) + " " + what +
-                                              " of " + layer.name + "; choose a divisor");
+    return Status(Code::kInvalidArgument, "--tp " + std::to_string(ranks) + " does not divide the " +
+                                              std::to_string(count) + " " + what + " of " + layer.name +
+                                              "; choose a divisor");
   };
   const int64_t channels = column_parallel(layer.role) ? layer.out : layer.in;
   if (channels % ranks != 0) return refuse(channels, column_parallel(layer.role) ? "rows" : "columns");
@@ -47,8 +48,8 @@ std::optional<Split> split_from_name(std::string_view name) {
   return std::nullopt;
 }
 
-Result<std::map<std::string, Split>> split_of(const ModelPlan& plan, const std::map<std::string, TensorSpec>& tensors, const HeadCounts& heads,
-                                              int64_t ranks) {
+Result<std::map<std::string, Split>> split_of(const ModelPlan& plan, const std::map<std::string, TensorSpec>& tensors,
+                                              const HeadCounts& heads, int64_t ranks) {
   std::map<std::string, Split> splits;
   for (const BlockPlan& block : plan.blocks) {
     if (block.stage != "language") continue;
@@ -80,14 +81,17 @@ Result<at::Tensor> join_parts(const std::vector<at::Tensor>& parts, Split split)
   if (split == Split::kRows || split == Split::kColumns) {
     const int64_t dimension = split == Split::kRows ? 0 : 1;
     for (const at::Tensor& part : parts) {
-      if (part.dim() <= dimension || part.sizes() != parts.front().sizes()) return Status(Code::kCorrupt, "the ranks' parts do not fit together");
+      if (part.dim() <= dimension || part.sizes() != parts.front().sizes())
+        return Status(Code::kCorrupt, "the ranks' parts do not fit together");
     }
     return at::cat(parts, dimension);
   }
   for (size_t rank = 1; rank < parts.size(); ++rank) {
     const at::Tensor expected = split == Split::kCopy ? parts.front() : at::zeros_like(parts.front());
     if (!at::equal(parts[rank], expected)) {
-      return Status(Code::kCorrupt, "rank " + std::to_string(rank) + (split == Split::kCopy ? " holds other values than rank 0" : " holds values that only rank 0 may hold"));
+      return Status(Code::kCorrupt, "rank " + std::to_string(rank) +
+                                        (split == Split::kCopy ? " holds other values than rank 0"
+                                                               : " holds values that only rank 0 may hold"));
     }
   }
   return parts.front();

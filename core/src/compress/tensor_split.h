@@ -25,14 +25,15 @@ enum class Split : uint8_t {
 SLIM_API std::string_view split_name(Split);
 SLIM_API std::optional<Split> split_from_name(std::string_view name);
 
-/// Every tensor that is not copied. q, k, v, gate and up of the language model are split by rows, o and down by columns;
-/// quant_bias and bias of the latter stay on rank 0, because the partial products of the ranks are added up. All else (embedding,
-/// head, norms, vision tower, routers, experts packed in one tensor) is copied. kInvalidArgument if `ranks` does not divide a
-/// layer, or would cut through a head of `head_counts` (0: unknown).
+/// Every tensor that is not copied. q, k, v, gate and up of the language model are split by rows, o and down by
+/// columns; quant_bias and bias of the latter stay on rank 0, because the partial products of the ranks are added up.
+/// All else (embedding, head, norms, vision tower, routers, experts packed in one tensor) is copied. kInvalidArgument
+/// if `ranks` does not divide a layer, or would cut through a head of `head_counts` (0: unknown).
 struct HeadCounts {
   int64_t query = 0, key_value = 0;
 };
-SLIM_API Result<std::map<std::string, Split>> split_of(const ModelPlan&, const std::map<std::string, TensorSpec>& tensors,
+SLIM_API Result<std::map<std::string, Split>> split_of(const ModelPlan&,
+                                                       const std::map<std::string, TensorSpec>& tensors,
                                                        const HeadCounts&, int64_t ranks);
 
 SLIM_API at::Tensor part_of(const at::Tensor&, Split, int64_t rank, int64_t ranks);

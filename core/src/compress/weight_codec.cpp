@@ -48,7 +48,8 @@ std::span<const uint8_t> bytes_of(const at::Tensor& tensor) {
   return {reinterpret_cast<const uint8_t*>(tensor.const_data_ptr<int8_t>()), static_cast<size_t>(tensor.numel())};
 }
 
-/// The fractals of a matrix, and how tiles group them: tiles follow one another along n first, and so do fractals in a tile.
+/// The fractals of a matrix, and how tiles group them: tiles follow one another along n first, and so do fractals in a
+/// tile.
 struct Tiling {
   Tiling(int64_t n, int64_t k) : rows(ceil_div(n, kFractalRows)), columns(ceil_div(k, kFractalColumns)) {}
   int64_t tile_rows() const { return ceil_div(rows, kTileFractals); }
@@ -64,7 +65,8 @@ struct Tiling {
   template <class F>
   void for_each_run(int64_t tile, F&& copy) const {
     const int64_t run = height(tile) * kFractal;
-    for (int64_t i = 0; i < width(tile); ++i) copy(((first_column(tile) + i) * rows + first_row(tile)) * kFractal, i * run, run);
+    for (int64_t i = 0; i < width(tile); ++i)
+      copy(((first_column(tile) + i) * rows + first_row(tile)) * kFractal, i * run, run);
   }
 
   int64_t rows, columns;  ///< in fractals
@@ -110,11 +112,13 @@ Status check_info(const at::Tensor& info, int64_t& n, int64_t& k) {
   if (info.scalar_type() != at::kLong || info.dim() != 1 || info.size(0) != 5) return corrupt("info is not int64 [5]");
   const at::Tensor numbers = info.contiguous();
   const auto* values = numbers.const_data_ptr<int64_t>();
-  if (values[0] != kTileFractals || values[1] != kTileFractals || values[4] != 1) return corrupt("info names a tiling that slim does not write");
+  if (values[0] != kTileFractals || values[1] != kTileFractals || values[4] != 1)
+    return corrupt("info names a tiling that slim does not write");
   k = values[2];
   n = values[3];
   constexpr int64_t kLargest = int64_t{1} << 31;
-  if (n <= 0 || k <= 0 || n > kLargest || k > kLargest) return corrupt("a matrix of " + std::to_string(n) + " x " + std::to_string(k) + " is impossible");
+  if (n <= 0 || k <= 0 || n > kLargest || k > kLargest)
+    return corrupt("a matrix of " + std::to_string(n) + " x " + std::to_string(k) + " is impossible");
   return {};
 }
 
@@ -123,9 +127,11 @@ Result<Parsed> parse(const CompressedWeight& stored, std::span<const uint8_t> st
   SLIM_TRY(check_info(stored.info, n, k));
   const Tiling tiling(n, k);
   if (static_cast<int64_t>(index.size()) / kIndexBytes != tiling.tiles() || index.size() % kIndexBytes != 0) {
-    return corrupt("the index has " + std::to_string(index.size()) + " bytes, expected 8 for each of " + std::to_string(tiling.tiles()) + " tiles");
+    return corrupt("the index has " + std::to_string(index.size()) + " bytes, expected 8 for each of " +
+                   std::to_string(tiling.tiles()) + " tiles");
   }
-  if (static_cast<int64_t>(stream.size()) < kHeaderBytes) return corrupt("has " + std::to_string(stream.size()) + " bytes, fewer than its header");
+  if (static_cast<int64_t>(stream.size()) < kHeaderBytes)
+    return corrupt("has " + std::to_string(stream.size()) + " bytes, fewer than its header");
   if (stream[0] != kVersion) return corrupt("version " + std::to_string(stream[0]) + ", this slim reads 1");
   if (load_u32(stream.data() + 1) != checksum(stored.info)) return corrupt("info is not that of this stream");
   auto decoder = HuffmanDecoder::make(load_table(stream.data() + kTableBegin));
@@ -134,7 +140,8 @@ Result<Parsed> parse(const CompressedWeight& stored, std::span<const uint8_t> st
   for (int64_t tile = 0; tile < tiling.tiles(); ++tile) {
     const uint64_t length = load_u32(index.data() + tile * kIndexBytes);
     const auto least = static_cast<uint64_t>(ceil_div(tiling.codes(tile) * parsed.decoder.shortest(), 8));
-    if (length < least || length > stream.size() - parsed.begin.back()) return corrupt("tile " + std::to_string(tile) + " has an impossible length");
+    if (length < least || length > stream.size() - parsed.begin.back())
+      return corrupt("tile " + std::to_string(tile) + " has an impossible length");
     parsed.begin.push_back(parsed.begin.back() + length);
   }
   if (parsed.begin.back() != stream.size()) return corrupt("bytes after the last tile");
@@ -146,13 +153,16 @@ Result<Parsed> parse(const CompressedWeight& stored, std::span<const uint8_t> st
 at::Tensor to_nz(const at::Tensor& weight) {
   const int64_t n = weight.size(0), k = weight.size(1);
   const int64_t rows = ceil_div(n, kFractalRows), columns = ceil_div(k, kFractalColumns);
-  const at::Tensor padded = at::constant_pad_nd(weight, {0, columns * kFractalColumns - k, 0, rows * kFractalRows - n}, 0);
+  const at::Tensor padded =
+      at::constant_pad_nd(weight, {0, columns * kFractalColumns - k, 0, rows * kFractalRows - n}, 0);
   return padded.contiguous().view({rows, kFractalRows, columns, kFractalColumns}).permute({2, 0, 1, 3}).contiguous();
 }
 
 at::Tensor from_nz(const at::Tensor& nz, int64_t n, int64_t k) {
   const int64_t rows = ceil_div(n, kFractalRows), columns = ceil_div(k, kFractalColumns);
-  const at::Tensor padded = nz.view({columns, rows, kFractalRows, kFractalColumns}).permute({1, 2, 0, 3}).reshape({rows * kFractalRows, columns * kFractalColumns});
+  const at::Tensor padded = nz.view({columns, rows, kFractalRows, kFractalColumns})
+                                .permute({1, 2, 0, 3})
+                                .reshape({rows * kFractalRows, columns * kFractalColumns});
   return padded.narrow(0, 0, n).narrow(1, 0, k).contiguous();
 }
 
@@ -178,7 +188,9 @@ CompressedWeight compress_weight(const at::Tensor& weight) {
   uint8_t* index = bytes_of(result.index);
   for_each_tile(tiling, [&](int64_t tile) {
     std::vector<uint8_t> codes(static_cast<size_t>(tiling.codes(tile)));
-    tiling.for_each_run(tile, [&](int64_t from, int64_t to, int64_t count) { std::memcpy(codes.data() + to, source.data() + from, static_cast<size_t>(count)); });
+    tiling.for_each_run(tile, [&](int64_t from, int64_t to, int64_t count) {
+      std::memcpy(codes.data() + to, source.data() + from, static_cast<size_t>(count));
+    });
     std::string& stream = streams[static_cast<size_t>(tile)];
     stream = encoder.encode(codes);
     store_u32(index + tile * kIndexBytes, static_cast<uint32_t>(stream.size()));
@@ -202,8 +214,10 @@ CompressedWeight compress_weight(const at::Tensor& weight) {
 }
 
 Result<at::Tensor> decompress_weight(const CompressedWeight& stored) {
-  if (stored.weight.scalar_type() != at::kChar || stored.weight.dim() != 1) return corrupt("weight is not int8 with one dimension");
-  if (stored.index.scalar_type() != at::kChar || stored.index.dim() != 1) return corrupt("index is not int8 with one dimension");
+  if (stored.weight.scalar_type() != at::kChar || stored.weight.dim() != 1)
+    return corrupt("weight is not int8 with one dimension");
+  if (stored.index.scalar_type() != at::kChar || stored.index.dim() != 1)
+    return corrupt("index is not int8 with one dimension");
   const at::Tensor weight = stored.weight.contiguous(), index = stored.index.contiguous();
   const auto stream = bytes_of(weight), entries = bytes_of(index);
   SLIM_ASSIGN(const Parsed parsed, parse(stored, stream, entries));
@@ -216,13 +230,16 @@ Result<at::Tensor> decompress_weight(const CompressedWeight& stored) {
     std::vector<uint8_t> codes(static_cast<size_t>(tiling.codes(tile)));
     const size_t begin = parsed.begin[static_cast<size_t>(tile)], end = parsed.begin[static_cast<size_t>(tile) + 1];
     Status status = parsed.decoder.decode(stream.subspan(begin, end - begin), codes);
-    if (status.ok() && crc32(codes) != load_u32(entries.data() + tile * kIndexBytes + 4)) status = Status(Code::kCorrupt, "wrong checksum");
+    if (status.ok() && crc32(codes) != load_u32(entries.data() + tile * kIndexBytes + 4))
+      status = Status(Code::kCorrupt, "wrong checksum");
     if (!status.ok()) {
       const std::lock_guard guard(mutex);
       failed = corrupt("tile " + std::to_string(tile) + ": " + status.message());
       return;
     }
-    tiling.for_each_run(tile, [&](int64_t to, int64_t from, int64_t count) { std::memcpy(target + to, codes.data() + from, static_cast<size_t>(count)); });
+    tiling.for_each_run(tile, [&](int64_t to, int64_t from, int64_t count) {
+      std::memcpy(target + to, codes.data() + from, static_cast<size_t>(count));
+    });
   });
   if (!failed.ok()) return failed;
   return from_nz(nz, parsed.n, parsed.k);

@@ -6,8 +6,8 @@
 #include "slim/export.hpp"
 #include "slim/status.hpp"
 
-/// Lossless compression of int8 weights in the tile order of Ascend's matrix units. docs/compressed-weights.md describes every
-/// byte. CPU tensors; pure functions that use LibTorch's threads.
+/// Lossless compression of int8 weights in the tile order of Ascend's matrix units. docs/compressed-weights.md
+/// describes every byte. CPU tensors; pure functions that use LibTorch's threads.
 namespace slim {
 
 /// A matrix is cut into fractals of 16 x 32 codes, and 8 x 8 fractals make a tile.
@@ -32,8 +32,8 @@ SLIM_API int64_t largest_compressed(int64_t n, int64_t k);
 
 /// slim's own codec: one canonical Huffman code for the matrix, tiles that can be unpacked one by one.
 SLIM_API CompressedWeight compress_weight(const at::Tensor& weight);
-/// int8 [n, k]. kCorrupt for anything that compress_weight() does not write; never reads out of bounds, and takes no more
-/// memory than eight times the compressed bytes.
+/// int8 [n, k]. kCorrupt for anything that compress_weight() does not write; never reads out of bounds, and takes no
+/// more memory than eight times the compressed bytes.
 SLIM_API Result<at::Tensor> decompress_weight(const CompressedWeight&);
 
 }  // namespace slim

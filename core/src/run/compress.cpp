@@ -35,8 +35,6 @@ std::string ratio_text(int64_t before, int64_t after) {
   return text;
 }
 
-bool is_layer_file(const std::string& name) { return name == kDescriptionFile || name == "config.json"; }
-
 /// Reads a W8A8S checkpoint once, tensor by tensor, and writes all ranks' files along the way.
 class Compression {
  public:
@@ -65,7 +63,8 @@ class Compression {
   const Checkpoint& input() const { return model_.weights->checkpoint(); }
 
   Status choose_codec() {
-    if (config_.ranks < 1) return {Code::kInvalidArgument, "--tp is missing: the number of devices that share the model"};
+    if (config_.ranks < 1)
+      return {Code::kInvalidArgument, "--tp is missing: the number of devices that share the model"};
     const char* variable = std::getenv("SLIM_CANN_COMPRESS");
     tool_ = !config_.cann_tool.empty() ? config_.cann_tool : variable ? variable : "";
     if (config_.codec != "" && config_.codec != "slim" && config_.codec != "cann") {
@@ -73,11 +72,13 @@ class Compression {
     }
     if (config_.codec == "slim") tool_.clear();
     if (config_.codec == "cann" && tool_.empty()) {
-      return {Code::kInvalidArgument, "--codec cann needs CANN's compression program; pass --cann-tool or set SLIM_CANN_COMPRESS"};
+      return {Code::kInvalidArgument,
+              "--codec cann needs CANN's compression program; pass --cann-tool or set SLIM_CANN_COMPRESS"};
     }
     std::error_code error;
     if (!tool_.empty() && !std::filesystem::is_regular_file(tool_, error)) {
-      return {Code::kNotFound, tool_ + ": no such program; --cann-tool or SLIM_CANN_COMPRESS names it, --codec slim does without"};
+      return {Code::kNotFound,
+              tool_ + ": no such program; --cann-tool or SLIM_CANN_COMPRESS names it, --codec slim does without"};
     }
     tag_ = tool_.empty() ? kSlimTag : kCannTag;
     return {};
@@ -90,7 +91,8 @@ class Compression {
     SLIM_ASSIGN(types_, [&]() -> Result<Types> {
       auto types = read_types(config_.input + "/" + kDescriptionFile);
       if (types.ok() || types.status().code() != Code::kNotFound) return types;
-      return Status(Code::kInvalidArgument, config_.input + ": has no " + kDescriptionFile + "; quantize with --plugin sparse --scheme w8a8s first");
+      return Status(Code::kInvalidArgument, config_.input + ": has no " + kDescriptionFile +
+                                                "; quantize with --plugin sparse --scheme w8a8s first");
     }());
     return {};
   }
@@ -111,10 +113,13 @@ class Compression {
       if (compressed) layers_.insert(layer);
     }
     if (!unmatched.empty()) {
-      return {Code::kInvalidArgument, "--disable-layers '" + *unmatched.begin() + "' matches no layer of type W8A8S; " + kDescriptionFile + " lists them"};
+      return {Code::kInvalidArgument, "--disable-layers '" + *unmatched.begin() + "' matches no layer of type W8A8S; " +
+                                          kDescriptionFile + " lists them"};
     }
     if (layers_.empty()) {
-      return {Code::kInvalidArgument, config_.input + ": has no layer of type W8A8S to compress; quantize with --plugin sparse --scheme w8a8s first"};
+      return {Code::kInvalidArgument,
+              config_.input +
+                  ": has no layer of type W8A8S to compress; quantize with --plugin sparse --scheme w8a8s first"};
     }
     return {};
   }
@@ -139,10 +144,11 @@ class Compression {
     SLIM_ASSIGN(const std::string config, config_text(input().config_json(), kPlainTag, tag_));
     SLIM_TRY(writer_->write_file("config.json", config));
     for (const std::string& name : input().side_files()) {
-      if (!is_layer_file(name)) SLIM_TRY(writer_->copy_file(name, config_.input + "/" + name));
+      if (name != kDescriptionFile) SLIM_TRY(writer_->copy_file(name, config_.input + "/" + name));
     }
     SLIM_TRY(writer_->write_file(kManifestFile, manifest_text({tag_, config_.ranks, splits_})));
-    SLIM_ASSIGN(const std::string description, description_text(config_.input + "/" + kDescriptionFile, rank_types(), tag_));
+    SLIM_ASSIGN(const std::string description,
+                description_text(config_.input + "/" + kDescriptionFile, rank_types(), tag_));
     for (int64_t rank = 0; rank < config_.ranks; ++rank) {
       const std::string folder = rank_folder(rank, config_.ranks) + "/";
       SLIM_TRY(writer_->write_file(folder + kDescriptionFile, description));
@@ -211,12 +217,18 @@ class Compression {
   }
 
   Report report() const {
-    const nlohmann::ordered_json json = {{"output", config_.output}, {"type", tag_},         {"codec", tool_.empty() ? "slim" : "cann"},
-                                         {"tp", config_.ranks},      {"layers", layers_.size()}, {"weight_bytes", before_},
-                                         {"compressed_bytes", after_}, {"ratio", static_cast<double>(after_) / static_cast<double>(before_)}};
+    const nlohmann::ordered_json json = {{"output", config_.output},
+                                         {"type", tag_},
+                                         {"codec", tool_.empty() ? "slim" : "cann"},
+                                         {"tp", config_.ranks},
+                                         {"layers", layers_.size()},
+                                         {"weight_bytes", before_},
+                                         {"compressed_bytes", after_},
+                                         {"ratio", static_cast<double>(after_) / static_cast<double>(before_)}};
     return make_report(config_.output, json,
-                       tag_ + std::string(", ") + std::to_string(config_.ranks) + (config_.ranks == 1 ? " rank, " : " ranks, ") +
-                           std::to_string(layers_.size()) + " layers compressed; their weights " + std::to_string(before_) + " -> " +
+                       tag_ + std::string(", ") + std::to_string(config_.ranks) +
+                           (config_.ranks == 1 ? " rank, " : " ranks, ") + std::to_string(layers_.size()) +
+                           " layers compressed; their weights " + std::to_string(before_) + " -> " +
                            std::to_string(after_) + " bytes, ratio " + ratio_text(before_, after_));
   }
 
@@ -250,7 +262,8 @@ class Decompression {
     SLIM_ASSIGN(writer_, CheckpointWriter::create(options, specs));
     progress_.begin("decompressing", static_cast<int64_t>(specs.size()));
     for (const TensorSpec& spec : specs) {
-      if (progress_.cancelled()) return Status(Code::kCancelled, "interrupted before " + spec.name + "; nothing was written");
+      if (progress_.cancelled())
+        return Status(Code::kCancelled, "interrupted before " + spec.name + "; nothing was written");
       SLIM_ASSIGN(const at::Tensor tensor, joined(spec.name));
       SLIM_TRY(writer_->put(spec.name, tensor));
       progress_.step(spec.name);
@@ -258,17 +271,24 @@ class Decompression {
     SLIM_TRY(write_side_files());
     const int64_t bytes = writer_->total_bytes();
     SLIM_TRY(writer_->finish());
-    const nlohmann::ordered_json json = {{"output", output}, {"type", kPlainTag}, {"tensors", specs.size()}, {"bytes", bytes}};
-    return make_report(output, json, std::string(kPlainTag) + ", " + std::to_string(specs.size()) + " tensors, " + std::to_string(bytes) + " bytes");
+    const nlohmann::ordered_json json = {
+        {"output", output}, {"type", kPlainTag}, {"tensors", specs.size()}, {"bytes", bytes}};
+    return make_report(
+        output, json,
+        std::string(kPlainTag) + ", " + std::to_string(specs.size()) + " tensors, " + std::to_string(bytes) + " bytes");
   }
 
  private:
-  std::string rank_path(int64_t rank, const std::string& file) const { return input_ + "/" + rank_folder(rank, manifest_.ranks) + "/" + file; }
+  std::string rank_path(int64_t rank, const std::string& file) const {
+    return input_ + "/" + rank_folder(rank, manifest_.ranks) + "/" + file;
+  }
 
   Status open() {
     SLIM_ASSIGN(manifest_, read_manifest(input_));
     if (manifest_.tag != kSlimTag) {
-      return {Code::kUnsupported, input_ + ": type " + manifest_.tag + " is unpacked by CANN's kernels only; keep the W8A8S checkpoint that it was made from"};
+      return {Code::kUnsupported,
+              input_ + ": type " + manifest_.tag +
+                  " is unpacked by CANN's kernels only; keep the W8A8S checkpoint that it was made from"};
     }
     SLIM_ASSIGN(types_, read_types(rank_path(0, kDescriptionFile)));
     for (int64_t rank = 0; rank < manifest_.ranks; ++rank) {
@@ -309,13 +329,15 @@ class Decompression {
       if (!layer.empty()) {
         if (!name.ends_with(".weight")) continue;
         SLIM_ASSIGN(const at::Tensor info, files_.front().read(layer + ".info"));
-        if (info.scalar_type() != at::kLong || info.dim() != 1 || info.size(0) != 5) return Status(Code::kCorrupt, layer + ".info: expected int64 [5]");
+        if (info.scalar_type() != at::kLong || info.dim() != 1 || info.size(0) != 5)
+          return Status(Code::kCorrupt, layer + ".info: expected int64 [5]");
         spec.shape = {info[3].item<int64_t>(), info[2].item<int64_t>()};
       }
       const Split split = split_of_tensor(name);
       const size_t dimension = split == Split::kColumns ? 1 : 0;
       const bool parted = split == Split::kRows || split == Split::kColumns;
-      if (parted && (spec.shape.size() <= dimension || spec.shape[dimension] <= 0)) return Status(Code::kCorrupt, name + ": cannot have been split");
+      if (parted && (spec.shape.size() <= dimension || spec.shape[dimension] <= 0))
+        return Status(Code::kCorrupt, name + ": cannot have been split");
       if (parted) spec.shape[dimension] *= manifest_.ranks;
       specs.push_back(std::move(spec));
     }

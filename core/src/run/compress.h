@@ -15,8 +15,8 @@ struct CompressConfig {
   bool overwrite = false;
 };
 
-/// A W8A8S checkpoint as one folder per rank, `part{r}-of-{N}`, with losslessly compressed weights: W8A8SC by CANN's tool, or
-/// W8A8S_SLIM by slim's own codec (docs/compressed-weights.md).
+/// A W8A8S checkpoint as one folder per rank, `part{r}-of-{N}`, with losslessly compressed weights: W8A8SC by CANN's
+/// tool, or W8A8S_SLIM by slim's own codec (docs/compressed-weights.md).
 SLIM_API Result<Report> compress(const CompressConfig&, PluginRegistry&, Progress&);
 
 /// The W8A8S checkpoint back from a W8A8S_SLIM one: the same tensors, bit by bit.
