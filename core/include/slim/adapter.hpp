@@ -16,20 +16,23 @@ namespace slim {
 
 // ---- data that enters a model -----------------------------------------------------------------------------------------
 
+/// A piece of a message.
 struct ContentPart {
+  /// What the piece is.
   enum class Kind : uint8_t { kText, kImage, kVideo };
-  Kind kind = Kind::kText;
+  Kind kind = Kind::kText;          ///< says which fields are used
   std::string text;                 ///< kText
   std::vector<std::string> files;   ///< kImage: one path; kVideo: a path per frame. Empty when `bytes` holds the image
   std::string bytes;                ///< an encoded image (JPEG, PNG, WebP)
 };
+/// One turn of a chat.
 struct Message {
-  std::string role;
-  std::vector<ContentPart> content;
+  std::string role;                  ///< "system", "user", "assistant"
+  std::vector<ContentPart> content;  ///< in their order
 };
 /// One sample: a chat, or a plain text without any template.
 struct Document {
-  std::vector<Message> messages;
+  std::vector<Message> messages;  ///< a chat
   std::string text;    ///< used when messages is empty
   std::string origin;  ///< "calib.jsonl:17", for messages to the user
 };
@@ -37,12 +40,14 @@ struct Document {
 /// A Document as the model takes it. Always there: "input_ids" int64 [tokens]. The rest is the adapter's own
 /// ("pixel_values" [patches, features], "image_grid_thw" [images, 3], ...).
 struct Sample {
-  TensorMap tensors;
-  std::string origin;
-  int64_t text_tokens = 0, image_tokens = 0;
+  TensorMap tensors;         ///< on the CPU
+  std::string origin;        ///< "calib.jsonl:17", for messages to the user
+  int64_t text_tokens = 0;   ///< of input_ids
+  int64_t image_tokens = 0;  ///< of input_ids; both together are all
   bool downscaled = false;  ///< an image was made smaller to meet max_tokens
 };
 
+/// What Processor::encode may do with a document.
 struct EncodeOptions {
   bool generation_prompt = false;  ///< end with the header of the assistant's turn
   int64_t max_tokens = 0;          ///< 0: no limit. Text is cut at the end; image tokens never in their middle
@@ -101,15 +106,15 @@ class SLIM_API Exec {
   /// Calibration policy: every expert computes every token (the router's weights still mix the outputs).
   virtual bool all_experts() const = 0;
   virtual KeyValueCache* cache() = 0;  ///< null outside generation
-  virtual at::ScalarType dtype() const = 0;
-  virtual at::Device device() const = 0;
+  virtual at::ScalarType dtype() const = 0;  ///< of activations
+  virtual at::Device device() const = 0;     ///< of activations and weights
 };
 
 /// Thrown by Exec and by adapters inside a forward pass; caught by the core in one place.
 struct SLIM_API ExecError : std::exception {
-  explicit ExecError(Status s) : status(std::move(s)) {}
-  const char* what() const noexcept override { return status.message().c_str(); }
-  Status status;
+  explicit ExecError(Status s) : status(std::move(s)) {}  ///< `s` must be an error
+  const char* what() const noexcept override { return status.message().c_str(); }  ///< the error's message
+  Status status;  ///< what went wrong
 };
 
 /// A model architecture: its blocks, its forward pass, its prompt and image format. Never sees an algorithm or an output file.

@@ -25,17 +25,21 @@ using Options = std::map<std::string, std::string, std::less<>>;
 /// zero: int8, shape of scale; undefined when symmetric.  w = (codes - zero) * scale.
 /// group_index: int32 [in], the group of each input channel; undefined: i / group_size.
 struct Quantized {
-  QuantArgs args;
-  at::Tensor codes, scale, zero, group_index;
+  QuantArgs args;          ///< the scheme's, as they were given
+  at::Tensor codes;        ///< [out, in]
+  at::Tensor scale;        ///< positive and finite
+  at::Tensor zero;         ///< undefined when symmetric
+  at::Tensor group_index;  ///< undefined: groups in their order
 };
+/// A weight that stays in float (pruned, or changed by a transform).
 struct Dense {
   at::Tensor weight;  ///< [out, in]
 };
-using Compressed = std::variant<Dense, Quantized>;
+using Compressed = std::variant<Dense, Quantized>;  ///< what a weight becomes
 
 /// What an algorithm decided for one layer. Undefined tensors mean: unchanged, or none.
 struct Solved {
-  Compressed weight;
+  Compressed weight;        ///< [out, in]
   at::Tensor bias;         ///< [out]
   at::Tensor input_scale;  ///< [1], static activation quantization
   at::Tensor input_zero;   ///< [1] int8
@@ -60,8 +64,8 @@ using Overrides = std::map<LayerId, at::Tensor>;  ///< temporary weights for one
 class SLIM_API LayerContext {
  public:
   virtual ~LayerContext();
-  virtual const Layer& layer() const = 0;
-  virtual const Scheme& scheme() const = 0;
+  virtual const Layer& layer() const = 0;    ///< its description in the plan
+  virtual const Scheme& scheme() const = 0;  ///< what is to be done to it
   /// fp32 copy [out, in] after all folds: yours to destroy.
   virtual at::Tensor weight() const = 0;
   /// fp32 copy [out], or undefined.
@@ -70,6 +74,7 @@ class SLIM_API LayerContext {
   virtual at::ScalarType scale_dtype() const = 0;
   /// Statistic of the layer's input port (an expert's is already shrunk toward its layer's); null if not collected.
   virtual const Statistic* find(std::string_view id) const = 0;
+  /// find() by type; null if not collected.
   template <class S>
   const S* statistic() const {
     return static_cast<const S*>(find(S::kId));
@@ -79,20 +84,22 @@ class SLIM_API LayerContext {
   /// A store shared by the layers that read the same port: one factorization for q/k/v. Emptied after the block.
   virtual TensorMap& port_cache() = 0;
   virtual uint64_t seed() const = 0;  ///< f(run seed, layer name): the same on every machine and after resume
-  virtual Notes& notes() = 0;
+  virtual Notes& notes() = 0;         ///< of the run; valid as long as the context
 };
 
 /// One block, for changes that keep its function (smoothing, scaling, clipping). Valid during the call only.
 class SLIM_API BlockContext {
  public:
   virtual ~BlockContext();
-  virtual const BlockPlan& plan() const = 0;
+  virtual const BlockPlan& plan() const = 0;  ///< the block's description
   /// Null: the layer stays in float.
   virtual const Scheme* scheme(LayerId) const = 0;
   virtual at::Tensor weight(LayerId) const = 0;  ///< fp32 copy [out, in]
   virtual at::Tensor norm_weight(const ScaleEdge&) const = 0;  ///< fp32 copy [features]; kNorm edges
-  virtual at::ScalarType scale_dtype() const = 0;
+  virtual at::ScalarType scale_dtype() const = 0;  ///< as LayerContext::scale_dtype
+  /// A statistic of a port, which follows every fold; null if not collected.
   virtual const Statistic* find(PortId, std::string_view id) const = 0;
+  /// find() by type; null if not collected.
   template <class S>
   const S* statistic(PortId port) const {
     return static_cast<const S*>(find(port, S::kId));
@@ -106,7 +113,7 @@ class SLIM_API BlockContext {
   virtual Result<at::Tensor> fold(const ScaleEdge&, const at::Tensor& s) = 0;
   /// Commits a weight that need not keep the function (clipping, rotation): [out, in] fp32.
   virtual Status set_weight(LayerId, const at::Tensor&) = 0;
-  virtual Notes& notes() = 0;
+  virtual Notes& notes() = 0;  ///< of the run; valid as long as the context
 };
 
 /// A quantization algorithm: sees linears and their statistics, never a model, a file or a device. One instance serves one

@@ -19,21 +19,23 @@ enum class Dtype : uint8_t {
   kF8E4M3FNUZ, kF8E5M2FNUZ
 };
 
-/// The header's name of a type ("BF16"), and back; nullopt for a name that the format does not have.
+/// The header's name of a type ("BF16").
 SLIM_API std::string_view dtype_name(Dtype);
+/// The type of a header's name; nullopt for a name that the format does not have.
 SLIM_API std::optional<Dtype> dtype_from_name(std::string_view);
 /// Bits of one element (4 and 6 for the sub-byte floats).
 SLIM_API int dtype_bits(Dtype);
 /// LibTorch's type of the same bytes; nullopt for the sub-byte floats, which slim copies but never computes
 /// with.
 SLIM_API std::optional<c10::ScalarType> to_scalar_type(Dtype);
+/// The other way; nullopt for types that no header may name.
 SLIM_API std::optional<Dtype> from_scalar_type(c10::ScalarType);
 
 /// A tensor as a checkpoint's header describes it: no bytes.
 struct TensorSpec {
-  std::string name;
-  Dtype dtype = Dtype::kF32;
-  std::vector<int64_t> shape;
+  std::string name;            ///< in the checkpoint
+  Dtype dtype = Dtype::kF32;   ///< of its elements
+  std::vector<int64_t> shape;  ///< row-major; empty: one element
 };
 
 /// Bytes of the tensor, or nullopt if a dimension is negative, the product overflows int64 (zeros counted as

@@ -45,9 +45,10 @@ struct SweepGroup {
   int64_t begin = 0;    ///< place in the sweep
 };
 
+/// What sweep() is given.
 struct SweepRequest {
-  at::Tensor weight;  ///< [out, in] fp32, stored order; overwritten
-  InputFactor factor;
+  at::Tensor weight;   ///< [out, in] fp32, stored order; overwritten
+  InputFactor factor;  ///< of the layer's input
   const QuantArgs* args = nullptr;   ///< integers; null: nothing is rounded
   std::optional<Sparsity> sparsity;  ///< counted along the sweep: needs SweepOrder::kStored
   at::Tensor group;                  ///< int32 [in], stored order: the column of scale and zero of each channel
@@ -56,12 +57,14 @@ struct SweepRequest {
   std::function<Result<Params>(const SweepGroup&)> find_params;
 };
 
+/// What sweep() found.
 struct Swept {
   at::Tensor weight;  ///< [out, in] fp32, decoded
   at::Tensor codes;   ///< int8; undefined if nothing was rounded
-  Params params;
+  Params params;      ///< [out, groups]; undefined if nothing was rounded
 };
 
+/// Rounds or prunes column after column, each error fed back to the columns that follow. Errors: those of find_params.
 SLIM_API Result<Swept> sweep(SweepRequest);
 
 /// δ H δᵀ of every row: [rows] fp32. delta [rows, in] fp32, H [in, in] symmetric.

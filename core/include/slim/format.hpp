@@ -13,14 +13,14 @@ namespace slim {
 class SLIM_API TensorReader {
  public:
   virtual ~TensorReader();
-  virtual const std::map<std::string, TensorSpec>& tensors() const = 0;
+  virtual const std::map<std::string, TensorSpec>& tensors() const = 0;  ///< by name; valid as long as the reader
   /// A copy of the bytes as they are stored.
   virtual Result<at::Tensor> read(std::string_view name) const = 0;
 };
 
 /// What a Format says about the whole output.
 struct OutputModel {
-  const ModelPlan* plan = nullptr;
+  const ModelPlan* plan = nullptr;           ///< valid during the call
   std::map<std::string, Scheme> schemes;     ///< by layer name; every quantized layer
   std::vector<std::string> ignore;           ///< names and "re:" patterns that describe exactly the layers left in float
   std::map<std::string, TensorSpec> tensors; ///< everything that is written
@@ -31,8 +31,9 @@ struct OutputModel {
 /// A linear layer found in a quantized checkpoint.
 struct StoredLayer {
   std::string name;              ///< module name: the logical tensor is name + ".weight"
-  int64_t out = 0, in = 0;
-  Scheme scheme;
+  int64_t out = 0;               ///< rows of the logical matrix
+  int64_t in = 0;                ///< its columns
+  Scheme scheme;                 ///< as it is stored
   std::vector<std::string> tensors;  ///< what it is stored in
 };
 

@@ -11,7 +11,8 @@ namespace slim {
 
 /// The interval that the codes of a static activation span.
 struct ValueRange {
-  double low = 0, high = 0;
+  double low = 0;   ///< its smallest value
+  double high = 0;  ///< its largest value
 };
 
 /// Counts of all values of a port, whatever their channel, and their exact extremes. Bins are 2^k wide and start at multiples of
@@ -20,7 +21,7 @@ struct ValueRange {
 /// are in use, which is at least the resolution of PyTorch's HistogramObserver with 2048 bins.
 class SLIM_API Histogram final : public Statistic {
  public:
-  static constexpr std::string_view kId = "slim.histogram";
+  static constexpr std::string_view kId = "slim.histogram";  ///< for find()
   static constexpr int64_t kBinsPerSide = 2048;  ///< below zero, and above
   Histogram() = default;
   /// NaN and Inf are not counted: they make finite() false.
@@ -35,12 +36,12 @@ class SLIM_API Histogram final : public Statistic {
   /// Counts fp64 [2 * kBinsPerSide] on the CPU (fractional after a weighted merge); bin i holds the values of
   /// [(i - kBinsPerSide) * width(), (i + 1 - kBinsPerSide) * width()).
   at::Tensor counts() const;
-  double width() const;
-  bool finite() const { return finite_; }
-  bool empty() const { return !(min_ <= max_); }
+  double width() const;                           ///< of a bin; a power of two
+  bool finite() const { return finite_; }         ///< neither NaN nor Inf was seen
+  bool empty() const { return !(min_ <= max_); }  ///< no value was seen
   /// Exact; 0 when no value was seen.
   double min() const { return empty() ? 0 : min_; }
-  double max() const { return empty() ? 0 : max_; }
+  double max() const { return empty() ? 0 : max_; }  ///< exact; 0 when no value was seen
 
  private:
   void widen(int exponent);

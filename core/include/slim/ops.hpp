@@ -16,6 +16,7 @@ namespace slim::ops {
 /// From now on the functions below run the core's reference kernels, whatever backends are loaded: for comparisons and for finding
 /// out whether a kernel is at fault. For the whole process.
 SLIM_API void force_reference(bool);
+/// What force_reference() was last told; false before.
 SLIM_API bool reference_forced();
 /// Names of all operators, without `slim::`, in alphabetical order.
 SLIM_API std::vector<std::string> operator_names();
@@ -49,10 +50,11 @@ SLIM_API void column_sweep_(at::Tensor weight, at::Tensor errors, at::Tensor cod
 
 /// How a weight [out, in] is rounded: the blocks of elements that share a scale, and their codes.
 struct Rounding {
-  int64_t unit_rows = 1, unit_columns = 0;  ///< blocks at the last rows and columns may be cut short; [out, in]: the whole tensor
+  int64_t unit_rows = 1;                    ///< rows that share a scale
+  int64_t unit_columns = 0;                 ///< columns; blocks may be cut short at the end; [out, in]: the whole tensor
   int64_t bits = 4;                         ///< codes lie in [-2^(bits-1), 2^(bits-1) - 1]
   bool e4m3 = false;                        ///< float codes in [-448, 448] instead; symmetric
-  bool symmetric = true;
+  bool symmetric = true;                    ///< no zero points
   at::ScalarType scale_dtype = at::ScalarType::Float;  ///< scales are numbers of this dtype
 };
 
@@ -60,16 +62,22 @@ struct Rounding {
 /// Σ importance |ŵ - w|^norm wins.
 struct RangeSearch {
   at::Tensor importance;  ///< [in] fp32; undefined: 1
-  double max_shrink = 0, norm = 2;
-  int64_t steps = 0;
+  double max_shrink = 0;  ///< of the largest range
+  double norm = 2;        ///< exponent of the error
+  int64_t steps = 0;      ///< ranges that are tried besides the largest
   double abs_max = 0;  ///< > 0 and the unit is a whole symmetric tensor: stands for max|w|, which must not be larger
 };
 
+/// Scales and zero points, fp32 [ceil(out / unit_rows), ceil(in / unit_columns)].
 struct ScaleZero {
-  at::Tensor scale, zero;  ///< fp32 [ceil(out / unit_rows), ceil(in / unit_columns)]; zero undefined when symmetric
+  at::Tensor scale;  ///< positive
+  at::Tensor zero;   ///< integers; undefined when symmetric
 };
+/// A rounded weight.
 struct RoundedUnits {
-  at::Tensor codes, scale, zero;
+  at::Tensor codes;  ///< [out, in] int8 or float8_e4m3fn
+  at::Tensor scale;  ///< as in ScaleZero
+  at::Tensor zero;   ///< as in ScaleZero
 };
 
 // In all of the following a weight is bf16, fp16 or fp32 [out, in], scale and zero are as in ScaleZero, and arithmetic is fp32 in
@@ -99,8 +107,10 @@ SLIM_API at::Tensor decode(const at::Tensor& codes, const ScaleZero&, const Roun
 /// `slim::rounding_error(Tensor weight, Tensor codes, Tensor scale, Tensor? zero, int unit_rows, int unit_columns) -> Tensor`:
 /// Σ (ŵ - w)² and Σ w², fp64 [2] on the CPU.
 struct RoundingError {
-  double error = 0, weight = 0;
+  double error = 0;   ///< Σ (ŵ - w)²
+  double weight = 0;  ///< Σ w²
 };
+/// The error of codes; tensors as in encode().
 SLIM_API RoundingError rounding_error(const at::Tensor& weight, const at::Tensor& codes, const ScaleZero&, const Rounding&);
 
 /// `slim::pack_codes(Tensor codes, int bits) -> Tensor`: int8 [rows, count] as dense little-endian streams int32
@@ -115,8 +125,10 @@ SLIM_API at::Tensor pack_codes(const at::Tensor& codes, int64_t bits);
 /// weight fp32 [out, in], finite; blocks fp32 [in / g, g, g], the blocks of E[x xᵀ] on its diagonal. Results fp32 [out, in / g].
 /// (Kernels may choose another range where two have nearly the same error.)
 struct GroupRanges {
-  at::Tensor low, high;
+  at::Tensor low;   ///< fp32 [out, in / g]
+  at::Tensor high;  ///< fp32 [out, in / g]
 };
+/// The ranges, as said at GroupRanges.
 SLIM_API GroupRanges gram_ranges(const at::Tensor& weight, const at::Tensor& blocks, const Rounding&);
 
 /// `slim::scale_losses(Tensor weight, Tensor scales, Tensor? gram, Tensor? inputs, int unit_columns, int bits, bool e4m3, bool

@@ -11,19 +11,22 @@ namespace slim::quant {
 
 /// Scale and zero point, shaped as slim::Quantized says; zero undefined when symmetric.
 struct Params {
-  at::Tensor scale, zero;
+  at::Tensor scale;  ///< positive
+  at::Tensor zero;   ///< int8
 };
 
 /// How the range that the codes span is found.
 struct RangeOptions {
+  /// How hard the range is looked for.
   enum class Method : uint8_t {
     kMinMax,  ///< smallest range that holds every value: llm-compressor's memoryless_minmax
     kMse      ///< the range is shrunk step by step; the step of least Σ importance |ŵ - w|^norm wins
   };
-  Method method = Method::kMinMax;
+  Method method = Method::kMinMax;  ///< of the search
   at::Tensor importance;  ///< [in] fp32, E[x²]; undefined: 1
-  double max_shrink = 0.6, norm = 2.0;
-  int steps = 40;
+  double max_shrink = 0.6;  ///< kMse: the smallest range that is tried is 1 - max_shrink of the largest
+  double norm = 2.0;        ///< kMse: the exponent of the error
+  int steps = 40;           ///< kMse: ranges that are tried
   /// > 0: stands for max|w| in per-tensor scales (layers that an engine fuses share a scale).
   double fused_abs_max = 0;
 };
@@ -44,6 +47,7 @@ SLIM_API at::Tensor encode(const at::Tensor& weight, const Params&, const QuantA
                            at::ScalarType arithmetic = at::ScalarType::Float);
 /// fp32 [out, in] = (codes - zero) * scale.
 SLIM_API at::Tensor decode(const at::Tensor& codes, const Params&, const QuantArgs&);
+/// The same of a whole result.
 SLIM_API at::Tensor decode(const Quantized&);
 /// decode(encode(w)), without making the codes.
 SLIM_API at::Tensor fake_quantize(const at::Tensor& weight, const Params&, const QuantArgs&);

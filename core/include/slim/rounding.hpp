@@ -8,19 +8,21 @@ namespace slim::quant {
 
 /// How the interval of a static activation scale is found.
 struct InputRange {
+  /// What the interval is made of.
   enum class Method : uint8_t {
     kMinMax,        ///< the extremes of all calibration tokens
     kPercentile,    ///< percentile_range()
     kLeastSquares,  ///< least_squares_range()
     kQuantileStepping  ///< quantile_stepping_range()
   };
-  Method method = Method::kMinMax;
-  double percent = 99.99;
+  Method method = Method::kMinMax;  ///< of the interval
+  double percent = 99.99;           ///< kPercentile
 };
 
+/// How a layer is rounded.
 struct Rounding {
-  RangeOptions weight;
-  InputRange input;
+  RangeOptions weight;  ///< ranges of the weight
+  InputRange input;     ///< range of a statically quantized input
   /// Layers that engines merge get one per-tensor weight scale, from the largest |w| of all: it takes the place of `weight`'s search.
   bool fuse_scales = false;
   at::ScalarType arithmetic = at::ScalarType::Float;  ///< as in encode()

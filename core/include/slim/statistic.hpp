@@ -14,8 +14,9 @@
 /// one thread at a time. All are plain sums, so batches, machines and resumed runs merge exactly.
 namespace slim {
 
-using TensorMap = std::map<std::string, at::Tensor, std::less<>>;
+using TensorMap = std::map<std::string, at::Tensor, std::less<>>;  ///< tensors by name
 
+/// Something that is known of the rows that passed a port.
 class SLIM_API Statistic {
  public:
   virtual ~Statistic();
@@ -30,6 +31,7 @@ class SLIM_API Statistic {
   virtual std::unique_ptr<Statistic> clone() const = 0;
   /// Everything needed to go on in another process.
   virtual TensorMap state() const = 0;
+  /// Back to what state() told; kCorrupt if it does not fit.
   virtual Status restore(const TensorMap&) = 0;
 
   double tokens = 0;  ///< rows seen; fractional after a weighted merge
@@ -38,8 +40,8 @@ class SLIM_API Statistic {
 /// Sum of x xᵀ: `sum` [features, features] fp32, symmetric (both triangles filled on read).
 class SLIM_API Gram final : public Statistic {
  public:
-  static constexpr std::string_view kId = "slim.gram";
-  explicit Gram(int64_t features) : features_(features) {}
+  static constexpr std::string_view kId = "slim.gram";  ///< for find()
+  explicit Gram(int64_t features) : features_(features) {}  ///< of the port
   void update(const at::Tensor& x) override;
   void merge(const Statistic& other, double weight) override;
   bool rescale(const at::Tensor& s) override;
@@ -48,7 +50,7 @@ class SLIM_API Gram final : public Statistic {
   Status restore(const TensorMap&) override;
   /// E[x xᵀ] [features, features] fp32; zeros when no token was seen.
   at::Tensor mean() const;
-  const at::Tensor& sum() const { return sum_; }
+  const at::Tensor& sum() const { return sum_; }  ///< Σ x xᵀ; undefined when no token was seen
 
  private:
   int64_t features_;
@@ -58,8 +60,8 @@ class SLIM_API Gram final : public Statistic {
 /// Per-channel moments in one pass: sums of |x| and x², and the extremes; all [features] fp32.
 class SLIM_API ChannelMoments final : public Statistic {
  public:
-  static constexpr std::string_view kId = "slim.channel_moments";
-  explicit ChannelMoments(int64_t features) : features_(features) {}
+  static constexpr std::string_view kId = "slim.channel_moments";  ///< for find()
+  explicit ChannelMoments(int64_t features) : features_(features) {}  ///< of the port
   void update(const at::Tensor& x) override;
   void merge(const Statistic& other, double weight) override;
   bool rescale(const at::Tensor& s) override;
@@ -69,8 +71,8 @@ class SLIM_API ChannelMoments final : public Statistic {
   at::Tensor mean_abs() const;     ///< E|x|
   at::Tensor mean_square() const;  ///< E[x²]
   at::Tensor min() const;          ///< 0 when no token was seen
-  at::Tensor max() const;
-  at::Tensor abs_max() const;
+  at::Tensor max() const;          ///< 0 when no token was seen
+  at::Tensor abs_max() const;      ///< max|x|
 
  private:
   int64_t features_;
@@ -81,8 +83,8 @@ class SLIM_API ChannelMoments final : public Statistic {
 /// Exact losses ‖ΔW X‖² where that is cheaper than a Gram matrix (few tokens, wide layer).
 class SLIM_API ActivationRows final : public Statistic {
  public:
-  static constexpr std::string_view kId = "slim.activation_rows";
-  ActivationRows(int64_t features, int64_t capacity) : features_(features), capacity_(capacity) {}
+  static constexpr std::string_view kId = "slim.activation_rows";  ///< for find()
+  ActivationRows(int64_t features, int64_t capacity) : features_(features), capacity_(capacity) {}  ///< rows to keep at most
   void update(const at::Tensor& x) override;
   void merge(const Statistic& other, double weight) override;
   bool rescale(const at::Tensor& s) override;
@@ -101,7 +103,9 @@ class SLIM_API ActivationRows final : public Statistic {
 class SLIM_API Observations {
  public:
   virtual ~Observations();
+  /// A statistic of the port; `make` is called once, if nobody else has asked for this id.
   virtual void add(PortId, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) = 0;
+  /// add() of a type, with the arguments of its constructor.
   template <class S, class... Args>
   void want(PortId port, Args... args) {
     add(port, S::kId, [=] { return std::make_unique<S>(args...); });

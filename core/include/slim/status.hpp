@@ -32,12 +32,13 @@ enum class Code : uint8_t {
 class [[nodiscard]] Status {
  public:
   Status() = default;
+  /// An error; `code` is not kOk.
   Status(Code code, std::string message) : code_(code), message_(std::move(message)) {
     assert(code_ != Code::kOk);
   }
-  bool ok() const { return code_ == Code::kOk; }
-  Code code() const { return code_; }
-  const std::string& message() const { return message_; }
+  bool ok() const { return code_ == Code::kOk; }           ///< no error
+  Code code() const { return code_; }                      ///< its kind
+  const std::string& message() const { return message_; }  ///< for people; empty when ok
   /// The same error, its message led by `where`: `return std::move(status).in("layers.7.mlp");`
   Status in(std::string_view where) && {
     if (!ok()) message_ = std::string(where) + ": " + message_;
@@ -53,15 +54,17 @@ class [[nodiscard]] Status {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                                        // NOLINT
+  /// A value.
+  Result(T value) : value_(std::move(value)) {}  // NOLINT
+  /// An error: `status` is not ok.
   Result(Status status) : value_(std::move(status)) { assert(!std::get<1>(value_).ok()); }  // NOLINT
-  bool ok() const { return value_.index() == 0; }
-  Status status() const { return ok() ? Status{} : std::get<1>(value_); }
-  T& operator*() & { return std::get<0>(value_); }
-  const T& operator*() const& { return std::get<0>(value_); }
-  T&& operator*() && { return std::move(std::get<0>(value_)); }
-  T* operator->() { return &std::get<0>(value_); }
-  const T* operator->() const { return &std::get<0>(value_); }
+  bool ok() const { return value_.index() == 0; }                          ///< there is a value
+  Status status() const { return ok() ? Status{} : std::get<1>(value_); }  ///< why there is none
+  T& operator*() & { return std::get<0>(value_); }                         ///< the value
+  const T& operator*() const& { return std::get<0>(value_); }              ///< the value
+  T&& operator*() && { return std::move(std::get<0>(value_)); }            ///< the value, to be moved
+  T* operator->() { return &std::get<0>(value_); }                         ///< of the value
+  const T* operator->() const { return &std::get<0>(value_); }             ///< of the value
 
  private:
   std::variant<T, Status> value_;
