@@ -78,11 +78,10 @@ SLIM_KERNEL void widen(Extremes& extremes, const T* x, int64_t count) {
 template <class T>
 void extremes_of(const Matrix& w, const Step& step, float* low, float* high) {
   for_each_unit(w.columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
-    const F16 first = broadcast(sum(keep_first(load_some(row_of<T>(w, step.row) + begin, 1), 1)));
-    Extremes e{first, first, bit_cast<U16>(first) & 0x7fffffffu};
+    const F16 first = load_some(row_of<T>(w, step.row) + begin, count);
+    Extremes e{first, first, U16{}};
     for (int64_t r = 0; r < step.rows; ++r) widen(e, row_of<T>(w, step.row + r) + begin, count);
-    bool has_nan = false;
-    for (int i = 0; i < kLanes; ++i) has_nan |= e.size[i] > 0x7f800000u;
+    const bool has_nan = largest((e.size > 0x7f800000u) ? broadcast(1) : F16{}) > 0;
     low[unit] = has_nan ? __builtin_nanf("") : smallest(e.low);
     high[unit] = has_nan ? __builtin_nanf("") : largest(e.high);
   });
@@ -237,21 +236,31 @@ void error(const Matrix& w, const uint8_t* in, const Step& step, const float* sc
 
 void pack(const int8_t* codes, int64_t count, int bits, uint32_t* words) {
   const int offset = 1 << (bits - 1);
+  const uint64_t mask = (uint64_t{1} << bits) - 1;
+  uint64_t pending = 0;
   int64_t i = 0;
-  if (bits == 4) {
-    for (; i + 8 <= count; i += 8, ++words) {
-      // Eight bytes in one word: the low nibbles are drawn together in three steps.
-      uint64_t x = (load_bytes<uint64_t>(codes + i) & 0x0f0f0f0f0f0f0f0fu) ^ 0x0808080808080808u;
-      x = (x | (x >> 4)) & 0x00ff00ff00ff00ffu;
-      x = (x | (x >> 8)) & 0x0000ffff0000ffffu;
-      *words = static_cast<uint32_t>(x | (x >> 16));
+  int held = 0;
+  if (bits <= 4) {
+    const uint64_t in_bytes = mask * 0x0101010101010101u, in_pairs = ((mask << bits) | mask) * 0x0001000100010001u;
+    const uint64_t in_fours = ((uint64_t{1} << 4 * bits) - 1) * 0x0000000100000001u, all = (uint64_t{1} << 8 * bits) - 1;
+    const uint64_t sign = static_cast<uint64_t>(offset) * 0x0101010101010101u;
+    for (; i + 8 <= count; i += 8) {
+      // The low bits of eight bytes are drawn together in three steps.
+      uint64_t x = (load_bytes<uint64_t>(codes + i) & in_bytes) ^ sign;
+      x = (x | (x >> (8 - bits))) & in_pairs;
+      x = (x | (x >> 2 * (8 - bits))) & in_fours;
+      x = (x | (x >> 4 * (8 - bits))) & all;
+      pending |= x << held;
+      held += 8 * bits;
+      if (held >= 32) {
+        *words++ = static_cast<uint32_t>(pending);
+        pending >>= 32;
+        held -= 32;
+      }
     }
   } else if (bits == 8) {
     for (; i + 4 <= count; i += 4, ++words) *words = load_bytes<uint32_t>(codes + i) ^ 0x80808080u;
   }
-  uint64_t pending = 0;
-  int held = 0;
-  const uint64_t mask = (uint64_t{1} << bits) - 1;
   for (; i < count; ++i) {
     pending |= (static_cast<uint64_t>(codes[i] + offset) & mask) << held;
     held += bits;
@@ -467,7 +476,8 @@ class Tile {
     for (int64_t lane = 0; lane < kTileRows; ++lane) {
       const int64_t row = first + (lane < count ? lane : count - 1);  // lanes beyond the last row repeat it
       const float* from = rows.weight + row * rows.weight_stride;
-      for (int64_t c = 0; c < sweep_.columns; ++c) at(weight_[c], lane) = from[c];
+      float* const to = reinterpret_cast<float*>(weight_) + lane;
+      for (int64_t c = 0; c < sweep_.columns; ++c) to[c * kTileRows] = from[c];
       for (int64_t g = 0; g < sweep_.groups; ++g) {
         const int64_t entry = (rows.row + row) * sweep_.groups + g;
         at(scale_[g], lane) = sweep_.scale[entry];

@@ -83,15 +83,20 @@ SLIM_KERNEL double sum_double(F16 v) {
   for (int i = 0; i < kLanes; ++i) total += static_cast<double>(v[i]);
   return total;
 }
+/// Lane i becomes combine(lane i, lane i + 8), then with 4, 2 and 1: lane 0 is that of all lanes.
+template <class F>
+SLIM_KERNEL float reduce(F16 v, F&& combine) {
+  v = combine(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+  v = combine(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+  return v[0];
+}
 SLIM_KERNEL float largest(F16 v) {
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+  return reduce(v, [](F16 a, F16 b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 SLIM_KERNEL float smallest(F16 v) {
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = v[i] < best ? v[i] : best;
-  return best;
+  return reduce(v, [](F16 a, F16 b) __attribute__((always_inline)) { return a < b ? a : b; });
 }
 
 /// The first `count` lanes of v, the others 0.

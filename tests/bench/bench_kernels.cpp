@@ -1,4 +1,4 @@
-// bench_kernels [--json] [--threads N]: the cpu backend's kernels against the core's reference, measured in one run on this machine.
+// bench_kernels [--json] [--threads N] [--only OPERATOR]: the cpu backend's kernels against the core's reference, measured in one run on this machine.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -56,7 +56,8 @@ std::vector<Bench> benches() {
   const at::Tensor factor = at::randn({128, 128}).mul_(0.05).triu(1).add_(at::eye(128));
   const at::Tensor scale = at::full({kOut, 1}, 0.3), group = at::zeros({128}, at::kInt), block_weight = at::randn({kOut, 128});
   const auto sweep = [=](int64_t keep, int64_t of) {
-    at::Tensor w = block_weight.clone(), errors = at::empty_like(w), codes = at::empty(w.sizes(), at::kChar);
+    static at::Tensor w = at::empty_like(block_weight), errors = at::empty_like(w), codes = at::empty(w.sizes(), at::kChar);
+    w.copy_(block_weight);
     ops::column_sweep_(w, errors, codes, factor, scale, std::nullopt, group, -8, 7, keep, of);
   };
   add("column_sweep_", "4096 rows x 128 columns, int4", [=] { sweep(0, 0); });
@@ -82,11 +83,12 @@ double seconds(const std::function<void()>& run) {
   return best;
 }
 
-Status run(bool json) {
+Status run(bool json, const std::string& only) {
   at::manual_seed(1);
   PluginRegistry registry;
   SLIM_ASSIGN(const auto backend, registry.backend("cpu"));
-  const std::vector<Bench> all = benches();
+  std::vector<Bench> all = benches();
+  std::erase_if(all, [&](const Bench& bench) { return !only.empty() && bench.op != only; });
   std::vector<double> reference, fast;
   ops::force_reference(true);
   for (const Bench& bench : all) reference.push_back(seconds(bench.run));
@@ -107,12 +109,14 @@ Status run(bool json) {
 
 int main(int argc, char** argv) {
   bool json = false;
+  std::string only;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     if (word == "--json") json = true;
+    if (word == "--only" && i + 1 < argc) only = argv[++i];
     if (word == "--threads" && i + 1 < argc) at::set_num_threads(std::atoi(argv[++i]));
   }
-  const Status status = run(json);
+  const Status status = run(json, only);
   if (!status.ok()) std::fprintf(stderr, "%s\n", status.message().c_str());
   return status.ok() ? 0 : 1;
 }
