@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TOY, SAMPLES = ROOT / "tests/data/toy-qwen3vl", ROOT / "tests/data/samples"
 CALIB = ["--calib", SAMPLES / "calib.jsonl", "--num-samples", 8, "--batch-size", 4]
-AWQ = ["--plugin", "awq", "--set", "awq.grid=10", "--set", "awq.rows=64", *CALIB]
+AWQ = ["--plugin", "awq", "--set", "awq.grid=4", "--set", "awq.rows=16", *CALIB]
 RUNS = {"awq": AWQ,
         "gptq": ["--plugin", "gptq", "--scheme", "w4a16", *CALIB],
         "fp8": ["--plugin", "fp8", "--scheme", "fp8_dynamic"]}
@@ -126,7 +126,7 @@ def check_changes(slim, work):
     """What the result depends on may not change between a run and its continuation."""
     slim.works(*AWQ, "--output", "changed", "--stop-after-blocks", 3)
     go_on = ["--output", "changed", "--resume"]
-    slim.fails("compression.awq.grid: 10, this run has 11", *AWQ, "--set", "awq.grid=11", *go_on, code=2)
+    slim.fails("compression.awq.grid: 4, this run has 11", *AWQ, "--set", "awq.grid=11", *go_on, code=2)
     slim.fails("compression.quantization.*name", *AWQ, "--scheme", "w4a16", *go_on, code=2)
     slim.fails("dataset.num_samples", *AWQ[:-4], "--num-samples", 7, "--batch-size", 4, *go_on, code=2)
     slim.fails("plugin rtn", *["rtn" if word == "awq" else word for word in AWQ if "awq." not in str(word) and word != "--set"], *go_on, code=2)
@@ -162,7 +162,7 @@ def check_changes(slim, work):
 
 def check_signals(slim, work):
     for number, name in ((signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")):
-        slow = [*AWQ, "--set", "awq.grid=300", "--output", name]
+        slow = [*AWQ, "--set", "awq.grid=100", "--output", name]
         process = slim.start(*slow)
         for line in process.stderr:
             if "quantizing 6/" in line:
