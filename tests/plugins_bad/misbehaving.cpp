@@ -68,7 +68,7 @@ class Misbehaving final : public Algorithm {
     if (has("crashes")) std::abort();
     SLIM_ASSIGN(Solved solved, quant::round_to_nearest(context));
     Quantized& result = std::get<Quantized>(solved.weight);
-    if (has("bad_codes")) result.codes.select(0, 0).fill_(8);  // 4 bits end at 7
+    if (has("bad_codes")) result.codes[0][0] = 8;  // 4 bits end at 7
     if (has("not_deterministic")) result.codes = (result.codes + at::randint(0, 2, result.codes.sizes(), at::kChar)).clamp(-8, 7);
     if (has("depends_on_order")) result.scale = result.scale * (1.0 + 0.01 * static_cast<double>(solved_layers_));
     if (has("worse_than_rounding")) result.scale = result.scale * 1.25;

@@ -3,8 +3,6 @@
 // a format has, and slim itself reads it back (`slim verify`, `slim eval`).
 #include <ATen/ATen.h>
 
-#include <charconv>
-#include <optional>
 #include <regex>
 
 #include "slim/plugin.hpp"
@@ -43,9 +41,10 @@ class MyFormat final : public Format {
   }
 
   Result<std::string> quantization_config(const OutputModel& model) const override {
-    int bits = 0;
-    for (const auto& [layer, scheme] : model.schemes) bits = scheme.weight->bits;
-    return R"({"quant_method": "my_format", "bits": )" + std::to_string(bits) + "}";
+    QuantArgs args;
+    for (const auto& [layer, scheme] : model.schemes) args = *scheme.weight;
+    return R"({"quant_method": "my_format", "bits": )" + std::to_string(args.bits) + R"(, "symmetric": )" +
+           (args.symmetric ? "true}" : "false}");
   }
 
   bool recognises(std::string_view quantization_config, const std::vector<std::string>&) const override {
@@ -54,11 +53,11 @@ class MyFormat final : public Format {
   }
 
   Result<std::vector<StoredLayer>> stored_layers(const TensorReader& reader, std::string_view quantization_config) const override {
-    SLIM_ASSIGN(const int bits, bits_of(quantization_config));
+    SLIM_ASSIGN(const QuantArgs args, args_of(quantization_config));
     std::vector<StoredLayer> layers;
     for (const auto& [name, spec] : reader.tensors()) {
       if (!name.ends_with(kCodes)) continue;
-      SLIM_ASSIGN(StoredLayer layer, stored_layer(reader, name.substr(0, name.size() - kCodes.size()), spec, bits));
+      SLIM_ASSIGN(StoredLayer layer, stored_layer(reader, name.substr(0, name.size() - kCodes.size()), spec, args));
       layers.push_back(std::move(layer));
     }
     return layers;
@@ -94,20 +93,21 @@ class MyFormat final : public Format {
     return {};
   }
 
-  static Result<int> bits_of(std::string_view quantization_config) {
-    static const std::regex pattern(R"("bits"\s*:\s*([0-9]+))");
-    std::match_results<std::string_view::const_iterator> found;
-    int bits = 0;
-    if (std::regex_search(quantization_config.begin(), quantization_config.end(), found, pattern)) {
-      const std::string text = found[1];
-      std::from_chars(text.data(), text.data() + text.size(), bits);
+  static Result<QuantArgs> args_of(std::string_view quantization_config) {
+    static const std::regex bits(R"("bits"\s*:\s*([2-8])\b)"), symmetric(R"("symmetric"\s*:\s*(true|false))");
+    const std::string text(quantization_config);
+    std::smatch found_bits, found_symmetric;
+    if (!std::regex_search(text, found_bits, bits) || !std::regex_search(text, found_symmetric, symmetric)) {
+      return Status(Code::kCorrupt, "config.json: quantization_config lacks \"bits\" from 2 to 8, or \"symmetric\"");
     }
-    if (bits >= 2 && bits <= 8) return bits;
-    return Status(Code::kCorrupt, "config.json: quantization_config has no \"bits\" from 2 to 8");
+    QuantArgs args;
+    args.bits = std::stoi(found_bits[1]);
+    args.symmetric = found_symmetric[1] == "true";
+    return args;
   }
 
-  /// The scheme follows from the shapes: a file never says a thing twice.
-  static Result<StoredLayer> stored_layer(const TensorReader& reader, const std::string& name, const TensorSpec& codes, int bits) {
+  /// The groups follow from the shapes: a file never says a thing twice.
+  static Result<StoredLayer> stored_layer(const TensorReader& reader, const std::string& name, const TensorSpec& codes, const QuantArgs& args) {
     const auto corrupt = [&](const std::string& what) { return Status(Code::kCorrupt, name + ": " + what); };
     const auto scale = reader.tensors().find(name + std::string(kScale));
     if (scale == reader.tensors().end()) return corrupt("has codes, but no " + name + std::string(kScale));
@@ -121,15 +121,15 @@ class MyFormat final : public Format {
     layer.in = codes.shape[1];
     layer.tensors = {codes.name, scale->second.name};
     layer.scheme.name = "my_format";
-    layer.scheme.weight = QuantArgs{};
-    layer.scheme.weight->bits = bits;
+    layer.scheme.weight = args;
     layer.scheme.weight->granularity = shape[1] == 1 ? Granularity::kChannel : Granularity::kGroup;
     layer.scheme.weight->group_size = layer.in / shape[1];
-    if (const auto zero = reader.tensors().find(name + std::string(kZero)); zero != reader.tensors().end()) {
-      if (zero->second.shape != shape || zero->second.dtype != Dtype::kI8) return corrupt("its zero points do not fit its scales");
-      layer.scheme.weight->symmetric = false;
-      layer.tensors.push_back(zero->second.name);
-    }
+    const auto zero = reader.tensors().find(name + std::string(kZero));
+    const bool has_zero = zero != reader.tensors().end();
+    if (has_zero == args.symmetric) return corrupt(args.symmetric ? "has zero points, but is symmetric" : "has no zero points");
+    if (!has_zero) return layer;
+    if (zero->second.shape != shape || zero->second.dtype != Dtype::kI8) return corrupt("its zero points do not fit its scales");
+    layer.tensors.push_back(zero->second.name);
     return layer;
   }
 
