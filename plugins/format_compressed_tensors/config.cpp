@@ -63,7 +63,7 @@ struct Group {
 Result<std::vector<Group>> groups_of(const std::map<std::string, Scheme>& schemes) {
   std::vector<Group> groups;
   for (const auto& [name, scheme] : schemes) {
-    auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& g) {
+    auto group = std::find_if(groups.begin(), groups.end(), [&scheme = scheme](const Group& g) {
       return g.scheme->weight == scheme.weight && g.scheme->input == scheme.input;
     });
     if (group == groups.end()) {
@@ -285,7 +285,7 @@ Result<Config> Config::parse(std::string_view text) try {
     const std::string where = "config_groups." + name;
     if (!group.is_object()) return corrupt(where, "expected an object");
     Scheme scheme;
-    const auto part = [&](const char* key) { return group.contains(key) && !group[key].is_null(); };
+    const auto part = [&group = group](const char* key) { return group.contains(key) && !group[key].is_null(); };
     if (part("weights")) {
       SLIM_ASSIGN(scheme.weight, read_args(group["weights"], where + ".weights"));
     }
