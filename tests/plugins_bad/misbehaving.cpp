@@ -60,7 +60,7 @@ class Misbehaving final : public Algorithm {
       const ScaleEdge edge = context.plan().edges.front();
       ScaleEdge wrong = edge;
       wrong.consumers.pop_back();
-      return context.fold(wrong, at::full({context.plan().ports.front().features}, 2.0)).status();
+      return context.fold(wrong, at::full({context.plan().ports.front().features}, 1.01)).status();
     }
     return {};
   }
