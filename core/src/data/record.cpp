@@ -73,6 +73,29 @@ Result<Json> parse_object(std::string_view text) {
   }
 }
 
+/// Stops the parser of CBOR, which recurses, at kMaxDepth.
+class DepthCheck final : public nlohmann::json_sax<Json> {
+ public:
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool key(string_t&) override { return true; }
+  bool start_object(std::size_t) override { return ++depth_ <= kMaxDepth; }
+  bool start_array(std::size_t) override { return ++depth_ <= kMaxDepth; }
+  bool end_object() override { return --depth_ >= 0; }
+  bool end_array() override { return --depth_ >= 0; }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception&) override { return false; }
+
+ private:
+  int depth_ = 0;
+};
+
+Status no_row() { return malformed("the reader of tables gave no CBOR map"); }
+
 /// The first of these members that is there and not null.
 const Json* member(const Json& object, Names names) {
   for (const char* name : names) {
@@ -327,9 +350,15 @@ Result<Document> parse_record(std::string_view json, const MediaRoot& root) {
 }
 
 Result<Document> parse_row(std::span<const uint8_t> cbor, const MediaRoot& root) {
-  const Json record = Json::from_cbor(cbor.begin(), cbor.end(), /*strict=*/true, /*allow_exceptions=*/false);
-  if (!record.is_object()) return malformed("the reader of tables gave no CBOR map");
-  return RecordParser(record, root).parse();
+  DepthCheck depth;
+  if (!Json::sax_parse(cbor.begin(), cbor.end(), &depth, Json::input_format_t::cbor)) return no_row();
+  try {  // lengths that no container can have are thrown whatever allow_exceptions says
+    const Json record = Json::from_cbor(cbor.begin(), cbor.end(), /*strict=*/true, /*allow_exceptions=*/false);
+    if (!record.is_object()) return no_row();
+    return RecordParser(record, root).parse();
+  } catch (const Json::exception&) {
+    return no_row();
+  }
 }
 
 Result<std::vector<bool>> wanted_columns(const std::vector<std::string>& columns) {
