@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 namespace slim::formats {
 namespace {
 
@@ -18,7 +20,7 @@ std::string description(const TensorSpec& spec) {
 }  // namespace
 
 std::vector<int64_t> scale_shape(const QuantArgs& args, int64_t out, int64_t in) {
-  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const auto ceil_div = [](int64_t a, int64_t b) { return a / b + (a % b != 0 ? 1 : 0); };
   switch (args.granularity) {
     case Granularity::kChannel:
       return {out, 1};
@@ -90,6 +92,10 @@ Result<TensorSpec> find_tensor(const std::string& module, const std::string& nam
                                const std::map<std::string, TensorSpec>& tensors) {
   const auto found = tensors.find(name);
   if (found == tensors.end()) return corrupt(module, "tensor " + name + " is missing");
+  const std::vector<int64_t>& shape = found->second.shape;
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) {
+    return corrupt(module, "tensor " + name + " has the shape " + shape_string(shape) + ", which holds nothing");
+  }
   return found->second;
 }
 

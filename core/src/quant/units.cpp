@@ -5,7 +5,7 @@
 
 namespace slim::quant {
 namespace {
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0 ? 1 : 0); }
 }  // namespace
 
 Result<Units> Units::make(const QuantArgs& args, int64_t out, int64_t in) {
