@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds slim with its tests and runs them. Arguments go to ctest: ./test.sh -L unit -R gptq
+# SLIM_FUZZ_SECONDS=30 also builds the fuzz targets (clang, in build-fuzz/) and runs each for so long, after the tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source sdk/setup.sh
@@ -15,3 +16,11 @@ done
 
 say "Testing"
 ctest --test-dir build --output-on-failure -j "$(build_jobs)" "$@"
+
+if [[ ${SLIM_FUZZ_SECONDS:-0} != 0 ]]; then
+  install_packages clang libclang-rt-dev zlib1g-dev
+  say "Fuzzing, $SLIM_FUZZ_SECONDS s for each target"
+  cmake --preset fuzz -DSLIM_TORCH="$SLIM_TORCH" >build/configure-fuzz.log 2>&1 || { cat build/configure-fuzz.log >&2; die "configuring failed"; }
+  cmake --build --preset fuzz -j "$(build_jobs)"
+  tests/fuzz/run.sh build-fuzz "$SLIM_FUZZ_SECONDS"
+fi
