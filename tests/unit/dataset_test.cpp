@@ -353,6 +353,21 @@ TEST_CASE("dataset/ a row of a table is a sample, with images as bytes") {
   CHECK(mentions(read({{"image", bytes}, {"label", "q"}}), "t.parquet: expected a column messages"));
 }
 
+TEST_CASE("dataset/ a row that is no CBOR map, claims impossible lengths or nests without end is an error") {
+  const Folder folder;
+  const std::string file = folder.write("t.parquet", "PAR1");
+  const std::vector<uint8_t> no_map = {0x01}, endless(100'000, 0x81), huge = {0xbb, 0x87, 0xdd, 0x96, 0x9c, 0x73, 0x6e, 0x74, 0x75};
+  for (const auto& row : {no_map, endless, huge}) {
+    const TableReader reader = [&](const std::string&, const TableSink& sink) -> Status {
+      SLIM_TRY(sink.columns({"text"}).status());
+      return sink.row(row);
+    };
+    const auto dataset = read_dataset(file, {.parquet = reader});
+    REQUIRE_FALSE(dataset.ok());
+    CHECK(mentions(dataset.status().message(), "no CBOR map"));
+  }
+}
+
 TEST_CASE("dataset/ of a table only the columns and rows that are needed are read") {
   const Folder folder;
   const std::string file = folder.write("t.parquet", "PAR1");
