@@ -111,7 +111,7 @@ TEST_CASE("tokenizer/ special tokens are found in the text and left out when dec
 
 TEST_CASE("tokenizer/ ids without token are left out when decoding") {
   json j = small();
-  j["added_tokens"] = {added(300, "<|a|>")};
+  j["added_tokens"] = json::array({added(300, "<|a|>")});  // braces alone around one value mean a copy to GCC
   auto t = load(j);
   REQUIRE(t.ok());
   CHECK(t->decode(Ids{'x', 299, 301, -1, INT64_MAX, 'y'}) == "xy");
@@ -159,12 +159,12 @@ TEST_CASE("tokenizer/ errors name the component or key that is not supported or 
   check_refused(with("/model/vocab/ab", 1 << 24), {"model.vocab['ab']"});
   check_refused(with("/model/vocab", json::object()), {"model.vocab"});
   check_refused(with("/model/vocab", 3), {"model.vocab"});
-  check_refused(with("/added_tokens", {added(97, "x")}), {"added_tokens[0]"});
-  check_refused(with("/added_tokens", {added(300, "b")}), {"added_tokens[0]", "98"});
+  check_refused(with("/added_tokens", json::array({added(97, "x")})), {"added_tokens[0]"});
+  check_refused(with("/added_tokens", json::array({added(300, "b")})), {"added_tokens[0]", "98"});
   check_refused(with("/added_tokens", {added(300, "<a>"), added(301, "<a>")}), {"added_tokens[1]", "twice"});
   check_refused(with("/added_tokens", {added(300, "<a>"), added(300, "<b>")}), {"added_tokens[1]", "300"});
-  check_refused(with("/added_tokens", {added(int64_t{1} << 40, "<a>")}), {"added_tokens[0].id"});
-  check_refused(with("/added_tokens", {{{"id", 300}}}), {"added_tokens[0].content"});
+  check_refused(with("/added_tokens", json::array({added(int64_t{1} << 40, "<a>")})), {"added_tokens[0].id"});
+  check_refused(with("/added_tokens", json::array({json::object({{"id", 300}})})), {"added_tokens[0].content"});
   check_refused(with("/added_tokens", 7), {"added_tokens"});
   json missing = small();
   missing["model"]["vocab"].erase("a");
