@@ -3,7 +3,7 @@
 #include <map>
 #include <set>
 
-#include "../common/op_table.hpp"
+#include "common/op_table.hpp"
 #include "ops.h"
 #include "plugin/registry.h"
 

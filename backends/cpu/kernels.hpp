@@ -1,7 +1,7 @@
 #pragma once
 #include <cstddef>
 
-#include "../common/arithmetic.hpp"
+#include "common/arithmetic.hpp"
 
 /// The CPU's kernels, compiled once per instruction set. Plain pointers and one thread: the callers (ops.cpp) check, allocate and
 /// share the work out. Matrices are row-major; `row` and `rows` choose the rows of one step, that is, of the units (blocks that share

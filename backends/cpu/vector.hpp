@@ -1,5 +1,5 @@
 #pragma once
-#include "../common/arithmetic.hpp"
+#include "common/arithmetic.hpp"
 
 #if defined(__AVX2__)
 #include <immintrin.h>

@@ -1,6 +1,6 @@
 #include <doctest/doctest.h>
 
-#include "../common/op_table.hpp"
+#include "common/op_table.hpp"
 #include "driver.h"
 #include "ops.h"
 #include "plugin/registry.h"

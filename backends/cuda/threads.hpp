@@ -1,5 +1,5 @@
 #pragma once
-#include "../common/arithmetic.hpp"
+#include "common/arithmetic.hpp"
 
 /// What one CUDA thread does. Plain functions of pointers and the thread's number: they compile for the host too, where the tests
 /// run them one by one.

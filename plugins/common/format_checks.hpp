@@ -77,7 +77,8 @@ inline InMemory stored(const Format& format, const Layer& layer, const Scheme& s
 
 /// quantization_config of a model of one block that has these layers, and `floats` besides.
 inline std::string config_of(const Format& format, const std::map<std::string, Scheme>& schemes,
-                             const std::vector<std::string>& floats = {}, std::vector<std::string> ignore = {}) {
+                             const std::vector<std::string>& floats = {}, std::vector<std::string> ignore = {},
+                             bool scattered_groups = false) {
   ModelPlan plan;
   plan.blocks.emplace_back();
   std::vector<std::string> names = floats;
@@ -87,6 +88,7 @@ inline std::string config_of(const Format& format, const std::map<std::string, S
   model.plan = &plan;
   model.schemes = schemes;
   model.ignore = std::move(ignore);
+  model.scattered_groups = scattered_groups;
   const auto config = format.quantization_config(model);
   REQUIRE_MESSAGE(config.ok(), config.status().message());
   return *config;

@@ -7,6 +7,7 @@
 #include "common/bit_stream.hpp"
 #include "common/gptq_config.hpp"
 #include "common/stored_layer.hpp"
+#include "slim/quant.hpp"
 
 namespace slim::formats {
 namespace {
@@ -123,8 +124,7 @@ Result<TensorMap> GptqFormat::encode(const Layer& layer, const Scheme& scheme, c
                                      c10::ScalarType) const {
   SLIM_TRY(check_scheme(layer, scheme, version_));
   SLIM_ASSIGN(const Quantized* quantized, check_result(layer, scheme, solved, at::kHalf));
-  const bool scattered = reordered(*quantized);
-  if (scattered) any_reordered_ = true;
+  const bool scattered = quant::has_scattered_groups(*quantized);
   const QuantArgs& args = quantized->args;
   const at::Tensor index = scattered ? quantized->group_index.to(at::kCPU, at::kInt) : plain_index(layer.in, args);
   TensorMap tensors;
@@ -136,12 +136,12 @@ Result<TensorMap> GptqFormat::encode(const Layer& layer, const Scheme& scheme, c
 }
 
 Result<std::string> GptqFormat::quantization_config(const OutputModel& model) const {
-  return write_gptq_config(model, version_, any_reordered_);
+  return write_gptq_config(model, version_);
 }
 
 Result<std::map<std::string, std::string>> GptqFormat::side_files(const OutputModel& model) const {
   return std::map<std::string, std::string>{
-      {"quantize_config.json", write_gptq_config(model, version_, any_reordered_) + "\n"}};
+      {"quantize_config.json", write_gptq_config(model, version_) + "\n"}};
 }
 
 bool GptqFormat::recognises(std::string_view quantization_config, const std::vector<std::string>&) const {
@@ -169,7 +169,7 @@ Result<Solved> GptqFormat::decode(const StoredLayer& layer, const TensorReader& 
   quantized.scale = scales.t().contiguous();
   SLIM_ASSIGN(quantized.zero, read_zero(layer, reader, version_));
   SLIM_ASSIGN(quantized.group_index, read_index(layer, reader));
-  if (!reordered(quantized)) quantized.group_index.reset();
+  if (!quant::has_scattered_groups(quantized)) quantized.group_index.reset();
   Solved solved;
   solved.weight = std::move(quantized);
   return solved;

@@ -1,5 +1,4 @@
 #pragma once
-#include <atomic>
 
 #include "slim/format.hpp"
 
@@ -26,9 +25,6 @@ class GptqFormat : public Format {
 
  private:
   int version_;
-  /// "desc_act" must be true if any layer's groups are scattered, which no scheme tells: noted when such a layer is
-  /// encoded.
-  mutable std::atomic<bool> any_reordered_ = false;
 };
 
 }  // namespace slim::formats

@@ -131,7 +131,7 @@ Status check_pattern(const std::string& key, const std::string& pattern) {
 
 }  // namespace
 
-std::string write_gptq_config(const OutputModel& model, int version, bool desc_act) {
+std::string write_gptq_config(const OutputModel& model, int version) {
   const std::vector<Group> groups = groups_of(model);
   const QuantArgs base = groups.empty() ? QuantArgs{} : groups.front().args;
   bool head = false;
@@ -144,7 +144,7 @@ std::string write_gptq_config(const OutputModel& model, int version, bool desc_a
   json["method"] = "gptq";
   json["bits"] = base.bits;
   json["group_size"] = group_size_of(base);
-  json["desc_act"] = desc_act;
+  json["desc_act"] = model.scattered_groups;
   json["sym"] = base.symmetric;
   json["lm_head"] = head;
   json["checkpoint_format"] = format;

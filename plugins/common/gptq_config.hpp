@@ -9,8 +9,8 @@
 namespace slim::formats {
 
 /// quantization_config of a model in GPTQ format: the quantization that most layers have, others and those left in
-/// float under "dynamic", as GPTQModel and vLLM read it. `desc_act`: some layer's groups are scattered.
-std::string write_gptq_config(const OutputModel&, int version, bool desc_act);
+/// float under "dynamic", as GPTQModel and vLLM read it.
+std::string write_gptq_config(const OutputModel&, int version);
 
 /// quantization_config of a GPTQ checkpoint.
 class GptqConfig {

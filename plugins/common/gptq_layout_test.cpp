@@ -50,10 +50,12 @@ TEST_CASE("gptq layout/ scattered groups are stored, and the configuration tells
   auto& quantized = std::get<Quantized>(solved.weight);
   quantized.group_index = at::arange(64, at::kInt).div(16, "floor").to(at::kInt);
   const InMemory plain = stored(format, up, scheme, solved);
+  CHECK(!quant::has_scattered_groups(quantized));
   CHECK((nlohmann::json::parse(config_of(format, {{up.name, scheme}}))["desc_act"] == false));
   quantized.group_index = at::arange(64, at::kInt).remainder(4).to(at::kInt);
   check_round_trip(format, up, scheme, solved);
-  CHECK((nlohmann::json::parse(config_of(format, {{up.name, scheme}}))["desc_act"] == true));
+  CHECK(quant::has_scattered_groups(quantized));
+  CHECK((nlohmann::json::parse(config_of(format, {{up.name, scheme}}, {}, {}, true))["desc_act"] == true));
 }
 
 TEST_CASE("gptq layout/ damaged checkpoints are refused with the tensor's name") {

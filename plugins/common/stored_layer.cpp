@@ -68,13 +68,6 @@ Result<const Quantized*> check_result(const Layer& layer, const Scheme& scheme, 
   return quantized;
 }
 
-bool reordered(const Quantized& quantized) {
-  if (!quantized.group_index.defined()) return false;
-  if (quantized.args.granularity != Granularity::kGroup) return quantized.group_index.ne(0).any().item<bool>();
-  const at::Tensor index = quantized.group_index.cpu().to(at::kInt);
-  return !at::equal(index, at::arange(index.size(0), at::kInt).div(quantized.args.group_size, "floor").to(at::kInt));
-}
-
 Status corrupt(const std::string& where, const std::string& what) { return {Code::kCorrupt, where + ": " + what}; }
 
 std::set<std::string> modules_with(const std::map<std::string, TensorSpec>& tensors,

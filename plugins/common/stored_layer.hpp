@@ -17,8 +17,6 @@ Status check_groups(const Layer&, const QuantArgs&);
 /// The quantized weight of a result, if it is what the scheme says: shapes, codes and zero points in their range,
 /// scales positive and finite in `scale_dtype`.
 Result<const Quantized*> check_result(const Layer&, const Scheme&, const Solved&, c10::ScalarType scale_dtype);
-/// True if the groups are not simply consecutive channels.
-bool reordered(const Quantized&);
 
 /// kCorrupt: "where: what".
 Status corrupt(const std::string& where, const std::string& what);

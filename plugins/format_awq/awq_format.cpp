@@ -7,6 +7,7 @@
 #include "common/stored_layer.hpp"
 #include "float_modules.h"
 #include "slim/plugin.hpp"
+#include "slim/quant.hpp"
 
 namespace slim::awq_format {
 namespace {
@@ -90,7 +91,7 @@ Result<TensorMap> AwqFormat::encode(const Layer& layer, const Scheme& scheme, co
                                     c10::ScalarType) const {
   SLIM_TRY(check_scheme(layer, scheme));
   SLIM_ASSIGN(const Quantized* quantized, check_result(layer, scheme, solved, at::kHalf));
-  if (reordered(*quantized))
+  if (quant::has_scattered_groups(*quantized))
     return unsupported(layer.name, "has no index of groups; use static groups, or format gptq");
   const at::Tensor zero = quantized->zero.defined() ? quantized->zero : at::zeros_like(quantized->scale, at::kChar);
   TensorMap tensors;

@@ -6,6 +6,7 @@
 #include "common/stored_layer.hpp"
 #include "config.h"
 #include "slim/plugin.hpp"
+#include "slim/quant.hpp"
 
 namespace slim::compressed_tensors {
 namespace {
@@ -93,7 +94,7 @@ Result<TensorMap> CompressedTensors::encode(const Layer& layer, const Scheme& sc
   SLIM_ASSIGN(const std::vector<TensorSpec> specs, layout(layer, scheme, model_dtype));
   if (!scheme.weight) return encode_dense(layer, specs.front(), solved);
   SLIM_ASSIGN(const Quantized* quantized, check_result(layer, scheme, solved, scale_dtype(scheme, model_dtype)));
-  if (reordered(*quantized)) {
+  if (quant::has_scattered_groups(*quantized)) {
     return Status(
         Code::kUnsupported,
         layer.name + ": compressed-tensors has no index of groups since 0.19; use static groups, or format gptq");

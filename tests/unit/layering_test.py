@@ -43,7 +43,7 @@ def quoted_folders(path):
         public = path.startswith(("core/include/", "sdk/include/", "sdk/templates/", "sdk/examples/"))
         return folders if public else [*folders, "core/src"]
     folders.append("/".join(parts[:2]))  # the component
-    if parts[0] in ("model_adapters", "plugins"):
+    if parts[0] in ("model_adapters", "plugins", "backends"):
         folders.append(parts[0])  # for common/ only; see include_error
     return folders
 
@@ -58,7 +58,7 @@ def include_error(root, path, kind, name):
         return "a path with .. leaves the component"
     if kind == '"':
         found = [folder for folder in quoted_folders(path) if (root / folder / name).is_file()]
-        if found in (["model_adapters"], ["plugins"]) and not name.startswith("common/"):
+        if found in (["model_adapters"], ["plugins"], ["backends"]) and not name.startswith("common/"):
             return "a plugin may include common/ and nothing of another plugin"
         return None if found or is_test else "not found in the component itself or core/include"
     if name.startswith("doctest/") and path.endswith(("_test.cpp", "_checks.hpp")):

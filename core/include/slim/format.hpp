@@ -25,6 +25,7 @@ struct OutputModel {
   std::vector<std::string> ignore;           ///< names and "re:" patterns that describe exactly the layers left in float
   std::map<std::string, TensorSpec> tensors; ///< everything that is written
   c10::ScalarType dtype = c10::ScalarType::BFloat16;  ///< of the model
+  bool scattered_groups = false;             ///< written: some layer's groups are not runs of consecutive channels (group_index)
   bool kv_cache = false;                     ///< scales of an FP8 key/value cache are among the tensors
 };
 

@@ -49,6 +49,8 @@ SLIM_API at::Tensor encode(const at::Tensor& weight, const Params&, const QuantA
 SLIM_API at::Tensor decode(const at::Tensor& codes, const Params&, const QuantArgs&);
 /// The same of a whole result.
 SLIM_API at::Tensor decode(const Quantized&);
+/// True if group_index is there and not that of consecutive channels, i / group_size.
+SLIM_API bool has_scattered_groups(const Quantized&);
 /// decode(encode(w)), without making the codes.
 SLIM_API at::Tensor fake_quantize(const at::Tensor& weight, const Params&, const QuantArgs&);
 /// The same with params chosen by `options`.

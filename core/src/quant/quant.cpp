@@ -99,6 +99,13 @@ ops::RoundingError rounding_error(const at::Tensor& weight, const Quantized& qua
   return ops::rounding_error(weight, quantized.codes, computed({quantized.scale, quantized.zero}), rounding);
 }
 
+bool has_scattered_groups(const Quantized& quantized) {
+  if (!quantized.group_index.defined()) return false;
+  if (quantized.args.granularity != Granularity::kGroup) return quantized.group_index.ne(0).any().item<bool>();
+  const at::Tensor index = quantized.group_index.cpu().to(at::kInt);
+  return !at::equal(index, at::arange(index.size(0), at::kInt).div(quantized.args.group_size, "floor").to(at::kInt));
+}
+
 at::Tensor decode(const Quantized& quantized) {
   if (!quantized.group_index.defined()) return decode(quantized.codes, {quantized.scale, quantized.zero}, quantized.args);
   // Groups of scattered channels: every channel gets the column of its group, as groups of one.

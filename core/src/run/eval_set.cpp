@@ -29,10 +29,6 @@ class EvalReader {
       if (status.code() == Code::kUnsupported) set.left_out.push_back(status.message());
       else if (!status.ok()) return status;
     }
-    if (set.sequences.empty()) {
-      return Status(Code::kInvalidArgument, file + ": the model can take none of its " + std::to_string(dataset.documents.size()) +
-                                                " samples" + (set.left_out.empty() ? "" : ", the first: " + set.left_out.front()));
-    }
     return set;
   }
 

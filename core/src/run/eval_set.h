@@ -29,7 +29,7 @@ struct EvalSet {
 
 /// A file itself; of a folder the data files named eval*, or all when there are none. In the order of names.
 Result<std::vector<std::string>> evaluation_files(const std::string& path);
-/// Reads and encodes one file. An error if the model can take none of its samples.
+/// Reads and encodes one file. No sequence if the model can take none of its samples.
 Result<EvalSet> read_eval_set(const std::string& file, const Processor&, const EvalConfig&);
 /// Token ids as numbers.
 std::vector<int64_t> token_ids(const at::Tensor&);

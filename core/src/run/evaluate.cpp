@@ -53,6 +53,10 @@ class Evaluation {
     describe(*model_, json);
     if (reference_) describe(*reference_, json["reference"] = {{"model", config_.reference}});
     for (const std::string& file : files) SLIM_TRY(evaluate_file(file, json));
+    if (files_scored_ == 0) {
+      return Status(Code::kInvalidArgument, config_.data + ": the model can take none of the samples" +
+                                                (first_left_out_.empty() ? "" : ", the first: " + first_left_out_));
+    }
     summarize(model_totals_, json);
     if (reference_) summarize(reference_totals_, json["reference"]);
     return Report{table(json), json.dump()};
@@ -65,6 +69,9 @@ class Evaluation {
 
   Status evaluate_file(const std::string& file, nlohmann::ordered_json& json) {
     SLIM_ASSIGN(const EvalSet set, read_eval_set(file, *processor_, config_));
+    report_left_out(set, json);
+    if (set.sequences.empty()) return {};
+    ++files_scored_;
     SLIM_ASSIGN(const std::vector<Carry> batches, model_->run(set, progress_));
     std::vector<Carry> reference_batches;
     if (reference_) {
@@ -79,12 +86,16 @@ class Evaluation {
       if (reference_) SLIM_TRY(score_answers(set, *reference_, reference_scores, json["reference"]["files"][set.name]));
     }
     add(set, scores, model_totals_, json["files"][set.name]);
-    if (!set.left_out.empty()) {
-      json["files"][set.name]["left_out"] = set.left_out;
-      progress_.warn(set.name + ": " + std::to_string(set.left_out.size()) + " samples left out, the first: " + set.left_out.front());
-    }
     if (reference_) add(set, reference_scores, reference_totals_, json["reference"]["files"][set.name]);
     return {};
+  }
+
+  /// A folder may hold samples that the model cannot take beside those that it can.
+  void report_left_out(const EvalSet& set, nlohmann::ordered_json& json) {
+    if (set.left_out.empty()) return;
+    if (first_left_out_.empty()) first_left_out_ = set.left_out.front();
+    json["files"][set.name]["left_out"] = set.left_out;
+    progress_.warn(set.name + ": " + std::to_string(set.left_out.size()) + " samples left out, the first: " + set.left_out.front());
   }
 
   /// Negative log-likelihood of the targets and, against a reference, KL(reference || model), a few rows of logits at a time.
@@ -200,6 +211,8 @@ class Evaluation {
   std::unique_ptr<EvalSubject> model_, reference_;
   std::unique_ptr<Processor> processor_;
   Totals model_totals_, reference_totals_;
+  size_t files_scored_ = 0;
+  std::string first_left_out_;
 };
 
 }  // namespace

@@ -156,6 +156,9 @@ Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved) {
   const Scheme& scheme = *plan_.plan.scheme(state.plan->index, layer.id);
   at::Tensor& weight = state.weights.weight[layer.id];
   notes().metric(layer.name, "relative_error", relative_error(weight, solved.weight));
+  if (const auto* quantized = std::get_if<Quantized>(&solved.weight); quantized && quant::has_scattered_groups(*quantized)) {
+    report_.record_scattered_groups();
+  }
   weight = state.runs_again ? decoded(solved.weight).to(model_.weights->dtype()) : at::Tensor();
   state.changed_layers.erase(layer.id);
   if (scheme.input) state.weights.activation[layer.id] = ActivationQuantization{*scheme.input, solved.input_scale, solved.input_zero};
@@ -241,7 +244,8 @@ Status OutputRun::copy_block(const BlockPlan& block) {
 Status OutputRun::finish() {
   for (const std::string& name : model_.plan.globals) SLIM_TRY(copy_later(name));
   SLIM_TRY(jobs_.drain());
-  const OutputModel output = describe_output(model_, plan_.plan);
+  OutputModel output = describe_output(model_, plan_.plan);
+  output.scattered_groups = report_.scattered_groups();
   const Checkpoint& input = model_.weights->checkpoint();
   SLIM_ASSIGN(const std::string config_json, output_config(input.config_json(), *plan_.recipe.format, output));
   SLIM_ASSIGN(const auto side_files, plan_.recipe.format->side_files(output));

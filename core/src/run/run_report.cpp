@@ -92,7 +92,7 @@ void RunReport::record_experts(const BlockPlan& block, const StatisticSet& stati
 
 std::string RunReport::state() const {
   nlohmann::json json = {{"seconds", std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count()},
-                         {"folds", folds_}, {"largest_proof_error", largest_proof_error_}, {"experts", expert_tokens_},
+                         {"folds", folds_}, {"scattered_groups", scattered_groups_}, {"largest_proof_error", largest_proof_error_}, {"experts", expert_tokens_},
                          {"metrics", notes.metrics()}};
   for (const auto& [name, kind] : notes.kinds()) json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
   return json.dump();
@@ -103,6 +103,7 @@ Status RunReport::restore(const std::string& state) try {
   const std::chrono::duration<double> seconds(json.at("seconds").get<double>());
   start_ = std::chrono::steady_clock::now() - std::chrono::duration_cast<std::chrono::steady_clock::duration>(seconds);
   folds_ = json.at("folds").get<size_t>();
+  scattered_groups_ = json.at("scattered_groups").get<bool>();
   largest_proof_error_ = json.at("largest_proof_error").get<double>();
   expert_tokens_ = json.at("experts").get<decltype(expert_tokens_)>();
   const auto kinds = json.value("notes", nlohmann::json::object());
@@ -140,7 +141,7 @@ Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const Ru
       {"float_linear_weights", plan.float_weights}, {"bits_per_weight", bits}, {"seconds", seconds},
       {"peak_rss_bytes", peak_resident_bytes()},
       {"calibration", calibration_json(calibration)},
-      {"folds", folds_}, {"largest_proof_error", largest_proof_error_}, {"indivisible", plan.indivisible}};
+      {"folds", folds_}, {"scattered_groups", scattered_groups_}, {"largest_proof_error", largest_proof_error_}, {"indivisible", plan.indivisible}};
   for (const auto& [name, kind] : notes.kinds()) json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
   for (const auto& [where, values] : notes.metrics()) json["metrics"][where] = values;
   for (const auto& [tokens, name] : expert_tokens_) json["expert_tokens"][name] = tokens;

@@ -14,6 +14,9 @@ class SLIM_API RunReport {
   RunNotes notes;
 
   void record_proof(size_t folds, double error);
+  /// A layer whose groups are not runs of consecutive channels was written.
+  void record_scattered_groups() { scattered_groups_ = true; }
+  bool scattered_groups() const { return scattered_groups_; }
   /// Tokens per expert of a mixture-of-experts block.
   void record_experts(const BlockPlan&, const StatisticSet&);
   /// Everything so far as JSON, and back in another process: for interrupted runs.
@@ -26,6 +29,7 @@ class SLIM_API RunReport {
 
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   size_t folds_ = 0;
+  bool scattered_groups_ = false;
   double largest_proof_error_ = 0;
   std::vector<std::pair<double, std::string>> expert_tokens_;
 };
