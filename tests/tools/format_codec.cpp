@@ -84,6 +84,8 @@ Status encode(const Format& format, const std::vector<Scheme>& schemes, at::Scal
                 round(*source, layer.name, scheme, arithmetic, format.scale_dtype(scheme, kModelDtype)));
     SLIM_ASSIGN(const TensorMap encoded, format.encode(layer, scheme, solved, kModelDtype));
     tensors.insert(encoded.begin(), encoded.end());
+    const auto* quantized = std::get_if<Quantized>(&solved.weight);
+    model.scattered_groups = model.scattered_groups || (quantized && quant::has_scattered_groups(*quantized));
   }
   SLIM_ASSIGN(const std::string quantization, format.quantization_config(model));
   SLIM_ASSIGN(auto files, format.side_files(model));
