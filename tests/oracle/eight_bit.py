@@ -1,5 +1,6 @@
 """What the oracle tests of 8-bit schemes share: slim's results on a toy, compressed-tensors' own rounding of every layer, and the logits
 of transformers with the scales that vLLM's kernels find for activations."""
+import argparse
 import contextlib
 import json
 import subprocess
@@ -159,3 +160,15 @@ def check_transformers(failures, build, folder, by_sample=False):
           f"{mean_divergence(logits(), ours):.1e} with its bf16 arithmetic too", flush=True)
     failures.expect(kl <= LARGEST_KL, f"{folder.name}: KL {kl:.2e}, allowed {LARGEST_KL}")
     failures.expect(kl_of_scales <= LARGEST_KL_OF_SCALES, f"{folder.name}: KL {kl_of_scales:.2e} with other scales, allowed {LARGEST_KL_OF_SCALES}")
+
+
+def run_checks(*checks):
+    """A test's main program: every check(failures, build, work) in one scratch folder; the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
+    build = parser.parse_args().build
+    failures = Failures()
+    with tempfile.TemporaryDirectory() as name:
+        for check in checks:
+            check(failures, build, Path(name))
+    return failures.exit_code()

@@ -4,17 +4,14 @@ what slim does; data-free schemes need no calibration; static activation scales 
 model's own activations, keys and values in transformers.
 
     python tests/oracle/test_fp8.py --build BUILD_DIR"""
-import argparse
 import json
 import sys
-import tempfile
-from pathlib import Path
 
 import torch
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 
-from eight_bit import CALIBRATION, TOY, Failures, check_transformers, check_weights, compress, same, slim, tensors
+from eight_bit import CALIBRATION, TOY, check_transformers, check_weights, compress, run_checks, same, slim, tensors
 from vl_oracle import expected_logits, toy_samples
 
 DATA_FREE = ("fp8_dynamic", "fp8_dynamic_tensor", "fp8_block", "fp8_a16")
@@ -114,19 +111,5 @@ def check_activations(failures, build, work):
     failures.expect(scheme["num_bits"] == 8 and scheme["type"] == "float", f"kv_cache_scheme {scheme}")
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    build = parser.parse_args().build
-    failures = Failures()
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        check_schemes(failures, build, work)
-        check_vision_tower(failures, build, work)
-        check_fused(failures, build, work)
-        check_activations(failures, build, work)
-    return failures.exit_code()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_checks(check_schemes, check_vision_tower, check_fused, check_activations))

@@ -3,12 +3,9 @@
 what slim does; static activation scales are those of the activations that transformers sees.
 
     python tests/oracle/test_int8.py --build BUILD_DIR"""
-import argparse
 import json
 import shutil
 import sys
-import tempfile
-from pathlib import Path
 
 import torch
 from compressed_tensors.quantization import QuantizationArgs
@@ -16,7 +13,7 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import save_file
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-from eight_bit import CALIBRATION, TOY, Failures, check_transformers, check_weights, compress, same, slim, tensors
+from eight_bit import CALIBRATION, TOY, check_transformers, check_weights, compress, run_checks, same, slim, tensors
 from vl_oracle import expected_logits, toy_samples
 
 WITH_SAMPLES = ("w8a8_static", "w8a8_static_sym")
@@ -132,19 +129,5 @@ def check_inputs(failures, build, work):
             failures.expect(layer + ".weight" in message, f"{scheme}: {name} in a weight: {message}")
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    build = parser.parse_args().build
-    failures = Failures()
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        check_schemes(failures, build, work)
-        check_activations(failures, build, work)
-        check_ranges(failures, build, work)
-        check_inputs(failures, build, work)
-    return failures.exit_code()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_checks(check_schemes, check_activations, check_ranges, check_inputs))

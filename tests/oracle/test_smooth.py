@@ -3,10 +3,8 @@
 norms and by every layer that reads them (router and experts too), transformers loads the result, and the KL divergence is far lower.
 
     python tests/oracle/test_smooth.py --build BUILD_DIR"""
-import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -14,7 +12,7 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import packed_model
-from eight_bit import CALIBRATION, SAMPLES, TOY, Failures, check_transformers, compress, slim, tensors
+from eight_bit import CALIBRATION, SAMPLES, TOY, check_transformers, compress, run_checks, slim, tensors
 from vl_oracle import expected_logits, toy_samples
 
 CALIBRATION_CHATS = 6
@@ -122,19 +120,5 @@ def check_experts(failures, build, work):
     print(f"mixture: {len(norms)} norms, {layers} layers of experts and shared MLPs share their scales")
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    build = parser.parse_args().build
-    failures = Failures()
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        check_formula(failures, build, work)
-        check_quality(failures, build, work)
-        check_cached_values(failures, build, work)
-        check_experts(failures, build, work)
-    return failures.exit_code()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_checks(check_formula, check_quality, check_cached_values, check_experts))
