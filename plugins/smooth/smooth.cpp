@@ -5,6 +5,7 @@
 
 #include "batch_moments.h"
 #include "slim/plugin.hpp"
+#include "slim/rounding.hpp"
 
 namespace slim::smooth {
 namespace {
@@ -84,6 +85,7 @@ void Smooth::observe(const BlockPlan& plan, const std::vector<const Scheme*>& sc
       observations.want<ChannelMoments>(edge.port, features);
     }
   }
+  quant::observe_inputs(plan, schemes, {}, observations);  // for plain rounding, where nothing else solves
 }
 
 /// Scales into linears first: they change the rows of v_proj and up_proj, whose columns the norms' scales are found from.

@@ -96,6 +96,10 @@ Result<Outcome> with_model(const Subject& subject) {
 Status check_references(const BlockPlan& block) {
   const auto bad = [&](const std::string& what) { return failure(block.name + ": " + what); };
   const auto is_layer = [&](LayerId id) { return id >= 0 && static_cast<size_t>(id) < block.layers.size(); };
+  // Experts read what the router gives them of the port.
+  const auto reads = [&](const Layer& layer, PortId port) {
+    return layer.input == port || block.ports[static_cast<size_t>(layer.input)].parent == port;
+  };
   for (size_t i = 0; i < block.ports.size(); ++i) {
     if (block.ports[i].id != static_cast<PortId>(i)) return bad("ports are not numbered in their order");
   }
@@ -107,7 +111,7 @@ Status check_references(const BlockPlan& block) {
   }
   for (const ScaleEdge& edge : block.edges) {
     for (const LayerId id : edge.consumers) {
-      if (!is_layer(id) || block.layers[static_cast<size_t>(id)].input != edge.port) return bad("edge '" + edge.name + "' names a consumer that does not read its port");
+      if (!is_layer(id) || !reads(block.layers[static_cast<size_t>(id)], edge.port)) return bad("edge '" + edge.name + "' names a consumer that does not read its port");
     }
     for (const Layer& layer : block.layers) {
       const bool reads = layer.input == edge.port, named = std::count(edge.consumers.begin(), edge.consumers.end(), layer.id) > 0;

@@ -226,8 +226,11 @@ Status all_finite(const LabResult& result) {
 Result<Outcome> no_tokens(const Subject& subject) {
   SLIM_ASSIGN(const auto made, ready(subject));
   const LabBlock block = LabBlock::make(subject.seed, /*experts=*/true);
-  SLIM_ASSIGN(const LabResult result, work(*made->algorithm, block, made->job));
-  SLIM_TRY(all_finite(result));
+  const auto result = work(*made->algorithm, block, made->job);
+  const bool fixed_range = made->job.scheme.input && !made->job.scheme.input->dynamic;  // which nothing but tokens can give
+  if (!result.ok() && fixed_range) return Outcome{false, "refuses: " + result.status().message()};
+  if (!result.ok()) return result.status();
+  SLIM_TRY(all_finite(*result));
   return Outcome{};
 }
 

@@ -114,6 +114,11 @@ Result<Written> write(const Format& format, const std::string& name, uint64_t se
   for (const TensorSpec& spec : written.layout) model.tensors[spec.name] = spec;
   model.dtype = kModelDtype;
   SLIM_ASSIGN(written.config, format.quantization_config(model));
+  if (!written.config.empty()) return written;
+  SLIM_ASSIGN(const auto files, format.side_files(model));  // Ascend describes its tensors in a file beside config.json
+  for (const auto& [name, text] : files) {
+    if (name.starts_with("quant_model_description")) written.config = text;
+  }
   return written;
 }
 

@@ -20,8 +20,10 @@ SAMPLES = ROOT / "tests/data/samples"
 PEER = Path(__file__).with_name("peer_llmcompressor.py")
 CALIBRATION = {"toy-qwen3vl": "calib.jsonl", "toy-qwen25vl": "calib.jsonl", "toy-hunyuan-dense": "calib_textqa.jsonl",
                "toy-hunyuan-moe": "calib_textqa.jsonl"}
-OURS = (("rtn", "w4a16"), ("awq", "w4a16"), ("gptq", "w4a16"), ("awq,gptq", "w4a16"), ("rtn", "w4a16_asym"), ("awq", "w4a16_asym"),
-        ("rtn", "w3a16"), ("awq", "w3a16"), ("gptq", "w3a16"), ("awq,gptq", "w3a16"),
+GROUP_AWARE = "gptq.act_group_aware=true"
+OURS = (("rtn", "w4a16"), ("awq", "w4a16"), ("gptq", "w4a16"), ("gptq", "w4a16", GROUP_AWARE), ("awq,gptq", "w4a16"), ("rtn", "w4a16_asym"), ("awq", "w4a16_asym"),
+        ("rtn", "w3a16"), ("awq", "w3a16"), ("gptq", "w3a16"),
+        ("gptq", "w3a16", GROUP_AWARE), ("awq,gptq", "w3a16"),
         ("fp8", "fp8_static"), ("fp8", "fp8_dynamic"), ("fp8", "fp8_block"),
         ("int8", "w8a8"), ("smooth,int8", "w8a8"), ("int8", "w8a8_static"), ("smooth,int8", "w8a8_static"), ("sparse", "w8a8s"))
 THEIRS = (("awq", "W4A16"), ("gptq", "W4A16"), ("awq", "W4A16_ASYM"), ("awq", "W3A16"), ("gptq", "W3A16"),
@@ -55,11 +57,11 @@ class Toy:
     def judge(self, folder):
         return last_json_line([self.slim, "eval", folder, "--reference", self.model, "--data", SAMPLES, "--json", "--quiet"])
 
-    def ours(self, plugin, scheme):
+    def ours(self, plugin, scheme, *settings):
         folder = self.work / f"{self.name}-slim-{plugin.replace(',', '-')}-{scheme}"
         shutil.rmtree(folder, ignore_errors=True)
         run = last_json_line([self.slim, "--plugin", plugin, "--model", self.model, "--calib", self.calibration, "--scheme", scheme,
-                              "--output", folder, "--json", "--quiet"])
+                              "--output", folder, "--json", "--quiet", *(word for setting in settings for word in ("--set", setting))])
         return folder, run and (f"{run['seconds']:.1f}", f"{run['peak_rss_bytes'] / 2**20:.0f} MiB")
 
     def theirs(self, python, method, scheme):
@@ -76,15 +78,15 @@ class Toy:
     def table(self, python):
         print(f"\n`{self.name}`, calibrated on `{self.calibration.name}`:\n\n{HEADER}", flush=True)
         scores = None
-        for plugin, scheme in OURS:
-            folder, cost = self.ours(plugin, scheme)
+        for plugin, scheme, *settings in OURS:
+            folder, cost = self.ours(plugin, scheme, *settings)
             result = cost and self.judge(folder)
             if not result:
                 continue
             if scores is None:
                 print(row("bf16", result["reference"]))
             scores = result
-            print(row(f"slim {plugin} {scheme}", scores, *cost), flush=True)
+            print(row(" ".join(["slim", plugin, scheme, *settings]), scores, *cost), flush=True)
         for method, scheme in THEIRS if python else ():
             folder, cost = self.theirs(python, method, scheme)
             result = cost and self.judge(folder)

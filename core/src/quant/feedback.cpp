@@ -73,7 +73,7 @@ class ColumnSweep {
  public:
   explicit ColumnSweep(SweepRequest request) : request_(std::move(request)), columns_(request_.weight.size(1)) {
     const at::Tensor& order = request_.factor.order;
-    weight_ = order.defined() ? request_.weight.index_select(1, order) : request_.weight;
+    weight_ = (order.defined() ? request_.weight.index_select(1, order) : request_.weight).contiguous();
     errors_ = at::empty({weight_.size(0), kPanel}, weight_.options());
     if (!request_.args) return;
     codes_ = at::empty(weight_.sizes(), weight_.options().dtype(at::kChar));
