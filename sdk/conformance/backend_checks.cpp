@@ -20,15 +20,10 @@ Result<Owned<Backend>> open(const Subject& subject, PluginRegistry& registry) {
   return backend;
 }
 
-/// Neither driver nor device: nothing that the plugin could help.
-bool no_device(const Result<Owned<Backend>>& opened) {
-  return !opened.ok() && (opened.status().code() == Code::kNotFound || opened.status().code() == Code::kUnsupported);
-}
-
 Result<Outcome> devices(const Subject& subject) {
   PluginRegistry registry;
   auto backend = open(subject, registry);
-  if (no_device(backend)) return skipped("no device here: " + backend.status().message());
+  if (no_device(backend.status())) return skipped("no device here: " + backend.status().message());
   if (!backend.ok()) return backend.status();
   SLIM_ASSIGN(const auto found, guarded("devices", [&] { return (*backend)->devices(); }));
   if (found.empty()) return failure("open() succeeds, but there is no device");
@@ -98,7 +93,7 @@ Result<Outcome> reference(const Subject& subject) {
   const auto expected = results(at::kCPU, subject.seed);  // before the plugin's kernels are there
   PluginRegistry registry;
   auto backend = open(subject, registry);
-  if (no_device(backend)) return skipped("no device here: " + backend.status().message());
+  if (no_device(backend.status())) return skipped("no device here: " + backend.status().message());
   if (!backend.ok()) return backend.status();
   const auto found = results(at::Device((*backend)->device_type()), subject.seed);
   std::vector<std::string> lines;
@@ -130,7 +125,7 @@ bool has_kernel(const std::string& op, c10::DeviceType type) {
 Result<Outcome> says_what_it_has(const Subject& subject) {
   PluginRegistry registry;
   auto opened = open(subject, registry);  // kernels may be chosen for the device that is found
-  if (no_device(opened)) return skipped("no device here: " + opened.status().message());
+  if (no_device(opened.status())) return skipped("no device here: " + opened.status().message());
   if (!opened.ok()) return opened.status();
   const Owned<Backend> backend = *std::move(opened);
   std::vector<std::string> own;

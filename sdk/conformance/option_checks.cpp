@@ -34,8 +34,7 @@ Status set_up(const Subject& subject, const std::string& schema, const Options& 
   if (subject.info.kind == SLIM_BACKEND) {
     SLIM_ASSIGN(const auto backend, registry.backend(subject.info.path));
     const Status opened = guarded("open", [&] { return backend->open(options); });
-    const bool no_device = opened.code() == Code::kNotFound || opened.code() == Code::kUnsupported;
-    return no_device ? Status{} : opened;  // not the options' fault
+    return no_device(opened) ? Status{} : opened;  // not the options' fault
   }
   SLIM_ASSIGN(const auto algorithm, registry.algorithm(subject.info.path));
   return guarded("setup", [&] { return algorithm->setup(options); });
