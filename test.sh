@@ -10,7 +10,7 @@ install_libtorch
 install_arrow
 pip_install tests/requirements.txt
 build all
-for model in toy-hunyuan-dense toy-hunyuan-moe; do
+for model in toy-qwen25vl toy-hunyuan-dense toy-hunyuan-moe; do
   python3 tests/tools/packed_model.py unpack "tests/data/$model" "build/models/$model"
 done
 

@@ -50,8 +50,7 @@ class Toy:
     def __init__(self, name, build, work):
         self.name, self.work = name, work
         self.slim = build / "bin/slim"
-        folder = ROOT / "tests/data" / name
-        self.model = packed_model.unpacked(build, name) if any(folder.glob("*.packed")) else folder
+        self.model = packed_model.unpacked(build, name)
         self.calibration = SAMPLES / CALIBRATION[name]
 
     def judge(self, folder):

@@ -2,26 +2,14 @@
 import json
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
-from safetensors import safe_open
+from kit import DATA, Checks, build_folder, tensors_of
 
-ROOT = Path(__file__).resolve().parents[2]
-TOY, SAMPLES = ROOT / "tests/data/toy-qwen3vl", ROOT / "tests/data/samples"
+TOY = DATA / "toy-qwen3vl"
 # AWQ as fast as it goes: these tests are about what goes in.
 FAST = ["--plugin", "awq", "--set", "awq.grid=1", "--set", "awq.refine=0", "--set", "awq.rows=8", "--set", "awq.clip=none", "--quiet"]
-
-
-class Checks:
-    def __init__(self):
-        self.failures, self.count = [], 0
-
-    def that(self, good, name, why=""):
-        self.count += 1
-        if not good:
-            self.failures.append(f"{name}: {why}")
-            print("FAILED", self.failures[-1], flush=True)
-        return good
 
 
 class Slim:
@@ -34,8 +22,7 @@ class Slim:
         done = subprocess.run([self.build / "bin/slim_encode", TOY, data, output], capture_output=True, text=True)
         if done.returncode != 0:
             return done.stderr
-        with safe_open(output / "model.safetensors", "pt") as file:
-            return {name: file.get_tensor(name).tolist() for name in file.keys()}
+        return {name: value.tolist() for name, value in tensors_of(output).items()}
 
     def length(self, text):
         """Tokens of a text."""
@@ -48,3 +35,13 @@ class Slim:
         command = [self.build / "bin/slim", *FAST, "--model", model, "--calib", data, "--json", "--output", self.work / f"out-{self.runs}", *more]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env={**os.environ, **(program or {})})
         return done.returncode, json.loads(done.stdout)["calibration"] if done.returncode == 0 else done.stderr.strip()
+
+
+def run_checks(*steps):
+    """A test's main program: every step(checks, slim) in one scratch folder, which is slim.work; the exit code."""
+    build, checks = build_folder(), Checks()
+    with tempfile.TemporaryDirectory() as name:
+        slim = Slim(build, Path(name))
+        for step in steps:
+            step(checks, slim)
+    return checks.exit_code(f", {slim.runs} runs")

@@ -1,11 +1,7 @@
 """What the oracle tests of 8-bit schemes share: slim's results on a toy, compressed-tensors' own rounding of every layer, and the logits
 of transformers with the scales that vLLM's kernels find for activations."""
-import argparse
 import contextlib
 import json
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -13,52 +9,19 @@ from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.quantization.lifecycle import forward as lifecycle
 from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils import calculate_qparams
-from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-from vl_oracle import SAMPLES, divergence, eval_chats, expected_logits, native_logits, toy_samples
+from kit import DATA, SAMPLES, native_logits, slim, tensors_of
+from vl_oracle import divergence, eval_chats, expected_logits, toy_samples
 
-ROOT = Path(__file__).resolve().parents[2]
-TOY = ROOT / "tests/data/toy-qwen3vl"
+TOY = DATA / "toy-qwen3vl"
 CALIBRATION = SAMPLES / "calib.jsonl"
 CHATS = 8
 
 
-class Failures:
-    def __init__(self):
-        self.count, self.failed = 0, []
-
-    def expect(self, condition, what):
-        self.count += 1
-        if not condition:
-            self.failed.append(what)
-            print("FAILED:", what, flush=True)
-
-    def exit_code(self):
-        print(f"{self.count} checks, {len(self.failed)} failed")
-        return 1 if self.failed else 0
-
-
-def slim(build, *arguments, fails=False):
-    done = subprocess.run([str(part) for part in (build / "bin/slim", *arguments)], capture_output=True, text=True)
-    if fails:
-        assert done.returncode not in (0, -11), f"slim {arguments} was expected to fail"
-        return done.stderr
-    if done.returncode != 0:
-        sys.exit(f"slim {' '.join(map(str, arguments))}: {done.stderr}")
-    return done.stdout
-
-
 def compress(build, plugin, scheme, output, *more, model=TOY):
     """The report of a run."""
-    return json.loads(slim(build, "--plugin", plugin, "--scheme", scheme, "--model", model, "--output", output, "--json", "--quiet", *more))
-
-
-def tensors(folder):
-    merged = {}
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        merged.update(load_file(file))
-    return merged
+    return json.loads(slim(build, "--plugin", plugin, "--scheme", scheme, "--model", model, "--output", output, "--json", *more))
 
 
 def same(a, b):
@@ -94,15 +57,15 @@ def reference(weight, args, arithmetic):
     return scale, codes[:weight.shape[0], :weight.shape[1]]
 
 
-def check_weights(failures, folder, arithmetic, original=TOY):
+def check_weights(checks, folder, arithmetic, original=TOY):
     """Every quantized layer bit for bit; returns how many there were."""
-    source, found, args = tensors(original), tensors(folder), weight_args(folder)
+    source, found, args = tensors_of(original), tensors_of(folder), weight_args(folder)
     layers = [name.removesuffix(".weight_scale") for name in found if name.endswith(".weight_scale")]
     for layer in layers:
         scale, codes = reference(source[layer + ".weight"], args, arithmetic)
-        failures.expect(same(found[layer + ".weight_scale"], scale), f"{folder.name}: scale of {layer}")
-        failures.expect(same(found[layer + ".weight"], codes), f"{folder.name}: codes of {layer}")
-    failures.expect(len(layers) > 0, f"{folder.name}: no quantized layer")
+        checks.expect(same(found[layer + ".weight_scale"], scale), f"{folder.name}: scale of {layer}")
+        checks.expect(same(found[layer + ".weight"], codes), f"{folder.name}: codes of {layer}")
+    checks.expect(len(layers) > 0, f"{folder.name}: no quantized layer")
     return len(layers)
 
 
@@ -141,16 +104,15 @@ def mean_divergence(expected, found):
     return sum(divergence(a, b) for a, b in zip(expected, found)) / len(found)
 
 
-def check_transformers(failures, build, folder, by_sample=False):
+def check_transformers(checks, build, folder, by_sample=False):
     """transformers loads the checkpoint with no key missing, and computes what slim does: with vLLM's activation scales the same, with
     compressed-tensors' own nearly. by_sample: slim sees one sample at a time too, where the scale is that of all tokens together."""
     model, info = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16, output_loading_info=True)
-    failures.expect(not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], f"{folder.name}: keys {info}")
+    checks.expect(not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], f"{folder.name}: keys {info}")
     model.eval()
     samples = toy_samples(AutoProcessor.from_pretrained(TOY), eval_chats(CHATS))
-    with tempfile.TemporaryDirectory() as scratch:
-        parts = [[sample] for sample in samples] if by_sample else [samples]
-        ours = [logits for part in parts for logits in native_logits(build, folder, part, "bfloat16", scratch)]
+    parts = [[sample] for sample in samples] if by_sample else [samples]
+    ours = [logits for part in parts for logits in native_logits(build, folder, part, "bfloat16")]
     logits = lambda: [expected_logits(model, sample) for sample in samples]
     with activations_in_fp32(vllm_scales):
         kl = mean_divergence(logits(), ours)
@@ -158,17 +120,5 @@ def check_transformers(failures, build, folder, by_sample=False):
         kl_of_scales = mean_divergence(logits(), ours)
     print(f"{folder.name}: KL(transformers || slim) {kl:.1e} with vLLM's activation scales, {kl_of_scales:.1e} with compressed-tensors', "
           f"{mean_divergence(logits(), ours):.1e} with its bf16 arithmetic too", flush=True)
-    failures.expect(kl <= LARGEST_KL, f"{folder.name}: KL {kl:.2e}, allowed {LARGEST_KL}")
-    failures.expect(kl_of_scales <= LARGEST_KL_OF_SCALES, f"{folder.name}: KL {kl_of_scales:.2e} with other scales, allowed {LARGEST_KL_OF_SCALES}")
-
-
-def run_checks(*checks):
-    """A test's main program: every check(failures, build, work) in one scratch folder; the exit code."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    build = parser.parse_args().build
-    failures = Failures()
-    with tempfile.TemporaryDirectory() as name:
-        for check in checks:
-            check(failures, build, Path(name))
-    return failures.exit_code()
+    checks.expect(kl <= LARGEST_KL, f"{folder.name}: KL {kl:.2e}, allowed {LARGEST_KL}")
+    checks.expect(kl_of_scales <= LARGEST_KL_OF_SCALES, f"{folder.name}: KL {kl_of_scales:.2e} with other scales, allowed {LARGEST_KL_OF_SCALES}")

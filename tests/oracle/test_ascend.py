@@ -2,34 +2,18 @@
 """Ascend checkpoints, read by an independent numpy decoder: the description and the tensors name one another, the tensors of each
 type have their dtypes and shapes, decode to the original within half a step, and hold deq_scale and quant_bias of the formulas; for
 models in bf16 and fp16, with biases and without. Then: slim reads its own files back, and refuses other schemes at once."""
-import argparse
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT / "tests/data"
-SAMPLES = DATA / "samples"
+from kit import DATA, SAMPLES, build_folder, slim, tensors_of, unpacked
+
 STATIC = {"W8A8", "W8A8S"}
 EXTRA = {"version", "model_quant_type", "group_size"}
-
-
-def slim(build, *arguments, fails=0):
-    result = subprocess.run([build / "bin/slim", *map(str, arguments), "--quiet"], capture_output=True, text=True)
-    assert result.returncode == fails, f"exit code {result.returncode}: {result.stderr}"
-    return result.stdout + result.stderr
-
-
-def read(folder):
-    tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors.update(load_file(file))
-    return tensors
 
 
 def half_precision(toy, folder):
@@ -39,7 +23,7 @@ def half_precision(toy, folder):
         if not file.name.startswith("model") and file.name != "config.json":
             (folder / file.name).write_bytes(file.read_bytes())
     (folder / "config.json").write_text((toy / "config.json").read_text().replace("bfloat16", "float16"))
-    save_file({name: tensor.half() for name, tensor in read(toy).items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file({name: tensor.half() for name, tensor in tensors_of(toy).items()}, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
@@ -92,7 +76,7 @@ def check_layer(layer, kind, tensors, floats, half):
 
 def check(folder, floats, kind, half):
     description = json.loads((folder / "quant_model_description.json").read_text())
-    tensors = read(folder)
+    tensors = tensors_of(folder)
     assert description["version"] == "1.0.0" and description["model_quant_type"] == kind
     assert {key for key in description if "." in key} == set(tensors), "description and tensors differ"
     assert all("." in key or key in EXTRA for key in description)
@@ -116,15 +100,13 @@ CASES = [("w8a8s", "sparse", "W8A8S", []), ("w8a8_static", "rtn", "W8A8", []), (
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    build = parser.parse_args().build
+    build = build_folder()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         models = {"bf16": DATA / "toy-qwen3vl", "fp16": half_precision(DATA / "toy-qwen3vl", work / "half"),
-                  "biases": DATA / "toy-qwen25vl"}
+                  "biases": unpacked(build, "toy-qwen25vl")}
         for which, model in models.items():
-            floats = read(model)
+            floats = tensors_of(model)
             for scheme, plugin, kind, options in CASES if which == "bf16" else CASES[:2]:
                 output = work / f"{which}-{scheme}"
                 slim(build, "--plugin", plugin, "--model", model, "--scheme", scheme, "--format", "ascend", *options,
@@ -140,7 +122,7 @@ def main():
         parts = sorted(file.name for file in (work / "parts").glob("*.safetensors"))
         assert len(parts) > 1 and parts[0].startswith("quant_model_weight_w8a8s-00001-of-"), parts
         assert (work / "parts/quant_model_weight_w8a8s.safetensors.index.json").exists()
-        check(work / "parts", read(model), "W8A8S", False)
+        check(work / "parts", tensors_of(model), "W8A8S", False)
         text = slim(build, "--plugin", "rtn", "--model", model, "--scheme", "fp8_dynamic", "--format", "ascend", "--output", work / "no",
                     fails=1)
         assert "compressed-tensors" in text and not (work / "no").exists(), text

@@ -1,18 +1,15 @@
 """Unusual and malformed data sets through the program: each works as it does with Pillow, or gives one error with file and line; with
 --skip-bad-samples the run goes on, and the report names what was skipped.
 """
-import argparse
 import io
 import json
 import re
 import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data_runs import Checks, Slim
+from data_runs import run_checks
 
 WORKS = None  # instead of what the error says
 
@@ -87,35 +84,27 @@ def lines(folder):
     yield "bytes that are no UTF-8", '{"text": "\udcff"}', "malformed JSON"
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    build = parser.parse_args().build
-    checks = Checks()
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        slim = Slim(build, work)
-        cases = list(lines(work))
-        write = lambda file, texts: (work / file).write_text("\n".join(texts), errors="surrogateescape")
-        for case, line, says in cases:
-            if says is WORKS:
-                continue
-            write("data.jsonl", ['{"text": "a first sample"}', line])
-            code, error = slim.quantize(work / "data.jsonl")
-            one_line = error.startswith("slim: error: ") and "\n" not in error
-            checks.that(code == 1 and one_line and "data.jsonl:2: " in error and re.search(says, error), case, error)
-        write("all.jsonl", [line for _, line, _ in cases])
-        code, report = slim.quantize(work / "all.jsonl", "--skip-bad-samples", "--max-seq-length", 64)
-        if checks.that(code == 0, "--skip-bad-samples goes on", report):
-            number = lambda text: int(re.match(r".*all\.jsonl:(\d+)", text)[1])
-            used = {number(sample["origin"]) for sample in report["by_sample"]}
-            skipped = {number(text): text for text in report["skipped"]}
-            for i, (case, _, says) in enumerate(cases, 1):
-                checks.that((i in used) == (says is WORKS) and (i in skipped) == (says is not WORKS), f"{case}: used or skipped", skipped.get(i, "used"))
-                checks.that(says is WORKS or re.search(says, skipped.get(i, "")), f"{case}: the report says why", skipped.get(i))
-        print(f"{checks.count} checks, {len(checks.failures)} failed, {slim.runs} runs")
-    return 1 if checks.failures else 0
+def check_lines(checks, slim):
+    work = slim.work
+    cases = list(lines(work))
+    write = lambda file, texts: (work / file).write_text("\n".join(texts), errors="surrogateescape")
+    for case, line, says in cases:
+        if says is WORKS:
+            continue
+        write("data.jsonl", ['{"text": "a first sample"}', line])
+        code, error = slim.quantize(work / "data.jsonl")
+        one_line = error.startswith("slim: error: ") and "\n" not in error
+        checks.expect(code == 1 and one_line and "data.jsonl:2: " in error and re.search(says, error), case, error)
+    write("all.jsonl", [line for _, line, _ in cases])
+    code, report = slim.quantize(work / "all.jsonl", "--skip-bad-samples", "--max-seq-length", 64)
+    if checks.expect(code == 0, "--skip-bad-samples goes on", report):
+        number = lambda text: int(re.match(r".*all\.jsonl:(\d+)", text)[1])
+        used = {number(sample["origin"]) for sample in report["by_sample"]}
+        skipped = {number(text): text for text in report["skipped"]}
+        for i, (case, _, says) in enumerate(cases, 1):
+            checks.expect((i in used) == (says is WORKS) and (i in skipped) == (says is not WORKS), f"{case}: used or skipped", skipped.get(i, "used"))
+            checks.expect(says is WORKS or re.search(says, skipped.get(i, "")), f"{case}: the report says why", skipped.get(i))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_checks(check_lines))

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """The safetensors package reads what slim's writer writes, and the generators of checkpoints in tests/tools lay
 out exactly the tensors of the models in tests/data."""
-import argparse
 import json
 import os
 import pathlib
@@ -13,10 +12,7 @@ import tempfile
 import torch
 from safetensors import safe_open
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/tools"))
-from packed_model import unpacked
-
+from kit import ROOT, build_folder, run, unpacked
 
 
 def headers(folder):
@@ -55,16 +51,14 @@ def check_writer(build, scratch):
 
 
 def run_tool(name, *arguments):
-    command = [sys.executable, ROOT / "tests/tools" / name, *map(str, arguments)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    run(sys.executable, ROOT / "tests/tools" / name, *arguments)
 
 
 def check_layouts(scratch):
     models = sorted(path.parent for path in (ROOT / "tests/data").glob("*/config.json"))
     assert models
     for model in models:
-        if list(model.glob("*.packed")):
-            model = pathlib.Path(unpacked(scratch, model.name))
+        model = unpacked(scratch, model.name)
         run_tool("sparse_checkpoint.py", model, scratch / model.name)
         assert headers(scratch / model.name) == headers(model), model.name
         print(f"sparse layout: {model.name}: {len(headers(model))} tensors equal")
@@ -90,9 +84,7 @@ def check_generated(scratch):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=pathlib.Path, required=True)
-    build = parser.parse_args().build.resolve()
+    build = build_folder()
     with tempfile.TemporaryDirectory() as scratch:
         check_layouts(pathlib.Path(scratch))
         check_generated(pathlib.Path(scratch))

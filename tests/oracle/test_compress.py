@@ -2,9 +2,7 @@
 """slim compress: each rank's files read by a decoder written from docs/compressed-weights.md alone, joined to the very tensors of the
 W8A8S checkpoint; --decompress gives them back; the ranks' partial products sum up to the whole layer's; CANN's program, played by a
 script, is called as documented; mistakes are told, leave nothing behind, and damaged files are errors."""
-import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,8 +15,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
-TOY, SAMPLES = ROOT / "tests/data/toy-qwen25vl", ROOT / "tests/data/samples"  # q, k and v have biases
+from kit import SAMPLES, build_folder, slim, tensors_of, unpacked
+
 FAKE_CANN = """#!{python}
 import struct, sys
 k1, n1, *fixed = map(int, sys.argv[1:8])
@@ -30,20 +28,6 @@ open(out, "wb").write(data[::-1] + b"padding")
 open(index, "wb").write(bytes(8 * -(-k1 // 8) * -(-n1 // 8)))
 open(info, "wb").write(struct.pack("<3i", 4, 2, len(data)))
 """
-
-
-def slim(build, *arguments, fails=0, **environment):
-    result = subprocess.run([build / "bin/slim", *map(str, arguments), "--quiet"], capture_output=True, text=True,
-                            env={**os.environ, **environment})
-    assert result.returncode == fails, f"exit code {result.returncode}, expected {fails}: {result.stderr}"
-    return result.stdout + result.stderr
-
-
-def read(folder):
-    tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors.update(load_file(file))
-    return tensors
 
 
 def unpack(weight, index, info):
@@ -112,7 +96,7 @@ def check_round_trip(build, source, work, ranks):
     report = json.loads(slim(build, "compress", source, "--tp", ranks, "--output", packed, "--json"))
     assert report["type"] == "W8A8S_SLIM" and 0.2 < report["ratio"] < 0.6, report
     slim(build, "compress", "--decompress", packed, "--output", back)
-    before, after = read(source), read(back)
+    before, after = tensors_of(source), tensors_of(back)
     assert set(before) == set(after)
     for name, tensor in before.items():
         assert after[name].dtype == tensor.dtype and torch.equal(after[name], tensor), name
@@ -129,7 +113,7 @@ def check_cann(build, source, work):
     tool.chmod(0o755)
     text = slim(build, "compress", source, "--tp", 2, "--output", work / "cann", SLIM_CANN_COMPRESS=str(tool))
     assert "W8A8SC, 2 ranks" in text, text
-    original = read(source)
+    original = tensors_of(source)
     layer = "model.layers.0.self_attn.o_proj"
     for rank in range(2):
         folder = work / f"cann/part{rank}-of-2"
@@ -149,12 +133,12 @@ def check_cann(build, source, work):
     print("CANN's program: called as documented, 2 ranks")
 
 
-def check_mistakes(build, source, packed, work):
+def check_mistakes(build, toy, source, packed, work):
     never = work / "never"
     cases = [((source, "--output", never), 2, "--tp"), ((source, "--tp", 3, "--output", never), 2, "does not divide"),
              ((source, "--tp", 4, "--output", never), 2, "heads"), ((source, "--tp", 0, "--output", never), 2, "at least 1"),
              ((source, "--tp", 2), 2, "--output"), ((work / "absent", "--tp", 2, "--output", never), 1, "no such folder"),
-             ((TOY, "--tp", 2, "--output", never), 2, "w8a8s"), ((source, "--tp", 2, "--output", packed), 2, "--overwrite"),
+             ((toy, "--tp", 2, "--output", never), 2, "w8a8s"), ((source, "--tp", 2, "--output", packed), 2, "--overwrite"),
              ((source, "--tp", 2, "--output", source), 2, "input"), ((source, "--tp", 2, "--codec", "zip", "--output", never), 2, "slim or cann"),
              ((source, "--tp", 2, "--codec", "cann", "--output", never), 2, "--cann-tool"),
              ((source, "--tp", 2, "--cann-tool", work / "absent", "--output", never), 1, "no such program"),
@@ -167,7 +151,7 @@ def check_mistakes(build, source, packed, work):
     slim(build, "compress", source, "--tp", 2, "--disable-layers", "re:.*down_proj", "--output", work / "some")
     tensors, description = rank_tensors(work / "some/part1-of-2", "W8A8S_SLIM")
     kept = "model.layers.1.mlp.down_proj.weight"
-    assert description[kept] == "W8A8S" and torch.equal(tensors[kept], read(source)[kept].chunk(2, 1)[1])
+    assert description[kept] == "W8A8S" and torch.equal(tensors[kept], tensors_of(source)[kept].chunk(2, 1)[1])
     weights = packed / "part1-of-2/quant_model_weight_w8a8s_slim.safetensors"
     data = bytearray(weights.read_bytes())
     data[-100] ^= 4  # inside the last compressed tensor
@@ -196,20 +180,19 @@ def check_interrupt(build, source, work):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    build = parser.parse_args().build
+    build = build_folder()
+    toy = unpacked(build, "toy-qwen25vl")  # q, k and v have biases
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         source = work / "w8a8s"
-        slim(build, "--plugin", "sparse", "--model", TOY, "--calib", SAMPLES / "calib.jsonl", "--num-samples", 4, "--output", source)
+        slim(build, "--plugin", "sparse", "--model", toy, "--calib", SAMPLES / "calib.jsonl", "--num-samples", 4, "--output", source)
         check_round_trip(build, source, work, 1)
         packed = check_round_trip(build, source, work, 2)
-        check_split(read(source), packed, 2)
+        check_split(tensors_of(source), packed, 2)
         check_cann(build, source, work)
         check_interrupt(build, source, work)
-        check_mistakes(build, source, packed, work)
+        check_mistakes(build, toy, source, packed, work)
 
 
 main()

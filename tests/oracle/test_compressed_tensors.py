@@ -6,10 +6,6 @@ zero points and codes of min-max rounding must be those of compressed-tensors.
 Codes are compared twice: with quotients in fp32 (what compressed-tensors' GPU kernel computes) and in bf16 (what it computes on
 a CPU).
 """
-import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 
@@ -18,7 +14,8 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils import calculate_qparams
-from safetensors.torch import load_file, save_file
+
+from kit import Checks, build_folder, load, module_of, run, save
 
 SHAPES = {"model.layers.0.mlp.up_proj": (96, 256), "model.layers.0.mlp.down_proj": (37, 384), "model.layers.1.self_attn.q_proj": (1, 128),
           "model.layers.1.self_attn.o_proj": (200, 128)}
@@ -39,22 +36,6 @@ def weights(shapes, seed):
         tensors[name + ".weight"] = weight.bfloat16()
         tensors[name + ".input_range"] = torch.tensor([-3.140625, 7.8125])
     return tensors
-
-
-def save(folder, tensors, config):
-    os.makedirs(folder)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, os.path.join(folder, "model.safetensors"), {"format": "pt"})
-    with open(os.path.join(folder, "config.json"), "w") as file:
-        json.dump(config, file)
-
-
-def load(folder):
-    with open(os.path.join(folder, "config.json")) as file:
-        return load_file(os.path.join(folder, "model.safetensors")), json.load(file)
-
-
-def module_of(tensors, name):
-    return {key[len(name) + 1:]: value for key, value in tensors.items() if key.startswith(name + ".")}
 
 
 def units(weight, args):
@@ -89,20 +70,13 @@ def same(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.float(), b.float())
 
 
-class Check:
+class Check(Checks):
     def __init__(self, build):
-        self.codec = os.path.join(build, "bin", "slim_format_codec")
-        self.plugin = os.path.join(build, "lib", "slim", "plugins", "libslim_format_compressed_tensors.so")
-        self.failures, self.count = [], 0
+        super().__init__()
+        self.codec, self.plugin = build / "bin/slim_format_codec", build / "lib/slim/plugins/libslim_format_compressed_tensors.so"
 
-    def expect(self, condition, what):
-        self.count += 1
-        if not condition:
-            self.failures.append(what)
-            print("FAILED:", what)
-
-    def run(self, *arguments):
-        subprocess.run([self.codec, arguments[0], self.plugin, *map(str, arguments[1:])], check=True)
+    def run(self, command, *arguments):
+        run(self.codec, command, self.plugin, *arguments)
 
     def case(self, scheme_name, group_size, shapes, arithmetic, folder):
         label = f"{scheme_name} group {group_size} {arithmetic} {list(shapes.values())}"
@@ -163,16 +137,13 @@ def spread(scale, args, shape):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", required=True)
-    check = Check(parser.parse_args().build)
+    check = Check(build_folder())
     for cases, shapes in ((CASES, SHAPES), (ODD_CASES, ODD_SHAPES)):
         for scheme_name, group_size in cases:
             for arithmetic in ("fp32", "bf16"):
                 with tempfile.TemporaryDirectory() as folder:
                     check.case(scheme_name, group_size, shapes, arithmetic, folder)
-    print(f"{check.count} comparisons with compressed-tensors, {len(check.failures)} failed")
-    return 1 if check.failures else 0
+    return check.exit_code()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """Every file in configs/ plans its job on a model of its family: on a published model's configuration, laid out as a sparse file, or
 on a trained toy. Quantized layers must be there, and nothing may be left in float that the file does not say."""
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from toy_oracle import ROOT, folder_of
+from kit import DATA, ROOT, build_folder, run, unpacked
 
 CONFIGS = ROOT / "configs"
 SCHEMES = {"int4_awq", "int4_gptq", "fp8_static", "fp8_dynamic", "fp8_block", "int8_dynamic"}
@@ -18,12 +17,11 @@ TOYS = {"qwen2_5_vl": "toy-qwen25vl", "hunyuan": "toy-hunyuan-dense", "hunyuan_m
 def model_of(build, family, work):
     """A checkpoint of the family; None where the repository has none."""
     if family in TOYS:
-        return folder_of(build, TOYS[family])
+        return unpacked(build, TOYS[family])
     if family not in PUBLISHED:
         return None
     folder = work / PUBLISHED[family]
-    subprocess.run([sys.executable, ROOT / "tests/tools/sparse_checkpoint.py", ROOT / "tests/data/configs" / PUBLISHED[family], folder],
-                   check=True, stdout=subprocess.DEVNULL)
+    run(sys.executable, ROOT / "tests/tools/sparse_checkpoint.py", DATA / "configs" / PUBLISHED[family], folder)
     return folder
 
 
@@ -37,9 +35,7 @@ def check(build, file, model):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    build = parser.parse_args().build
+    build = build_folder()
     good = True
     with tempfile.TemporaryDirectory() as name:
         for folder in sorted(path for path in CONFIGS.iterdir() if path.is_dir()):

@@ -3,16 +3,15 @@ this code packs from random numbers, decoded by slim: the weights must be the sa
 
     python tests/oracle/test_formats.py --build BUILD_DIR
 """
-import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+
+from kit import Checks, build_folder, load, module_of, save, tensors_of
 
 SHAPES = {"model.layers.0.mlp.up_proj": (96, 256), "model.layers.0.mlp.down_proj": (32, 384), "model.layers.1.self_attn.q_proj": (64, 128)}
 # Streams that end within a word, single rows and columns.
@@ -94,41 +93,19 @@ def tensor_of(words):
     return torch.from_numpy(np.ascontiguousarray(words).view(np.int32).copy())
 
 
-def save(folder, tensors, config):
-    os.makedirs(folder)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, os.path.join(folder, "model.safetensors"), {"format": "pt"})
-    with open(os.path.join(folder, "config.json"), "w") as file:
-        json.dump(config, file)
-
-
-def load(folder):
-    with open(os.path.join(folder, "config.json")) as file:
-        return load_file(os.path.join(folder, "model.safetensors")), json.load(file)
-
-
-def module_of(tensors, name):
-    return {key[len(name) + 1:]: value for key, value in tensors.items() if key.startswith(name + ".")}
-
-
-class Check:
+class Check(Checks):
     def __init__(self, build):
-        self.build, self.failures, self.count = build, [], 0
-
-    def expect(self, condition, what):
-        self.count += 1
-        if not condition:
-            self.failures.append(what)
-            print("FAILED:", what)
+        super().__init__()
+        self.build = build
 
     def codec(self, command, plugin, *arguments):
-        library = os.path.join(self.build, "lib/slim/plugins", f"libslim_format_{plugin}.so")
-        return subprocess.run([os.path.join(self.build, "bin/slim_format_codec"), command, library, *map(str, arguments)],
-                              capture_output=True, text=True)
+        """Does it, and says whether that went well."""
+        library = self.build / f"lib/slim/plugins/libslim_format_{plugin}.so"
+        done = subprocess.run([self.build / "bin/slim_format_codec", command, library, *map(str, arguments)], capture_output=True, text=True)
+        return self.expect(done.returncode == 0, f"{command} of {plugin} {arguments}: {done.stderr}")
 
     def decoded_by_slim(self, plugin, folder):
-        result = self.codec("decode", plugin, folder, folder + "-decoded")
-        self.expect(result.returncode == 0, f"{folder}: {result.stderr}")
-        return load(folder + "-decoded")[0] if result.returncode == 0 else {}
+        return tensors_of(folder + "-decoded") if self.codec("decode", plugin, folder, folder + "-decoded") else {}
 
     def writes(self, plugin, schemes, group_size, shapes, scattered=False):
         """slim encodes; numpy and slim decode to the same weights, near the original ones."""
@@ -142,9 +119,7 @@ class Check:
                 source[name + ".group_index"] = torch.randperm(columns, generator=generator).int() // group_size
         with tempfile.TemporaryDirectory() as folder:
             save(f"{folder}/float", source, {})
-            result = self.codec("encode", plugin, schemes, group_size, "fp32", f"{folder}/float", f"{folder}/slim")
-            self.expect(result.returncode == 0, f"{label}: {result.stderr}")
-            if result.returncode != 0:
+            if not self.codec("encode", plugin, schemes, group_size, "fp32", f"{folder}/float", f"{folder}/slim"):
                 return
             tensors, config = load(f"{folder}/slim")
             mine = self.decoded_by_slim(plugin, f"{folder}/slim")
@@ -191,9 +166,7 @@ class Check:
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", required=True)
-    check = Check(os.path.abspath(parser.parse_args().build))
+    check = Check(build_folder())
     for scheme, group_size, shapes in (("w4a16", 128, SHAPES), ("w4a16_asym", -1, ODD_SHAPES), ("w8a16_asym", 64, SHAPES), ("w3a16_asym", -1, ODD_SHAPES),
                                        ("w2a16_asym", 64, SHAPES), ("w2a16", -1, ODD_SHAPES), ("w8a8_static", 0, ODD_SHAPES), ("fp8_static", 0, SHAPES),
                                        ("fp8_dynamic", 0, ODD_SHAPES), ("fp8_block", 0, SHAPES), ("fp8_block", 0, ODD_SHAPES)):
@@ -209,8 +182,7 @@ def main():
         check.reads("gptq_v2", bits, 16, 96, 64, scattered=True)
     check.reads("awq", 4, 32, 8, 96)
     check.reads("awq", 4, -1, 24, 33)
-    print(f"{check.count} comparisons with numpy's decoding, {len(check.failures)} failed")
-    return 1 if check.failures else 0
+    return check.exit_code()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 
-from eight_bit import CALIBRATION, TOY, check_transformers, check_weights, compress, run_checks, same, slim, tensors
+from eight_bit import CALIBRATION, TOY, check_transformers, check_weights, compress, same
+from kit import run_checks, slim, tensors_of
 from vl_oracle import expected_logits, toy_samples
 
 DATA_FREE = ("fp8_dynamic", "fp8_dynamic_tensor", "fp8_block", "fp8_a16")
@@ -19,37 +20,37 @@ WITH_SAMPLES = ("fp8_static", "fp8_static_channel")
 CALIBRATION_CHATS = 6
 
 
-def check_schemes(failures, build, work):
+def check_schemes(checks, build, work):
     for scheme in DATA_FREE + WITH_SAMPLES:
         calibration = ("--calib", CALIBRATION, "--num-samples", 16) if scheme in WITH_SAMPLES else ()
         folder = work / scheme
         report = compress(build, "fp8", scheme, folder, *calibration)
-        failures.expect((report["calibration"]["samples"] > 0) == (scheme in WITH_SAMPLES), f"{scheme}: samples that were read")
-        check_weights(failures, folder, torch.float32)
-        check_transformers(failures, build, folder, by_sample=scheme == "fp8_dynamic_tensor")
+        checks.expect((report["calibration"]["samples"] > 0) == (scheme in WITH_SAMPLES), f"{scheme}: samples that were read")
+        check_weights(checks, folder, torch.float32)
+        check_transformers(checks, build, folder, by_sample=scheme == "fp8_dynamic_tensor")
         compress(build, "fp8", scheme, work / f"{scheme}-bf16", *calibration, "--set", "fp8.arithmetic=bf16")
-        check_weights(failures, work / f"{scheme}-bf16", torch.bfloat16)
+        check_weights(checks, work / f"{scheme}-bf16", torch.bfloat16)
     message = slim(build, "--plugin", "fp8", "--scheme", "fp8_static", "--model", TOY, "--output", work / "none", fails=True)
-    failures.expect("--calib" in message, f"what a static scheme needs: {message}")
+    checks.expect("--calib" in message, f"what a static scheme needs: {message}")
 
 
-def check_vision_tower(failures, build, work):
+def check_vision_tower(checks, build, work):
     compress(build, "fp8", "fp8_dynamic", work / "vit", "--quant-vit", "--set", "fp8.arithmetic=bf16")
-    layers = check_weights(failures, work / "vit", torch.bfloat16)
-    towers = {name.split(".layers.")[0].split(".blocks.")[0] for name in tensors(work / "vit") if name.endswith("weight_scale")}
-    failures.expect(any("visual" in name for name in towers) and len(towers) > 1, f"towers that were quantized: {towers}")
-    check_transformers(failures, build, work / "vit")
+    layers = check_weights(checks, work / "vit", torch.bfloat16)
+    towers = {name.split(".layers.")[0].split(".blocks.")[0] for name in tensors_of(work / "vit") if name.endswith("weight_scale")}
+    checks.expect(any("visual" in name for name in towers) and len(towers) > 1, f"towers that were quantized: {towers}")
+    check_transformers(checks, build, work / "vit")
     print(f"quant_vit: {layers} layers")
 
 
-def check_fused(failures, build, work):
+def check_fused(checks, build, work):
     compress(build, "fp8", "fp8_dynamic_tensor", work / "fused", "--set", "fp8.fuse_scales=true")
-    found, source = tensors(work / "fused"), tensors(TOY)
+    found, source = tensors_of(work / "fused"), tensors_of(TOY)
     prefix = "model.language_model.layers.0."
     for names in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)):
         largest = max(source[f"{prefix}{name}.weight"].abs().max() for name in names)
         for name in names:
-            failures.expect(same(found[f"{prefix}{name}.weight_scale"], (largest / 448).reshape(1)), f"shared scale of {names}")
+            checks.expect(same(found[f"{prefix}{name}.weight_scale"], (largest / 448).reshape(1)), f"shared scale of {names}")
 
 
 def calibration_samples():
@@ -79,7 +80,7 @@ class Observed:
             self.largest[key] = max(self.largest.get(key, torch.tensor(0.0)), value.abs().max())
 
 
-def check_activations(failures, build, work):
+def check_activations(checks, build, work):
     """In fp32 both forward passes agree to 1e-5, so that scales agree after they are rounded to bf16, but for ties."""
     compress(build, "fp8", "fp8_static", work / "cache", "--calib", CALIBRATION, "--num-samples", CALIBRATION_CHATS, "--kv-cache", "fp8",
              "--dtype", "float32", "--set", "run.propagate=float")
@@ -87,7 +88,7 @@ def check_activations(failures, build, work):
     observed = Observed(model)
     for sample in calibration_samples():
         expected_logits(model, sample)
-    found = tensors(work / "cache")
+    found = tensors_of(work / "cache")
     layers = model.config.text_config.num_hidden_layers
     expected = {}
     for index in range(layers):
@@ -98,17 +99,17 @@ def check_activations(failures, build, work):
         if name.endswith(".input_scale"):
             # Extremes are rounded to bf16 before they are divided, as compressed-tensors does.
             expected[name] = observed.largest[name.removesuffix(".input_scale")].bfloat16().float() / 448
-    failures.expect({name for name in found if name.endswith(("k_scale", "v_scale"))} == {n for n in expected if n[-7:] in ("k_scale", "v_scale")},
+    checks.expect({name for name in found if name.endswith(("k_scale", "v_scale"))} == {n for n in expected if n[-7:] in ("k_scale", "v_scale")},
                     "every attention has the scales of its cache")
     equal = 0
     for name, value in expected.items():
         equal += found[name].item() == value.bfloat16().item()
-        failures.expect(abs(found[name].item() / value.item() - 1) < 2 ** -8, f"{name}: {found[name].item()}, expected {value.item()}")
-        failures.expect(found[name].item() != 1, f"{name} is 1")
+        checks.expect(abs(found[name].item() / value.item() - 1) < 2 ** -8, f"{name}: {found[name].item()}, expected {value.item()}")
+        checks.expect(found[name].item() != 1, f"{name} is 1")
     print(f"static scales: {equal} of {len(expected)} equal to transformers' in bf16, the others within one rounding")
-    failures.expect(equal >= 0.97 * len(expected), f"only {equal} of {len(expected)} static scales are equal")
+    checks.expect(equal >= 0.97 * len(expected), f"only {equal} of {len(expected)} static scales are equal")
     scheme = json.loads((work / "cache/config.json").read_text())["quantization_config"]["kv_cache_scheme"]
-    failures.expect(scheme["num_bits"] == 8 and scheme["type"] == "float", f"kv_cache_scheme {scheme}")
+    checks.expect(scheme["num_bits"] == 8 and scheme["type"] == "float", f"kv_cache_scheme {scheme}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """HunYuan's native forward pass, dense and mixture of experts, against transformers: random tiny models, the trained toys."""
-import argparse
 import os
 import sys
-from pathlib import Path
 
 import torch
-from text_oracle import ROOT, check_random_models, check_trained
 from transformers import HunYuanDenseV1Config, HunYuanMoEV1Config
 
-sys.path.insert(0, str(ROOT / "tests" / "tools"))
-from packed_model import unpacked
+from kit import build_folder, exit_code, unpacked
+from text_oracle import check_random_models, check_trained
 
 ALPHA = {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0, "rope_theta": 10000.0}
 COMMON = dict(vocab_size=96, hidden_size=48, intermediate_size=56, num_hidden_layers=3, max_position_embeddings=64,
@@ -54,17 +51,14 @@ def count_unused(name, model, sequences):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", required=True)
-    build = parser.parse_args().build
+    build = build_folder()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     good = check_random_models(build, CONFIGS, in_float=lambda name: ".gate.wg." in name, watch=count_unused)
     print(f"experts without tokens: {unused}")
     good &= unused["moe 24 top 1, some unused"] > 0
-    for folder in (unpacked(build, "toy-hunyuan-dense"), unpacked(build, "toy-hunyuan-moe")):
-        good &= check_trained(build, Path(folder), 24)
-    print("ok" if good else "FAILED")
-    return 0 if good else 1
+    for toy in ("toy-hunyuan-dense", "toy-hunyuan-moe"):
+        good &= check_trained(build, unpacked(build, toy), 24)
+    return exit_code(good)
 
 
 if __name__ == "__main__":

@@ -13,26 +13,27 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import save_file
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-from eight_bit import CALIBRATION, TOY, check_transformers, check_weights, compress, run_checks, same, slim, tensors
+from eight_bit import CALIBRATION, TOY, check_transformers, check_weights, compress, same
+from kit import run_checks, slim, tensors_of
 from vl_oracle import expected_logits, toy_samples
 
 WITH_SAMPLES = ("w8a8_static", "w8a8_static_sym")
 CALIBRATION_CHATS = 6
 
 
-def check_schemes(failures, build, work):
+def check_schemes(checks, build, work):
     for scheme in ("w8a8",) + WITH_SAMPLES:
         calibration = ("--calib", CALIBRATION, "--num-samples", 16) if scheme in WITH_SAMPLES else ()
         report = compress(build, "int8", scheme, work / scheme, *calibration)
-        failures.expect((report["calibration"]["samples"] > 0) == (scheme in WITH_SAMPLES), f"{scheme}: samples that were read")
-        check_weights(failures, work / scheme, torch.float32)
-        check_transformers(failures, build, work / scheme)
+        checks.expect((report["calibration"]["samples"] > 0) == (scheme in WITH_SAMPLES), f"{scheme}: samples that were read")
+        check_weights(checks, work / scheme, torch.float32)
+        check_transformers(checks, build, work / scheme)
         compress(build, "int8", scheme, work / f"{scheme}-bf16", *calibration, "--set", "int8.arithmetic=bf16")
-        check_weights(failures, work / f"{scheme}-bf16", torch.bfloat16)
+        check_weights(checks, work / f"{scheme}-bf16", torch.bfloat16)
     compress(build, "int8", "w8a16", work / "w8a16", "--group-size", -1)
-    check_transformers(failures, build, work / "w8a16")
+    check_transformers(checks, build, work / "w8a16")
     message = slim(build, "--plugin", "int8", "--scheme", "w8a8_static", "--model", TOY, "--output", work / "none", fails=True)
-    failures.expect("--calib" in message, f"what a static scheme needs: {message}")
+    checks.expect("--calib" in message, f"what a static scheme needs: {message}")
 
 
 def observed_ranges():
@@ -53,30 +54,30 @@ def observed_ranges():
     return ranges
 
 
-def check_activations(failures, build, work):
+def check_activations(checks, build, work):
     ranges, equal, count = observed_ranges(), 0, 0
     for scheme, symmetric in (("w8a8_static", False), ("w8a8_static_sym", True)):
         folder = work / f"{scheme}-ranges"
         compress(build, "int8", scheme, folder, "--calib", CALIBRATION, "--num-samples", CALIBRATION_CHATS, "--dtype", "float32",
                  "--set", "run.propagate=float")
         args = QuantizationArgs(num_bits=8, type="int", symmetric=symmetric, strategy="tensor")
-        found = tensors(folder)
+        found = tensors_of(folder)
         for name in [name for name in found if name.endswith(".input_scale")]:
             layer = name.removesuffix(".input_scale")
             low, high = (bound.bfloat16().reshape(1) for bound in ranges[layer])
             scale, zero = calculate_qparams(low, high, args)
             equal += same(found[name], scale)
             count += 1
-            failures.expect(abs(found[name].item() / scale.item() - 1) < 2 ** -7, f"{scheme}: {name} is {found[name].item()}, expected {scale.item()}")
+            checks.expect(abs(found[name].item() / scale.item() - 1) < 2 ** -7, f"{scheme}: {name} is {found[name].item()}, expected {scale.item()}")
             zero_name = layer + ".input_zero_point"
-            failures.expect((zero_name in found) != symmetric, f"{scheme}: zero point of {layer}")
+            checks.expect((zero_name in found) != symmetric, f"{scheme}: zero point of {layer}")
             if not symmetric:
-                failures.expect(abs(found[zero_name].item() - zero.item()) <= 1, f"{scheme}: {zero_name}")
+                checks.expect(abs(found[zero_name].item() - zero.item()) <= 1, f"{scheme}: {zero_name}")
     print(f"static scales: {equal} of {count} equal to compressed-tensors' for the extremes that transformers sees")
-    failures.expect(equal >= 0.95 * count and count > 0, f"only {equal} of {count} static scales are equal")
+    checks.expect(equal >= 0.95 * count and count > 0, f"only {equal} of {count} static scales are equal")
 
 
-def check_ranges(failures, build, work):
+def check_ranges(checks, build, work):
     """Ranges by histogram and percentile lie inside the extremes, and the histograms survive a folded scale."""
     calibration = ("--calib", CALIBRATION, "--num-samples", 12)
     scales = {}
@@ -84,23 +85,23 @@ def check_ranges(failures, build, work):
         folder = work / activation_range
         compress(build, "int8", "w8a8_static_sym", folder, *calibration, "--set", f"int8.activation_range={activation_range}",
                  "--set", "run.propagate=float")
-        scales[activation_range] = {name: value.item() for name, value in tensors(folder).items() if name.endswith("input_scale")}
+        scales[activation_range] = {name: value.item() for name, value in tensors_of(folder).items() if name.endswith("input_scale")}
     for narrow in ("histogram", "percentile"):
         inside = [scales[narrow][name] <= scales["minmax"][name] for name in scales["minmax"]]
-        failures.expect(all(inside), f"{narrow}: ranges beyond the extremes")
-        failures.expect(any(scales[narrow][name] < scales["minmax"][name] for name in scales["minmax"]), f"{narrow}: nothing was clipped")
+        checks.expect(all(inside), f"{narrow}: ranges beyond the extremes")
+        checks.expect(any(scales[narrow][name] < scales["minmax"][name] for name in scales["minmax"]), f"{narrow}: nothing was clipped")
     compress(build, "smooth,int8", "w8a8_static_sym", work / "smooth-percentile", *calibration, "--set", "int8.activation_range=percentile",
              "--set", "int8.percentile=100", "--set", "run.propagate=float")
     compress(build, "smooth,int8", "w8a8_static_sym", work / "smooth-minmax", *calibration, "--set", "run.propagate=float")
-    exact, counted = tensors(work / "smooth-minmax"), tensors(work / "smooth-percentile")
+    exact, counted = tensors_of(work / "smooth-minmax"), tensors_of(work / "smooth-percentile")
     for name in scales["minmax"]:
         ratio = counted[name].item() / exact[name].item()
-        failures.expect(abs(ratio - 1) < 0.02, f"{name}: histogram after a fold {counted[name].item()}, extremes {exact[name].item()}")
+        checks.expect(abs(ratio - 1) < 0.02, f"{name}: histogram after a fold {counted[name].item()}, extremes {exact[name].item()}")
 
 
-def check_inputs(failures, build, work):
+def check_inputs(checks, build, work):
     """Checkpoints in fp16, a layer of zeros, and damaged ones."""
-    original, layer = tensors(TOY), "model.language_model.layers.1.mlp.up_proj"
+    original, layer = tensors_of(TOY), "model.language_model.layers.1.mlp.up_proj"
     work = work / "inputs"
 
     def checkpoint(name, change):
@@ -116,17 +117,17 @@ def check_inputs(failures, build, work):
     fp16 = checkpoint("fp16", lambda weight: weight[3].zero_())
     for plugin, scheme in (("int8", "w8a8"), ("fp8", "fp8_dynamic")):
         compress(build, plugin, scheme, work / scheme, model=fp16)
-        found = tensors(work / scheme)
+        found = tensors_of(work / scheme)
         scale = found[layer + ".weight_scale"]
-        failures.expect(scale.dtype == torch.float16 and scale[3] > 0 and not found[layer + ".weight"][3].float().any(), f"{scheme}: a row of zeros")
+        checks.expect(scale.dtype == torch.float16 and scale[3] > 0 and not found[layer + ".weight"][3].float().any(), f"{scheme}: a row of zeros")
         del found[layer + ".weight_scale"]  # compressed-tensors gives a row of zeros the smallest scale
         save_file(found, work / scheme / "model.safetensors", {"format": "pt"})
-        check_weights(failures, work / scheme, torch.float32, original=fp16)
+        check_weights(checks, work / scheme, torch.float32, original=fp16)
     for name, value in (("nan", float("nan")), ("inf", float("inf"))):
         damaged = checkpoint(name, lambda weight: weight[2, 5].fill_(value))
         for plugin, scheme in (("int8", "w8a8"), ("fp8", "fp8_block")):
             message = slim(build, "--plugin", plugin, "--scheme", scheme, "--model", damaged, "--output", work / "none", fails=True)
-            failures.expect(layer + ".weight" in message, f"{scheme}: {name} in a weight: {message}")
+            checks.expect(layer + ".weight" in message, f"{scheme}: {name} in a weight: {message}")
 
 
 if __name__ == "__main__":

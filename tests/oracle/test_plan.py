@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """slim plan on the configurations of published models, laid out as sparse files of the real shapes: its plan covers every tensor,
 from headers alone, in less than 300 MiB. Where a weight map is known, the layout's names were checked against it."""
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from kit import DATA, ROOT, build_folder, run
+
 LARGEST_MEMORY = 300 * 2**20
 
 
@@ -32,15 +32,13 @@ def headers(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=Path, required=True)
-    build = parser.parse_args().build.resolve()
-    configs = sorted(path.parent for path in (ROOT / "tests/data/configs").glob("*/config.json"))
+    build = build_folder()
+    configs = sorted(path.parent for path in (DATA / "configs").glob("*/config.json"))
     assert len(configs) >= 7
     for config in configs:
         with tempfile.TemporaryDirectory() as work:
             folder = Path(work) / config.name
-            subprocess.run([sys.executable, ROOT / "tests/tools/sparse_checkpoint.py", config, folder], check=True, stdout=subprocess.DEVNULL)
+            run(sys.executable, ROOT / "tests/tools/sparse_checkpoint.py", config, folder)
             plan, memory = planned(build, folder)
             tensors = headers(folder)
             # Packed experts stand in the plan layer by layer: the tensors that are not named are those that were cut up.

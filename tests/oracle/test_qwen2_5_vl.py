@@ -1,17 +1,11 @@
 """The native forward passes of Qwen2.5-VL and Qwen2-VL against transformers: random tiny models of many shapes, the trained toy,
 generation; their processor."""
-import argparse
-import os
 import sys
 
 import torch
-import transformers
 from transformers import (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLConfig,
                           Qwen2VLForConditionalGeneration)
-from vl_oracle import (ROOT, SPECIAL_TOKENS, check_generation, check_processor, check_random_model, check_toy, check_videos,
-                       make_sample, randomize, rename_tensors)
-
-TOY = ROOT / "tests" / "data" / "toy-qwen25vl"
+from vl_oracle import SPECIAL_TOKENS, main, make_sample, random_models_agree, randomize, rename_tensors
 
 # text heads, key-value heads, head_dim, layers; vision heads, hidden, depth, blocks with full attention; patch, merge, temporal,
 # window in pixels; tied; the other layout of tensor names
@@ -59,36 +53,23 @@ def nested_names(name, value):
     yield name, value
 
 
+def samples_of(shape, model, generator):
+    layouts = [([], []), ([(1, 2, 3)], []), ([(1, 1, 1), (1, 4, 2), (1, 3, 5), (1, 7, 6)], []), ([(1, 5, 1)], [(3, 2, 5)]),
+               ([], [(2, 3, 1), (1, 4, 4)])]
+    samples = [make_sample(model.config, g, v, generator, split_frames=False) for g, v in layouts]
+    if "window" in shape:
+        samples[3]["second_per_grid_ts"] = torch.tensor([2.0])
+        samples[4]["second_per_grid_ts"] = torch.tensor([0.5, 1.0])
+    return samples
+
+
+def layout_of(shape, model):
+    return (lambda folder: rename_tensors(folder, nested_names)) if "nested" in shape else lambda folder: None
+
+
 def check_random_models(build):
-    good = True
-    for seed, (name, shape) in enumerate(MODELS.items()):
-        generator = torch.Generator().manual_seed(seed)
-        model = make_model(shape, seed)
-        layouts = [([], []), ([(1, 2, 3)], []), ([(1, 1, 1), (1, 4, 2), (1, 3, 5), (1, 7, 6)], []), ([(1, 5, 1)], [(3, 2, 5)]),
-                   ([], [(2, 3, 1), (1, 4, 4)])]
-        samples = [make_sample(model.config, g, v, generator, split_frames=False) for g, v in layouts]
-        if "window" in shape:
-            samples[3]["second_per_grid_ts"] = torch.tensor([2.0])
-            samples[4]["second_per_grid_ts"] = torch.tensor([0.5, 1.0])
-        change = (lambda folder: rename_tensors(folder, nested_names)) if "nested" in shape else lambda folder: None
-        good &= check_random_model(build, name, model, samples, change)
-    return good
-
-
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", required=True)
-    build = parser.parse_args().build
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    processor = transformers.AutoProcessor.from_pretrained(TOY)
-    good = check_random_models(build)
-    good &= check_toy(build, TOY, Qwen2_5_VLForConditionalGeneration, processor)
-    good &= check_generation(build, TOY, Qwen2_5_VLForConditionalGeneration, processor)
-    good &= check_processor(build, TOY, processor)
-    good &= check_videos(build, TOY, processor)
-    print("ok" if good else "FAILED")
-    return 0 if good else 1
+    return random_models_agree(build, MODELS, make_model, samples_of, layout_of)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Qwen2_5_VLForConditionalGeneration, "toy-qwen25vl", check_random_models))

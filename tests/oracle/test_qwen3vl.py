@@ -1,16 +1,10 @@
 """Qwen3-VL's native forward pass against transformers: random tiny models of many shapes, the trained toy, generation; its
 processor."""
-import argparse
-import os
 import sys
 
 import torch
-import transformers
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-from vl_oracle import (ROOT, SPECIAL_TOKENS, check_generation, check_processor, check_random_model, check_toy, check_videos,
-                       make_sample, randomize)
-
-TOY = ROOT / "tests" / "data" / "toy-qwen3vl"
+from vl_oracle import SPECIAL_TOKENS, main, make_sample, random_models_agree, randomize
 
 # text heads, key-value heads, head_dim, layers; vision heads, hidden, depth, deepstack; patch, merge, temporal; table side; tied
 MODELS = {
@@ -46,31 +40,14 @@ def make_model(m, seed):
     return randomize(Qwen3VLForConditionalGeneration(config).eval())
 
 
+def samples_of(shape, model, generator):
+    layouts = [([], []), ([(1, 2, 3)], []), ([(1, 1, 1), (1, 4, 2), (1, 3, 5)], []), ([(1, 5, 1)], [(2, 2, 2)])]
+    return [make_sample(model.config, g, v, generator, split_frames=True) for g, v in layouts]
+
+
 def check_random_models(build):
-    good = True
-    for seed, (name, shape) in enumerate(MODELS.items()):
-        generator = torch.Generator().manual_seed(seed)
-        model = make_model(shape, seed)
-        layouts = [([], []), ([(1, 2, 3)], []), ([(1, 1, 1), (1, 4, 2), (1, 3, 5)], []), ([(1, 5, 1)], [(2, 2, 2)])]
-        samples = [make_sample(model.config, g, v, generator, split_frames=True) for g, v in layouts]
-        good &= check_random_model(build, name, model, samples)
-    return good
-
-
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", required=True)
-    build = parser.parse_args().build
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    processor = transformers.AutoProcessor.from_pretrained(TOY)
-    good = check_random_models(build)
-    good &= check_toy(build, TOY, Qwen3VLForConditionalGeneration, processor)
-    good &= check_generation(build, TOY, Qwen3VLForConditionalGeneration, processor)
-    good &= check_processor(build, TOY, processor)
-    good &= check_videos(build, TOY, processor)
-    print("ok" if good else "FAILED")
-    return 0 if good else 1
+    return random_models_agree(build, MODELS, make_model, samples_of)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Qwen3VLForConditionalGeneration, "toy-qwen3vl", check_random_models))

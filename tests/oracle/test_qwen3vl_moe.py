@@ -1,11 +1,11 @@
 """Qwen3-VL-MoE's native forward pass against transformers: experts packed in either orientation, or a tensor each."""
-import argparse
 import os
 import sys
 
 import torch
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
-from vl_oracle import SPECIAL_TOKENS, check_random_model, make_sample, randomize, rename_tensors
+from kit import build_folder, exit_code
+from vl_oracle import SPECIAL_TOKENS, make_sample, random_models_agree, randomize, rename_tensors
 
 # text hidden size, experts, experts per token, expert width; layers, those without experts; what the checkpoint holds
 MODELS = {
@@ -57,21 +57,15 @@ def lay_out(folder, model, layout):
     rename_tensors(folder, rename)
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", required=True)
-    build = parser.parse_args().build
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    good = True
-    for seed, (name, shape) in enumerate(MODELS.items()):
-        generator = torch.Generator().manual_seed(seed)
-        model = make_model(shape, seed)
-        layouts = [([], []), ([(1, 2, 3)], []), ([(1, 1, 1), (1, 3, 5)], [(2, 2, 2)])]
-        samples = [make_sample(model.config, g, v, generator, split_frames=True) for g, v in layouts]
-        good &= check_random_model(build, name, model, samples, lambda folder: lay_out(folder, model, shape["layout"]))
-    print("ok" if good else "FAILED")
-    return 0 if good else 1
+def samples_of(shape, model, generator):
+    layouts = [([], []), ([(1, 2, 3)], []), ([(1, 1, 1), (1, 3, 5)], [(2, 2, 2)])]
+    return [make_sample(model.config, g, v, generator, split_frames=True) for g, v in layouts]
+
+
+def layout_of(shape, model):
+    return lambda folder: lay_out(folder, model, shape["layout"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    sys.exit(exit_code(random_models_agree(build_folder(), MODELS, make_model, samples_of, layout_of)))

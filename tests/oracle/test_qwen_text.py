@@ -1,9 +1,9 @@
 """The native forward pass of Qwen2, Qwen3, Qwen3-MoE and Llama against transformers: random tiny models of many shapes."""
-import argparse
 import os
 import sys
 
 import torch
+from kit import build_folder, exit_code
 from text_oracle import check_random_models
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
@@ -41,15 +41,6 @@ CONFIGS = {
 }
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", required=True)
-    build = parser.parse_args().build
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    good = check_random_models(build, CONFIGS)
-    print("ok" if good else "FAILED")
-    return 0 if good else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    sys.exit(exit_code(check_random_models(build_folder(), CONFIGS)))

@@ -5,14 +5,12 @@ norms and by every layer that reads them (router and experts too), transformers 
     python tests/oracle/test_smooth.py --build BUILD_DIR"""
 import json
 import sys
-from pathlib import Path
 
 import torch
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-import packed_model
-from eight_bit import CALIBRATION, SAMPLES, TOY, check_transformers, compress, run_checks, slim, tensors
+from eight_bit import CALIBRATION, TOY, check_transformers, compress
+from kit import SAMPLES, run_checks, slim, tensors_of, unpacked
 from vl_oracle import expected_logits, toy_samples
 
 CALIBRATION_CHATS = 6
@@ -38,17 +36,17 @@ def largest_inputs():
     return largest
 
 
-def check_undone(failures, what, found, source, layer, scale):
+def check_undone(checks, what, found, source, layer, scale):
     """The codes of a layer are those of W * scale."""
     codes = (source[layer + ".weight"].float() * scale / found[layer + ".weight_scale"].float()).round().clamp(-128, 127)
     moved = (codes - found[layer + ".weight"].float()).abs()
-    failures.expect(moved.max() <= 1 and moved.mean() < 1e-4, f"{what}: codes of {layer} are not those of its scaled weight")
+    checks.expect(moved.max() <= 1 and moved.mean() < 1e-4, f"{what}: codes of {layer} are not those of its scaled weight")
 
 
-def check_formula(failures, build, work):
+def check_formula(checks, build, work):
     compress(build, "smooth,int8", "w8a8", work / "formula", "--calib", CALIBRATION, "--num-samples", CALIBRATION_CHATS, "--dtype", "float32",
              "--set", "run.propagate=float", "--set", "smooth.alpha=0.6")
-    found, source, largest = tensors(work / "formula"), tensors(TOY), largest_inputs()
+    found, source, largest = tensors_of(work / "formula"), tensors_of(TOY), largest_inputs()
     count = 0
     for name in [name for name in source if name.endswith(("input_layernorm.weight", "post_attention_layernorm.weight"))]:
         block = name.rsplit(".", 2)[0]
@@ -57,15 +55,15 @@ def check_formula(failures, build, work):
         expected = largest[f"{block}.{readers[0]}"] ** 0.6 / weight ** 0.4
         applied = source[name].float() / found[name].float()
         difference = (applied / expected - 1).abs().max().item()
-        failures.expect(difference < 2 ** -7, f"{name}: the scale differs by {difference:.2%}")  # the norm is stored in bf16
+        checks.expect(difference < 2 ** -7, f"{name}: the scale differs by {difference:.2%}")  # the norm is stored in bf16
         for reader in readers:
-            check_undone(failures, "formula", found, source, f"{block}.{reader}", applied)
+            check_undone(checks, "formula", found, source, f"{block}.{reader}", applied)
             count += 1
-    failures.expect(count > 0, "no norm was found")
+    checks.expect(count > 0, "no norm was found")
     print(f"scales of {count} layers as the formula gives them")
 
 
-def check_quality(failures, build, work):
+def check_quality(checks, build, work):
     kl = {}
     for name, plugin, method in (("plain", "int8", ()), ("smoothquant", "smooth,int8", ()), ("m2", "smooth,int8", ("--set", "smooth.method=m2")),
                                  ("iterative", "smooth,int8", ("--set", "smooth.method=iterative"))):
@@ -73,11 +71,11 @@ def check_quality(failures, build, work):
         kl[name] = json.loads(slim(build, "eval", work / name, "--reference", TOY, "--data", SAMPLES, "--no-generate", "--json", "--quiet"))["text_kl"]
     print("KL:", ", ".join(f"{name} {value:.5f}" for name, value in kl.items()))
     for name in ("smoothquant", "m2", "iterative"):
-        failures.expect(kl[name] < LARGEST_SHARE * kl["plain"], f"{name}: KL {kl[name]:.5f} is not far below {kl['plain']:.5f}")
-    check_transformers(failures, build, work / "iterative")
+        checks.expect(kl[name] < LARGEST_SHARE * kl["plain"], f"{name}: KL {kl[name]:.5f} is not far below {kl['plain']:.5f}")
+    check_transformers(checks, build, work / "iterative")
 
 
-def check_cached_values(failures, build, work):
+def check_cached_values(checks, build, work):
     """Scales folded into v_proj reach the scale of the cached values: those that the result itself makes."""
     folder = work / "cache"
     compress(build, "smooth,int8", "w8a8", folder, "--calib", CALIBRATION, "--num-samples", QUALITY_CHATS, "--set", "smooth.method=iterative",
@@ -91,31 +89,31 @@ def check_cached_values(failures, build, work):
     lines = CALIBRATION.read_text().splitlines()[:QUALITY_CHATS]
     for sample in toy_samples(AutoProcessor.from_pretrained(TOY), [json.loads(line)["messages"] for line in lines]):
         expected_logits(model, sample)
-    found = tensors(folder)
+    found = tensors_of(folder)
     for name, value in largest.items():
         scale = found[name.removesuffix("v_proj") + "v_scale"].item() * 448
-        failures.expect(abs(scale / value - 1) < 0.1, f"{name}: values up to {value:.2f}, the cache's scale holds {scale:.2f}")
-    failures.expect(len(largest) > 0, "no v_proj was seen")
+        checks.expect(abs(scale / value - 1) < 0.1, f"{name}: values up to {value:.2f}, the cache's scale holds {scale:.2f}")
+    checks.expect(len(largest) > 0, "no v_proj was seen")
 
 
-def check_experts(failures, build, work):
+def check_experts(checks, build, work):
     """One scale for the norm, the shared MLP, every expert and the router, which stays in float."""
-    toy = packed_model.unpacked(build, "toy-hunyuan-moe")
+    toy = unpacked(build, "toy-hunyuan-moe")
     compress(build, "smooth,int8", "w8a8", work / "moe", "--calib", SAMPLES / "calib_textqa.jsonl", "--num-samples", 8, model=toy)
-    found, source = tensors(work / "moe"), tensors(toy)
+    found, source = tensors_of(work / "moe"), tensors_of(toy)
     norms = [name for name in source if name.endswith("post_attention_layernorm.weight") and name.replace("post_attention_layernorm", "mlp.gate.wg") in source]
-    failures.expect(len(norms) > 0, "no mixture was found")
+    checks.expect(len(norms) > 0, "no mixture was found")
     layers = 0
     for norm in norms:
         prefix = norm.removesuffix("post_attention_layernorm.weight") + "mlp."
         applied = source[norm].float() / found[norm].float()
-        failures.expect((applied - 1).abs().max().item() > 0.1, f"{norm} was not scaled")
+        checks.expect((applied - 1).abs().max().item() > 0.1, f"{norm} was not scaled")
         router = prefix + "gate.wg.weight"
         expected = (source[router].float() * applied).to(source[router].dtype)
-        failures.expect(torch.equal(found[router], expected), f"{router} does not undo the norm's scale")
+        checks.expect(torch.equal(found[router], expected), f"{router} does not undo the norm's scale")
         readers = [name.removesuffix(".weight") for name in source if name.startswith(prefix) and name.endswith(("gate_proj.weight", "up_proj.weight"))]
         for reader in readers:
-            check_undone(failures, "moe", found, source, reader, applied)
+            check_undone(checks, "moe", found, source, reader, applied)
         layers += len(readers)
     print(f"mixture: {len(norms)} norms, {layers} layers of experts and shared MLPs share their scales")
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """AWQ of the trained toy keeps far less than half of the KL divergence that rounding to the same bits costs."""
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-from toy_oracle import ROOT, SAMPLES, slim
+from kit import DATA, SAMPLES, build_folder
+from toy_oracle import slim
 
-TOY = ROOT / "tests/data/toy-qwen3vl"
+TOY = DATA / "toy-qwen3vl"
 LARGEST_SHARE = 0.33  # of rounding's KL that AWQ may keep
 
 
@@ -23,9 +23,7 @@ def check(build, work):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    build = parser.parse_args().build
+    build = build_folder()
     with tempfile.TemporaryDirectory() as name:
         return 0 if check(build, Path(name)) else 1
 

@@ -1,11 +1,10 @@
 """`slim eval` of every trained toy against transformers: the same tokens, perplexity to 0.1 %, the same answers."""
-import argparse
 import sys
-from pathlib import Path
 
 import torch
 
-from toy_oracle import NEW_TOKENS, SAMPLES, TOYS, Reference, folder_of, slim
+from kit import SAMPLES, build_folder, unpacked
+from toy_oracle import NEW_TOKENS, TOYS, Reference, slim
 
 LIMIT = 16
 RELATIVE = 1e-3
@@ -25,13 +24,11 @@ def check_file(build, folder, reference, file):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    build = parser.parse_args().build
+    build = build_folder()
     torch.set_num_threads(1)
     good = True
     for toy, (files, _) in TOYS.items():
-        folder = folder_of(build, toy)
+        folder = unpacked(build, toy)
         reference = Reference(folder, torch.float32)
         for file in files:
             good &= check_file(build, folder, reference, file)

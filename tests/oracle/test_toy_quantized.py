@@ -1,6 +1,5 @@
 """Every trained toy, quantized by AWQ: transformers loads it with no key missing or unexpected, computes the logits that slim's own
 dequantized forward computes, and gives the answers that `slim eval` gives."""
-import argparse
 import json
 import sys
 import tempfile
@@ -8,21 +7,22 @@ from pathlib import Path
 
 import torch
 
-from toy_oracle import NEW_TOKENS, SAMPLES, TOYS, Reference, folder_of, native_logits, slim
+from kit import SAMPLES, build_folder, unpacked
+from toy_oracle import NEW_TOKENS, TOYS, Reference, native_logits, slim
 
 QUESTIONS = 12
 LARGEST_KL = 1e-4  # mean KL between the two implementations of one checkpoint, bf16
 
 
 def quantize(build, toy, output):
-    slim(build, "--plugin", "awq", "--model", folder_of(build, toy), "--calib", SAMPLES / TOYS[toy][1], "--num-samples", 48,
+    slim(build, "--plugin", "awq", "--model", unpacked(build, toy), "--calib", SAMPLES / TOYS[toy][1], "--num-samples", 48,
          "--scheme", "w4a16", "--set", "awq.grid=5", "--set", "awq.refine=0", "--set", "awq.clip=none", "--output", output)
 
 
-def check_logits(build, folder, reference, batch, work):
+def check_logits(build, folder, reference, batch):
     """Mean KL(transformers || slim) over all tokens."""
     kl, tokens = 0.0, 0
-    for inputs, ours in zip(batch, native_logits(build, folder, batch, work, "bfloat16")):
+    for inputs, ours in zip(batch, native_logits(build, folder, batch, "bfloat16")):
         theirs = reference.logits(inputs).log_softmax(-1)
         kl += (theirs.exp() * (theirs - ours.log_softmax(-1))).sum().item()
         tokens += len(theirs)
@@ -38,7 +38,7 @@ def check_toy(build, toy, work):
     chats = [json.loads(line)["messages"] for line in (SAMPLES / file).read_text().splitlines()[:QUESTIONS]]
     texts = (SAMPLES / "eval_text.txt").read_text().splitlines()[:4]
     questions = [reference.question(messages) for messages in chats]
-    kl = check_logits(build, folder, reference, questions + [reference.text(line) for line in texts], work)
+    kl = check_logits(build, folder, reference, questions + [reference.text(line) for line in texts])
     answers = [reference.answer(inputs) for inputs in questions]
     found = slim(build, "eval", folder, "--data", SAMPLES / file, "--limit", QUESTIONS, "--max-new-tokens", NEW_TOKENS)["files"][file]["answers"]
     same = sum(a == b for a, b in zip(found, answers))
@@ -48,9 +48,7 @@ def check_toy(build, toy, work):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    build = parser.parse_args().build
+    build = build_folder()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         good = [check_toy(build, toy, Path(name)) for toy in TOYS]

@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """W8A8S on the toy, computed again with numpy from the definition: every code, deq_scale and quant_bias exactly, and the input ranges
 of act_method 1 from the activations that transformers sees in the first layer. One run for each way to protect weights."""
-import argparse
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -13,8 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-ROOT = Path(__file__).resolve().parents[2]
-TOY, SAMPLES = ROOT / "tests/data/toy-qwen3vl", ROOT / "tests/data/samples"
+from kit import DATA, SAMPLES, build_folder, slim, tensors_of
+
+TOY = DATA / "toy-qwen3vl"
 CALIBRATION = 8
 RUNS = {"fraction": ["--set", "sparse.fraction=0.03"],
         "sigma": ["--set", "sparse.use_sigma=true", "--set", "sparse.sigma_factor=3.0"],
@@ -22,18 +21,8 @@ RUNS = {"fraction": ["--set", "sparse.fraction=0.03"],
 
 
 def quantize(build, output, *options):
-    command = [build / "bin/slim", "--plugin", "sparse", "--scheme", "w8a8s", "--model", TOY, "--calib", SAMPLES / "calib.jsonl",
-               "--output", output, "--num-samples", str(CALIBRATION), "--batch-size", "1", "--dtype", "float32", "--quiet", "--json",
-               *options]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-
-
-def original():
-    tensors = {}
-    for file in sorted(TOY.glob("*.safetensors")):
-        tensors.update(load_file(file))
-    return tensors
+    slim(build, "--plugin", "sparse", "--scheme", "w8a8s", "--model", TOY, "--calib", SAMPLES / "calib.jsonl", "--output", output,
+         "--num-samples", CALIBRATION, "--batch-size", 1, "--dtype", "float32", "--json", *options)
 
 
 def codes_by_definition(weight, run):
@@ -109,10 +98,8 @@ def check_ranges(tensors):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    build = parser.parse_args().build
-    floats = original()
+    build = build_folder()
+    floats = tensors_of(TOY)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         for run, options in RUNS.items():

@@ -2,19 +2,15 @@
 transformers."""
 import json
 import math
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kit import SAMPLES, native_logits, run
 from vl_oracle import check
 
-ROOT = Path(__file__).resolve().parents[2]
-SAMPLES = ROOT / "tests" / "data" / "samples"
 MAX_PERPLEXITY = 1e-3  # relative
 
 
@@ -37,22 +33,8 @@ def expected_logits(model, ids):
         return model(ids[None], use_cache=False).logits[0].float()
 
 
-def run(*command):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{Path(command[0]).name} failed: {done.stderr}")
-    return done.stdout
-
-
-def native_logits(build, folder, sequences, dtype):
-    with tempfile.TemporaryDirectory() as scratch:
-        data, output = Path(scratch) / "samples", Path(scratch) / "logits"
-        data.mkdir()
-        save_file({f"{i}.input_ids": ids for i, ids in enumerate(sequences)}, data / "model.safetensors")
-        (data / "config.json").write_text("{}")
-        run(Path(build) / "bin" / "slim_logits", folder, data, output, dtype)
-        logits = load_file(output / "model.safetensors")
-        return [logits[f"{i}.logits"] for i in range(len(sequences))]
+def text_logits(build, folder, sequences, dtype):
+    return native_logits(build, folder, [{"input_ids": ids} for ids in sequences], dtype)
 
 
 def check_random_models(build, configs, in_float=lambda name: False, watch=lambda name, model, sequences: None):
@@ -73,7 +55,7 @@ def check_random_models(build, configs, in_float=lambda name: False, watch=lambd
                 loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
                 expected = [expected_logits(loaded, ids) for ids in sequences]
                 type_name = str(dtype).removeprefix("torch.")
-                good &= check(name, expected, native_logits(build, folder, sequences, type_name), type_name)
+                good &= check(name, expected, text_logits(build, folder, sequences, type_name), type_name)
     return good
 
 
@@ -115,7 +97,7 @@ def check_answers(build, folder, model, tokenizer, limit):
         right += tokenizer.decode(ids[len(prompt):], skip_special_tokens=True).strip() == answer.strip()
         whole.append(ids)
         starts.append(len(prompt))
-    logits = native_logits(build, folder, [ids[:-1].clone() for ids in whole], "float32")
+    logits = text_logits(build, folder, [ids[:-1] for ids in whole], "float32")
     same = sum(torch.equal(l[start - 1:].argmax(-1), ids[start:]) for l, ids, start in zip(logits, whole, starts))
     report = evaluate(build, folder, SAMPLES / "eval_textqa.jsonl", limit)
     exact, found = report["answers_exact"], report["answers_nll"]
@@ -133,4 +115,4 @@ def check_trained(build, folder, limit):
     sequences = [torch.tensor(tokenizer(line)["input_ids"]) for line in lines]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     expected = [expected_logits(model, ids) for ids in sequences]
-    return good & check(folder.name, expected, native_logits(build, folder, sequences, "bfloat16"), "bfloat16")
+    return good & check(folder.name, expected, text_logits(build, folder, sequences, "bfloat16"), "bfloat16")

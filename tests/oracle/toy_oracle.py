@@ -3,20 +3,13 @@
 Everything runs sample by sample: padding would round differently."""
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
-SAMPLES = ROOT / "tests" / "data" / "samples"
-sys.path.insert(0, str(ROOT / "tests" / "tools"))
-from packed_model import unpacked
+import kit
+from kit import SAMPLES
 
 # Toy -> the files it is evaluated on, the file it is calibrated on.
 TOYS = {
@@ -28,18 +21,9 @@ TOYS = {
 NEW_TOKENS = 24
 
 
-def folder_of(build, toy):
-    folder = ROOT / "tests" / "data" / toy
-    return unpacked(build, toy) if list(folder.glob("*.packed")) else folder
-
-
 def slim(build, *arguments):
     """The program's JSON."""
-    done = subprocess.run([build / "bin" / "slim", *map(str, arguments), "--json", "--quiet"], capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if done.returncode != 0:
-        sys.exit(f"slim {' '.join(map(str, arguments))}: exit code {done.returncode}: {done.stderr}")
-    return json.loads(done.stdout)
+    return json.loads(kit.slim(build, *arguments, "--json", OMP_NUM_THREADS="1"))
 
 
 class Reference:
@@ -106,18 +90,8 @@ class Reference:
         return {"perplexity": math.exp(nll / tokens), "tokens": tokens, **({"answers": answers} if answers else {})}
 
 
-def native_logits(build, folder, batch, work, dtype):
+def native_logits(build, folder, batch, dtype):
     """The same token ids and pixels through slim's forward pass of a checkpoint."""
-    samples, output = work / "samples", work / "logits"
-    samples.mkdir(exist_ok=True)
-    (samples / "config.json").write_text("{}")
-    tensors = {}
-    for i, inputs in enumerate(batch):
-        tensors[f"{i}.input_ids"] = inputs["input_ids"][0].long().contiguous()
-        for key in ("pixel_values", "image_grid_thw"):
-            if key in inputs:
-                tensors[f"{i}.{key}"] = inputs[key].contiguous()
-    save_file(tensors, samples / "model.safetensors")
-    subprocess.run([build / "bin" / "slim_logits", folder, samples, output, dtype], check=True)
-    logits = load_file(output / "model.safetensors")
-    return [logits[f"{i}.logits"] for i in range(len(batch))]
+    keys = ("pixel_values", "image_grid_thw")
+    samples = [{"input_ids": inputs["input_ids"][0].long(), **{key: inputs[key] for key in keys if key in inputs}} for inputs in batch]
+    return kit.native_logits(build, folder, samples, dtype)

@@ -1,17 +1,17 @@
 """What the oracle tests of models with images share: random samples, logits, answers and processors of the native code against
 transformers."""
 import json
-import subprocess
-import sys
+import os
 import tempfile
 from pathlib import Path
 
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor
 
-ROOT = Path(__file__).resolve().parents[2]
-SAMPLES = ROOT / "tests" / "data" / "samples"
+from kit import SAMPLES, build_folder, exit_code, native_logits, run, tensors_of, unpacked
+
 IMAGE, VIDEO, START, END = 90, 91, 92, 93
 TEXT = 88  # ids below are text
 SPECIAL_TOKENS = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END)
@@ -68,24 +68,6 @@ def expected_logits(model, sample):
         return model(**batched(sample), use_cache=False).logits[0].float()
 
 
-def run(*command):
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
-
-
-def native_logits(build, folder, samples, dtype, scratch):
-    data = Path(scratch) / "samples"
-    data.mkdir(exist_ok=True)
-    tensors = {f"{i}.{k}": v.contiguous() for i, s in enumerate(samples) for k, v in s.items() if k != "mm_token_type_ids"}
-    save_file(tensors, data / "model.safetensors")
-    (data / "config.json").write_text("{}")
-    output = Path(scratch) / "logits"
-    done = run(Path(build) / "bin" / "slim_logits", folder, data, output, dtype)
-    if done.returncode != 0:
-        sys.exit(f"slim_logits failed: {done.stderr}")
-    logits = load_file(output / "model.safetensors")
-    return [logits[f"{i}.logits"] for i in range(len(samples))]
-
-
 def divergence(expected, found):
     p, q = expected.double().log_softmax(-1), found.double().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).mean().item()
@@ -113,9 +95,9 @@ def check_random_model(build, name, model, samples, change_folder=lambda folder:
             loaded = type(model).from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
             expected = [expected_logits(loaded, s) for s in samples]
             change_folder(folder)
-            good &= check(name, expected, native_logits(build, folder, samples, dtype, scratch), dtype)
+            good &= check(name, expected, native_logits(build, folder, samples, dtype), dtype)
             if dtype == "float32":
-                alone = native_logits(build, folder, samples[:1], dtype, scratch)
+                alone = native_logits(build, folder, samples[:1], dtype)
                 good &= check(name + ", no image in batch", expected[:1], alone, dtype)
     return good
 
@@ -170,8 +152,7 @@ def check_toy(build, toy, model_class, processor):
     for dtype in ("float32", "bfloat16"):
         model = model_class.from_pretrained(toy, dtype=getattr(torch, dtype)).eval()
         expected = [expected_logits(model, s) for s in samples]
-        with tempfile.TemporaryDirectory() as scratch:
-            good &= check("trained toy", expected, native_logits(build, toy, samples, dtype, scratch), dtype)
+        good &= check("trained toy", expected, native_logits(build, toy, samples, dtype), dtype)
     return good
 
 
@@ -186,19 +167,17 @@ def check_generation(build, toy, model_class, processor):
             whole = model.generate(**batched(sample), max_new_tokens=12, do_sample=False)[0]
         answers.append(whole[len(prompt):])
         sample["input_ids"] = whole[:-1].clone()
-    with tempfile.TemporaryDirectory() as scratch:
-        logits = native_logits(build, toy, samples, "float32", scratch)
+    logits = native_logits(build, toy, samples, "float32")
     equal = [torch.equal(l[-len(a):].argmax(-1), a) for l, a in zip(logits, answers)]
     print(f"generated answers equal: {sum(equal)} of {len(equal)}: {[processor.decode(a) for a in answers[:3]]}", flush=True)
     return all(equal)
 
 
 def encode(build, toy, data, scratch, max_tokens=0):
+    """What the native processor makes of the data, and a line about each sample."""
     output = Path(scratch) / "encoded"
-    done = run(Path(build) / "bin" / "slim_encode", toy, data, output, max_tokens)
-    if done.returncode != 0:
-        return None, done.stderr
-    return load_file(output / "model.safetensors"), done.stdout.splitlines()
+    report = run(build / "bin/slim_encode", toy, data, output, max_tokens)
+    return tensors_of(output), report.splitlines()
 
 
 def equal_samples(samples, found):
@@ -223,8 +202,6 @@ def check_processor(build, toy, processor):
     merge = processor.image_processor.merge_size**2
     with tempfile.TemporaryDirectory() as scratch:
         found, report = encode(build, toy, SAMPLES / "eval.jsonl", scratch)
-        if found is None:
-            sys.exit(f"slim_encode failed: {report}")
         samples = toy_samples(processor, chats)
         good, images = equal_samples(samples, found), sum("pixel_values" in s for s in samples)
         print(f"processor: {len(chats)} chats, {images} with images, {'equal' if good else 'DIFFERENT'}; {report[-2:]}", flush=True)
@@ -241,9 +218,9 @@ def check_processor(build, toy, processor):
                 good &= int(limited[f"{i}.image_grid_thw"].prod(1).sum()) == image_tokens * merge
                 good &= limited[f"{i}.pixel_values"].shape[0] == image_tokens * merge
         shrunk = sum(line.endswith(" 1") for line in report[:len(chats)])
-        nothing, error = encode(build, toy, SAMPLES / "eval.jsonl", scratch, 4)
+        error = run(build / "bin/slim_encode", toy, SAMPLES / "eval.jsonl", Path(scratch) / "none", 4, fails=1)
         print(f"max_tokens {shorter}: {shrunk} downscaled; max_tokens 4: {error.strip()}", flush=True)
-        return good and shrunk > 0 and nothing is None and "do not fit into 4 tokens" in error
+        return good and shrunk > 0 and "do not fit into 4 tokens" in error
 
 
 def video_chats(folder):
@@ -274,14 +251,34 @@ def check_videos(build, toy, processor):
         (data / "videos.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in chats))
         samples = toy_samples(processor, chats, root=data)
         found, report = encode(build, toy, data / "videos.jsonl", scratch)
-        if found is None:
-            sys.exit(f"slim_encode failed: {report}")
         good = equal_samples(samples, found)
         grids = [s["video_grid_thw"].tolist() for s in samples]
         print(f"videos: {len(samples)} chats, grids {grids}, {'equal' if good else 'DIFFERENT'}", flush=True)
         limited, report = encode(build, toy, data / "videos.jsonl", scratch, 150)
-        if limited is None:
-            sys.exit(f"slim_encode failed: {report}")
         lengths = [len(limited[f"{i}.input_ids"]) for i in range(len(samples))]
         print(f"videos within 150 tokens: {lengths}, downscaled {[line[-1] for line in report[:len(samples)]]}", flush=True)
         return good and max(lengths) <= 150
+
+
+def random_models_agree(build, models, make_model, samples_of, layout_of=lambda shape, model: lambda folder: None):
+    """models: shapes by name. samples_of(shape, model, generator). layout_of: what changes the names of a saved checkpoint."""
+    good = True
+    for seed, (name, shape) in enumerate(models.items()):
+        model = make_model(shape, seed)
+        samples = samples_of(shape, model, torch.Generator().manual_seed(seed))
+        good &= check_random_model(build, name, model, samples, layout_of(shape, model))
+    return good
+
+
+def main(model_class, toy, check_random_models):
+    """A test's main program: random models, then all of the trained toy."""
+    build = build_folder()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    toy = unpacked(build, toy)
+    processor = AutoProcessor.from_pretrained(toy)
+    good = check_random_models(build)
+    good &= check_toy(build, toy, model_class, processor)
+    good &= check_generation(build, toy, model_class, processor)
+    good &= check_processor(build, toy, processor)
+    good &= check_videos(build, toy, processor)
+    return exit_code(good)

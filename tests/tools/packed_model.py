@@ -120,9 +120,9 @@ def unpack(packed, model):
 
 
 def unpacked(build, name):
-    """The folder of a checkpoint of tests/data that is kept packed, for a test."""
-    packed = Path(__file__).resolve().parents[1] / "data" / name
-    return unpack(packed, Path(build).resolve() / "models" / name)
+    """The folder of a checkpoint of tests/data, unpacked where it is kept packed."""
+    folder = Path(__file__).resolve().parents[1] / "data" / name
+    return unpack(folder, Path(build).resolve() / "models" / name) if any(folder.glob("*" + SUFFIX)) else folder
 
 
 def main():
