@@ -12,6 +12,8 @@ namespace slim::compressed_tensors {
 /// kDense: in the model's dtype, for layers that are only pruned.
 enum class Storage : uint8_t { kPacked, kInt, kFloat, kDense };
 std::string_view storage_name(Storage);
+/// The value of "strategy".
+std::string_view strategy_name(Granularity);
 /// kUnsupported (what and why) for schemes that the format, or every engine that reads it, cannot hold.
 Result<Storage> storage_of(const Scheme&);
 
