@@ -110,6 +110,59 @@ inline RandomModel random_model(ModelAdapter* adapter, const std::string& config
   return model;
 }
 
+inline Sample text_sample(const std::vector<int64_t>& ids) {
+  Sample sample;
+  sample.origin = "calib.jsonl:1";
+  sample.tensors["input_ids"] = at::tensor(ids, at::kLong);
+  return sample;
+}
+
+inline std::vector<Sample> text_samples() {
+  return {text_sample({5, 6, 7, 8, 9}), text_sample({1}), text_sample({60, 3, 3, 12})};
+}
+
+/// Token ids of the vision models under test. They merge 2 x 2 patches of 4 x 4 pixels of 2 frames into a token.
+constexpr int64_t kImage = 60, kVideo = 61;
+
+/// shapes: heights and widths of images in tokens.
+inline Sample image_sample(const std::vector<std::pair<int64_t, int64_t>>& shapes, int64_t seed) {
+  at::manual_seed(seed);
+  std::vector<int64_t> ids{5, 6 + seed, 7}, grids;
+  int64_t patches = 0;
+  for (const auto& [height, width] : shapes) {
+    ids.insert(ids.end(), height * width, kImage);
+    ids.push_back(9);
+    grids.insert(grids.end(), {1, 2 * height, 2 * width});
+    patches += 4 * height * width;
+  }
+  Sample sample = text_sample(ids);
+  sample.origin = "calib.jsonl:" + std::to_string(seed);
+  if (!shapes.empty()) {
+    sample.tensors["pixel_values"] = at::randn({patches, 3 * 2 * 4 * 4});
+    sample.tensors["image_grid_thw"] = at::tensor(grids, at::kLong).view({-1, 3});
+  }
+  return sample;
+}
+
+/// Two images, none, and one of several windows.
+inline std::vector<Sample> image_samples() {
+  return {image_sample({{2, 3}, {1, 1}}, 1), image_sample({}, 2), image_sample({{5, 4}}, 3)};
+}
+
+/// What plan() says against a configuration; empty where it has nothing against it.
+inline std::string plan_error(ModelAdapter* adapter, const std::string& config,
+                              const std::map<std::string, TensorSpec>& specs = {}) {
+  const auto plan = adapter->plan(config, specs);
+  return plan.ok() ? "" : plan.status().message();
+}
+
+/// What is said against each configuration names the key that is wrong.
+inline void check_errors_name_the_key(ModelAdapter* adapter,
+                                      const std::vector<std::pair<std::string, std::string>>& configs) {
+  for (const auto& [config, key] : configs)
+    CHECK_MESSAGE(plan_error(adapter, config).find(key) != std::string::npos, key);
+}
+
 /// Runs the blocks from `stage` on ("" all). Before the head all rows ask for logits.
 inline Carry run_blocks(const RandomModel& model, TensorExec& exec, Carry carry,
                         const std::string& first_stage) {
@@ -263,6 +316,14 @@ inline void check_regions_recompose(const RandomModel& model, std::span<const Sa
                       block.name << " " << region.name);
     }
   }
+}
+
+/// What every architecture promises to algorithms and to generation.
+inline void check_function_is_kept(const RandomModel& model, const std::vector<Sample>& samples) {
+  check_edges_keep_the_function(model, samples, 1e-4);
+  check_batch_equals_samples(model, samples, 1e-4);
+  check_regions_recompose(model, samples, 1e-5);
+  check_generation_equals_forward(model, samples, 3, 1e-4);
 }
 
 /// The adapter of the plugin whose objects the test links.

@@ -23,21 +23,6 @@ std::string mixture_of(const std::string& more = "") {
                        more);
 }
 
-Sample sample_of(std::vector<int64_t> ids) {
-  Sample sample;
-  sample.origin = "calib.jsonl:1";
-  sample.tensors["input_ids"] = at::tensor(ids, at::kLong);
-  return sample;
-}
-std::vector<Sample> some_samples() {
-  return {sample_of({5, 6, 7, 8, 9}), sample_of({1}), sample_of({60, 3, 3, 12})};
-}
-
-std::string plan_error(ModelAdapter* adapter, const std::string& config) {
-  const auto plan = adapter->plan(config, {});
-  return plan.ok() ? "" : plan.status().message();
-}
-
 }  // namespace
 
 TEST_CASE("hunyuan/ dense models and mixtures name every tensor exactly once") {
@@ -53,11 +38,7 @@ TEST_CASE("hunyuan/ scale edges, batches, regions and generation keep the functi
   for (const auto& config : {config_of("hunyuan_v1_dense", R"(, "attention_bias": true)"), mixture_of()}) {
     PluginAdapter plugin(slim_plugin_v1);
     const auto model = random_model(plugin.adapter, config);
-    const auto samples = some_samples();
-    check_edges_keep_the_function(model, samples, 1e-4);
-    check_batch_equals_samples(model, samples, 1e-4);
-    check_regions_recompose(model, samples, 1e-5);
-    check_generation_equals_forward(model, samples, 3, 1e-4);
+    check_function_is_kept(model, text_samples());
   }
 }
 
@@ -90,7 +71,7 @@ TEST_CASE("hunyuan/ experts have ports of their own below the ports of the layer
 TEST_CASE("hunyuan/ a token depends on exactly top_k experts, also when all of them compute it") {
   PluginAdapter plugin(slim_plugin_v1);
   auto model = random_model(plugin.adapter, mixture_of());
-  const std::vector<Sample> samples{sample_of({7})};
+  const std::vector<Sample> samples{text_sample({7})};
   TensorExec exec(model.tensors);
   const auto expected = logits(model, exec, samples);
   exec.every_expert = true;
@@ -114,7 +95,7 @@ TEST_CASE("hunyuan/ alpha changes the rotation: tokens at a distance feel it, a 
   PluginAdapter plugin(slim_plugin_v1);
   auto model = random_model(plugin.adapter, config_of("hunyuan_v1_dense"));
   TensorExec exec(model.tensors);
-  const std::vector<Sample> one{sample_of({7})}, many{sample_of({7, 8, 9, 10, 11})};
+  const std::vector<Sample> one{text_sample({7})}, many{text_sample({7, 8, 9, 10, 11})};
   const auto first = logits(model, exec, one), later = logits(model, exec, many);
   const auto other =
       config_of("hunyuan_v1_dense", R"(, "rope_parameters": {"rope_type": "default"}, "rope_scaling": null)");
@@ -125,15 +106,12 @@ TEST_CASE("hunyuan/ alpha changes the rotation: tokens at a distance feel it, a 
 
 TEST_CASE("hunyuan/ contradictions and options that slim does not have are told by key") {
   PluginAdapter plugin(slim_plugin_v1);
-  const std::pair<std::string, std::string> cases[] = {
-      {mixture_of(R"(, "moe_topk": 6)"), "moe_topk"},
-      {mixture_of(R"(, "num_experts": [4, 4, 4])"), "num_experts"},
-      {mixture_of(R"(, "moe_intermediate_size": 0)"), "moe_intermediate_size"},
-      {mixture_of(R"(, "use_cla": true)"), "use_cla"},
-      {mixture_of(R"(, "norm_topk_prob": false)"), "norm_topk_prob"},
-      {mixture_of(R"(, "moe_layer_num_skipped": 1)"), "moe_layer_num_skipped"},
-      {mixture_of(R"(, "routed_scaling_factor": 2.5)"), "routed_scaling_factor"}};
-  for (const auto& [config, key] : cases) {
-    CHECK_MESSAGE(plan_error(plugin.adapter, config).find(key) != std::string::npos, key);
-  }
+  check_errors_name_the_key(plugin.adapter,
+                            {{mixture_of(R"(, "moe_topk": 6)"), "moe_topk"},
+                             {mixture_of(R"(, "num_experts": [4, 4, 4])"), "num_experts"},
+                             {mixture_of(R"(, "moe_intermediate_size": 0)"), "moe_intermediate_size"},
+                             {mixture_of(R"(, "use_cla": true)"), "use_cla"},
+                             {mixture_of(R"(, "norm_topk_prob": false)"), "norm_topk_prob"},
+                             {mixture_of(R"(, "moe_layer_num_skipped": 1)"), "moe_layer_num_skipped"},
+                             {mixture_of(R"(, "routed_scaling_factor": 2.5)"), "routed_scaling_factor"}});
 }

@@ -18,16 +18,6 @@ std::string config_of(const std::string& type, const std::string& more = "") {
 constexpr char kExperts[] =
     R"(, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [0])";
 
-Sample sample_of(std::vector<int64_t> ids) {
-  Sample sample;
-  sample.origin = "calib.jsonl:1";
-  sample.tensors["input_ids"] = at::tensor(ids, at::kLong);
-  return sample;
-}
-std::vector<Sample> some_samples() {
-  return {sample_of({5, 6, 7, 8, 9}), sample_of({1}), sample_of({60, 3, 3, 12})};
-}
-
 }  // namespace
 
 TEST_CASE(
@@ -41,11 +31,7 @@ TEST_CASE(
     PluginAdapter plugin(slim_plugin_v1);
     const auto model = random_model(plugin.adapter, config);
     check_plan_is_consistent(model);
-    const auto samples = some_samples();
-    check_edges_keep_the_function(model, samples, 1e-4);
-    check_batch_equals_samples(model, samples, 1e-4);
-    check_regions_recompose(model, samples, 1e-5);
-    check_generation_equals_forward(model, samples, 3, 1e-4);
+    check_function_is_kept(model, text_samples());
   }
 }
 
@@ -70,7 +56,7 @@ TEST_CASE("qwen/ sequences longer than a sliding window are refused, shorter one
       random_model(plugin.adapter, config_of("qwen2", R"(, "use_sliding_window": true, "sliding_window": 4,
     "max_window_layers": 1)"));
   TensorExec exec(model.tensors);
-  const Sample fits = sample_of({1, 2, 3, 4}), longer = sample_of({1, 2, 3, 4, 5});
+  const Sample fits = text_sample({1, 2, 3, 4}), longer = text_sample({1, 2, 3, 4, 5});
   exec.block = &model.plan.blocks[0];
   const auto carry = plugin.adapter->begin(std::span(&fits, 1), exec);
   REQUIRE(carry.ok());
@@ -91,7 +77,7 @@ TEST_CASE("qwen/ a sample without tokens is refused by name") {
   PluginAdapter plugin(slim_plugin_v1);
   const auto model = random_model(plugin.adapter, config_of("qwen2"));
   TensorExec exec(model.tensors);
-  const Sample empty = sample_of({});
+  const Sample empty = text_sample({});
   const auto carry = plugin.adapter->begin(std::span(&empty, 1), exec);
   REQUIRE(!carry.ok());
   CHECK(carry.status().message() == "calib.jsonl:1: has no tokens");

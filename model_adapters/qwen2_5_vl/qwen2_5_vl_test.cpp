@@ -13,8 +13,6 @@ extern "C" const slim_plugin slim_plugin_v1;
 
 namespace {
 
-constexpr int64_t kImage = 60, kVideo = 61;
-
 /// A tiny model with windows of 2 x 2 tokens: `text`, `vision` and `top` are further keys.
 std::string config_of(const std::string& text = "", const std::string& vision = "",
                       const std::string& top = "") {
@@ -34,37 +32,6 @@ std::string qwen2_config() {
     "vocab_size": 64, "rope_scaling": {"mrope_section": [2, 1, 1], "type": "mrope"},
     "vision_config": {"depth": 2, "embed_dim": 16, "mlp_ratio": 2, "num_heads": 2, "hidden_size": 32,
       "patch_size": 4}})";
-}
-
-/// grids: height and width of images in tokens.
-Sample sample_of(const std::vector<std::pair<int64_t, int64_t>>& grids, int64_t seed) {
-  at::manual_seed(seed);
-  std::vector<int64_t> ids{5, 6 + seed, 7}, sizes;
-  int64_t patches = 0;
-  for (const auto& [height, width] : grids) {
-    ids.insert(ids.end(), height * width, kImage);
-    ids.push_back(9);
-    sizes.insert(sizes.end(), {1, 2 * height, 2 * width});
-    patches += 4 * height * width;
-  }
-  Sample sample;
-  sample.origin = "calib.jsonl:" + std::to_string(seed);
-  sample.tensors["input_ids"] = at::tensor(ids, at::kLong);
-  if (!grids.empty()) {
-    sample.tensors["pixel_values"] = at::randn({patches, 3 * 2 * 4 * 4});
-    sample.tensors["image_grid_thw"] = at::tensor(sizes, at::kLong).view({-1, 3});
-  }
-  return sample;
-}
-
-std::vector<Sample> some_samples() {
-  return {sample_of({{2, 3}, {1, 1}}, 1), sample_of({}, 2), sample_of({{5, 4}}, 3)};
-}
-
-std::string plan_error(ModelAdapter* adapter, const std::string& config,
-                       const std::map<std::string, TensorSpec>& specs = {}) {
-  const auto plan = adapter->plan(config, specs);
-  return plan.ok() ? "" : plan.status().message();
 }
 
 /// The same checkpoint under the names that transformers has in memory.
@@ -125,7 +92,7 @@ TEST_CASE("qwen2_5_vl/ the nested layout of names gives the same model") {
   PluginAdapter plugin(slim_plugin_v1);
   auto model = random_model(plugin.adapter, config_of());
   TensorExec exec(model.tensors);
-  const auto samples = some_samples();
+  const auto samples = image_samples();
   const auto expected = logits(model, exec, samples);
   CHECK(model.plan.blocks[4].name == "model.layers.0");
   auto nested = model;
@@ -149,11 +116,7 @@ TEST_CASE("qwen2_5_vl/ scale edges, batches, regions and generation keep the fun
   for (const auto& config : {config_of(), qwen2_config()}) {
     PluginAdapter plugin(slim_plugin_v1);
     const auto model = random_model(plugin.adapter, config);
-    const auto samples = some_samples();
-    check_edges_keep_the_function(model, samples, 1e-4);
-    check_batch_equals_samples(model, samples, 1e-4);
-    check_regions_recompose(model, samples, 1e-5);
-    check_generation_equals_forward(model, samples, 3, 1e-4);
+    check_function_is_kept(model, image_samples());
   }
 }
 
@@ -172,7 +135,7 @@ TEST_CASE("qwen2_5_vl/ a patch reaches other windows only through blocks with fu
       }
       return carry.at("hidden");
     };
-    auto sample = sample_of({{2, 4}}, 1);  // two windows of 2 x 2 tokens: columns 0 and 1, columns 2 and 3
+    auto sample = image_sample({{2, 4}}, 1);  // two windows of 2 x 2 tokens: columns 0 and 1, columns 2 and 3
     const auto before = features(sample);
     auto& pixels = sample.tensors.at("pixel_values");
     pixels = at::cat({pixels.slice(0, 0, 4) + 1, pixels.slice(0, 4)});  // token 0
@@ -202,15 +165,13 @@ TEST_CASE("qwen2_5_vl/ frames of a video lie apart by the seconds that the sampl
 
 TEST_CASE("qwen2_5_vl/ contradictions in config.json are told by key") {
   PluginAdapter plugin(slim_plugin_v1);
-  const std::pair<std::string, std::string> cases[] = {
-      {config_of("", R"(, "window_size": 7)"), "window_size"},
-      {config_of("", R"(, "out_hidden_size": 33)"), "out_hidden_size"},
-      {config_of("", R"(, "num_heads": 5)"), "vision_config.hidden_size"},
-      {config_of("", R"(, "hidden_act": "swoosh")"), "hidden_act"},
-      {config_of("", R"(, "patch_size": [4, 5])"), "patch_size"},
-      {config_of(R"(, "use_sliding_window": true, "max_window_layers": 1)"), "use_sliding_window"},
-      {config_of(R"(, "num_key_value_heads": 3)"), "num_key_value_heads"}};
-  for (const auto& [config, key] : cases) {
-    CHECK_MESSAGE(plan_error(plugin.adapter, config).find(key) != std::string::npos, key);
-  }
+  check_errors_name_the_key(
+      plugin.adapter,
+      {{config_of("", R"(, "window_size": 7)"), "window_size"},
+       {config_of("", R"(, "out_hidden_size": 33)"), "out_hidden_size"},
+       {config_of("", R"(, "num_heads": 5)"), "vision_config.hidden_size"},
+       {config_of("", R"(, "hidden_act": "swoosh")"), "hidden_act"},
+       {config_of("", R"(, "patch_size": [4, 5])"), "patch_size"},
+       {config_of(R"(, "use_sliding_window": true, "max_window_layers": 1)"), "use_sliding_window"},
+       {config_of(R"(, "num_key_value_heads": 3)"), "num_key_value_heads"}});
 }

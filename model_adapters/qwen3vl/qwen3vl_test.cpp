@@ -9,8 +9,6 @@ extern "C" const slim_plugin slim_plugin_v1;
 
 namespace {
 
-constexpr int64_t kImage = 60, kVideo = 61;
-
 /// A tiny model: `text` and `vision` are further keys of those parts, `top` of the whole.
 std::string config_of(const std::string& text = "", const std::string& vision = "",
                       const std::string& top = "") {
@@ -22,37 +20,6 @@ std::string config_of(const std::string& text = "", const std::string& vision = 
     "vision_config": {"depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32,
       "patch_size": 4, "num_position_embeddings": 25, "deepstack_visual_indexes": [2, 0])" +
          vision + "}}";
-}
-
-/// grids: height and width of images in tokens.
-Sample sample_of(const std::vector<std::pair<int64_t, int64_t>>& grids, int64_t seed) {
-  at::manual_seed(seed);
-  std::vector<int64_t> ids{5, 6 + seed, 7}, sizes;
-  int64_t patches = 0;
-  for (const auto& [height, width] : grids) {
-    ids.insert(ids.end(), height * width, kImage);
-    ids.push_back(9);
-    sizes.insert(sizes.end(), {1, 2 * height, 2 * width});
-    patches += 4 * height * width;
-  }
-  Sample sample;
-  sample.origin = "calib.jsonl:" + std::to_string(seed);
-  sample.tensors["input_ids"] = at::tensor(ids, at::kLong);
-  if (!grids.empty()) {
-    sample.tensors["pixel_values"] = at::randn({patches, 3 * 2 * 4 * 4});
-    sample.tensors["image_grid_thw"] = at::tensor(sizes, at::kLong).view({-1, 3});
-  }
-  return sample;
-}
-
-std::vector<Sample> some_samples() {
-  return {sample_of({{2, 3}, {1, 1}}, 1), sample_of({}, 2), sample_of({{1, 4}}, 3)};
-}
-
-std::string plan_error(ModelAdapter* adapter, const std::string& config,
-                       const std::map<std::string, TensorSpec>& specs) {
-  const auto plan = adapter->plan(config, specs);
-  return plan.ok() ? "" : plan.status().message();
 }
 
 }  // namespace
@@ -88,9 +55,8 @@ TEST_CASE("qwen3vl/ language blocks have the ports, groups and edges that engine
   for (const auto& port : block.ports) ports.push_back(port.name);
   for (const auto& edge : block.edges) edges.push_back(edge.name);
   for (const auto& group : block.fused) groups.push_back(group.name);
-  CHECK(ports ==
-        std::vector<std::string>{"attention_input", "attention_output_input", "cached_keys", "cached_values", "mlp_input",
-                                 "down_input"});
+  CHECK(ports == std::vector<std::string>{"attention_input", "attention_output_input", "cached_keys",
+                                          "cached_values", "mlp_input", "down_input"});
   CHECK(block.caches.at(0).name == "model.language_model.layers.0.self_attn");
   CHECK(groups == std::vector<std::string>{"qkv", "gate_up"});
   CHECK(edges.size() == 4);
@@ -120,34 +86,28 @@ TEST_CASE("qwen3vl/ missing, misshapen, quantized and unknown tensors are told b
 
 TEST_CASE("qwen3vl/ contradictions in config.json are told by key") {
   PluginAdapter plugin(slim_plugin_v1);
-  const std::pair<std::string, std::string> cases[] = {
-      {config_of(R"(, "num_key_value_heads": 3)"), "num_key_value_heads"},
-      {config_of(R"(, "head_dim": 7)"), "head_dim"},
-      {config_of(R"(, "hidden_act": "swoosh")"), "hidden_act"},
-      {config_of(R"(, "rope_scaling": {"rope_type": "spiral"})"), "rope_type"},
-      {config_of("", R"(, "deepstack_visual_indexes": [0, 3])"), "deepstack_visual_indexes"},
-      {config_of("", R"(, "out_hidden_size": 33)"), "out_hidden_size"},
-      {config_of("", R"(, "num_heads": 5)"), "vision_config.hidden_size"},
-      {config_of("", "", R"(, "image_token_id": "x")"), "image_token_id"},
-      {"[]", "no JSON object"}};
-  for (const auto& [config, key] : cases)
-    CHECK_MESSAGE(plan_error(plugin.adapter, config, {}).find(key) != std::string::npos, key);
+  check_errors_name_the_key(
+      plugin.adapter, {{config_of(R"(, "num_key_value_heads": 3)"), "num_key_value_heads"},
+                       {config_of(R"(, "head_dim": 7)"), "head_dim"},
+                       {config_of(R"(, "hidden_act": "swoosh")"), "hidden_act"},
+                       {config_of(R"(, "rope_scaling": {"rope_type": "spiral"})"), "rope_type"},
+                       {config_of("", R"(, "deepstack_visual_indexes": [0, 3])"), "deepstack_visual_indexes"},
+                       {config_of("", R"(, "out_hidden_size": 33)"), "out_hidden_size"},
+                       {config_of("", R"(, "num_heads": 5)"), "vision_config.hidden_size"},
+                       {config_of("", "", R"(, "image_token_id": "x")"), "image_token_id"},
+                       {"[]", "no JSON object"}});
 }
 
 TEST_CASE("qwen3vl/ scale edges, batches, regions and generation keep the function") {
   PluginAdapter plugin(slim_plugin_v1);
   const auto model = random_model(plugin.adapter, config_of(R"(, "attention_bias": true)"));
-  const auto samples = some_samples();
-  check_edges_keep_the_function(model, samples, 1e-4);
-  check_batch_equals_samples(model, samples, 1e-4);
-  check_regions_recompose(model, samples, 1e-5);
-  check_generation_equals_forward(model, samples, 3, 1e-4);
+  check_function_is_kept(model, image_samples());
 }
 
 TEST_CASE("qwen3vl/ images change the logits of tokens after them, through merged and deepstack features") {
   PluginAdapter plugin(slim_plugin_v1);
   auto model = random_model(plugin.adapter, config_of());
-  std::vector<Sample> samples{sample_of({{2, 2}}, 1)};
+  std::vector<Sample> samples{image_sample({{2, 2}}, 1)};
   TensorExec exec(model.tensors);
   const auto before = logits(model, exec, samples);
   samples[0].tensors["pixel_values"] = samples[0].tensors["pixel_values"].neg();
@@ -161,7 +121,7 @@ TEST_CASE(
     "tokens only") {
   PluginAdapter plugin(slim_plugin_v1);
   auto model = random_model(plugin.adapter, config_of());  // "deepstack_visual_indexes": [2, 0]
-  const std::vector<Sample> samples{sample_of({{2, 2}}, 1)};
+  const std::vector<Sample> samples{image_sample({{2, 2}}, 1)};
   TensorExec exec(model.tensors);
   const auto before = logits(model, exec, samples);
   const auto shift = [&](const char* merger) {
@@ -187,7 +147,7 @@ TEST_CASE("qwen3vl/ a batch without images passes the vision stage with no rows"
   const auto model = random_model(plugin.adapter, config_of());
   TensorExec exec(model.tensors);
   exec.block = &model.plan.blocks[0];
-  const std::vector<Sample> samples{sample_of({}, 1)};
+  const std::vector<Sample> samples{image_sample({}, 1)};
   const auto carry = plugin.adapter->begin(samples, exec);
   REQUIRE(carry.ok());
   CHECK(carry->at("hidden").sizes() == at::IntArrayRef{0, 16});
@@ -202,17 +162,17 @@ TEST_CASE("qwen3vl/ image tokens that do not match the patches name the sample a
     const auto carry = plugin.adapter->begin(std::span(&sample, 1), exec);
     return carry.ok() ? std::string() : carry.status().message();
   };
-  auto sample = sample_of({{2, 3}}, 7);
+  auto sample = image_sample({{2, 3}}, 7);
   auto& ids = sample.tensors.at("input_ids");
   ids = ids.slice(0, 0, -2);
   CHECK(error(sample) == "calib.jsonl:7: has 5 image tokens, but its images give 6 features");
-  sample = sample_of({{1, 2}}, 8);
+  sample = image_sample({{1, 2}}, 8);
   sample.tensors["input_ids"] = at::tensor(std::vector<int64_t>{1, kImage, 2, kImage}, at::kLong);
   CHECK(error(sample) == "calib.jsonl:8: has a run of 1 image tokens, expected 2");
-  sample = sample_of({}, 9);
+  sample = image_sample({}, 9);
   sample.tensors["input_ids"] = at::tensor(std::vector<int64_t>{1, kVideo}, at::kLong);
   CHECK(error(sample) == "calib.jsonl:9: has 1 video tokens, but its videos give 0 features");
-  sample = sample_of({{1, 2}}, 10);
+  sample = image_sample({{1, 2}}, 10);
   sample.tensors["pixel_values"] = at::randn({7, 96});
   CHECK(error(sample).find("calib.jsonl:10: pixel_values has shape [7, 96], expected [8, 96]") == 0);
   sample.tensors["input_ids"] = at::empty({0}, at::kLong);
@@ -270,7 +230,7 @@ TEST_CASE("qwen3vl/ scale edges of packed experts keep the function in both orie
   for (const auto layout : {Layout::kInOut, Layout::kOutIn}) {
     PluginAdapter plugin(slim_plugin_v1);
     const auto model = random_model(plugin.adapter, mixture_of(), packed_specs(layout, 24, {0, 1}));
-    const std::vector<Sample> samples{sample_of({{2, 3}}, 1), sample_of({}, 2)};
+    const std::vector<Sample> samples{image_sample({{2, 3}}, 1), image_sample({}, 2)};
     check_edges_keep_the_function(model, samples, 1e-4);
     check_batch_equals_samples(model, samples, 1e-4);
     check_regions_recompose(model, samples, 1e-5);

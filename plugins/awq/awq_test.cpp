@@ -1,66 +1,36 @@
-#include <ATen/ATen.h>
-#include <doctest/doctest.h>
-
 #include "clip.h"
 #include "scale_search.h"
-#include "slim/abi.h"
+#include "single_layer.h"
 
 using namespace slim;
+using namespace slim::testing;
 using namespace slim::awq;
 
 extern "C" const slim_plugin slim_plugin_v1;
 
 namespace {
 
-struct RecordedNotes final : Notes {
-  void note(std::string_view kind, std::string_view, std::string_view) override { kinds.emplace_back(kind); }
-  void metric(std::string_view where, std::string_view key, double value) override { metrics[std::string(where)][std::string(key)] = value; }
-  std::vector<std::string> kinds;
-  std::map<std::string, std::map<std::string, double>> metrics;
-};
-
-struct Requests final : Observations {
-  explicit Requests(int64_t tokens) : tokens(tokens) {}
-  void add(PortId port, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) override {
-    auto& slot = made[{port, std::string(id)}];
-    if (!slot) slot = make();
-  }
-  void keep_inputs(RegionId region) override { regions.insert(region); }
-  int64_t expected_tokens() const override { return tokens; }
-  int64_t tokens;
-  std::map<std::pair<PortId, std::string>, std::unique_ptr<Statistic>> made;
-  std::set<RegionId> regions;
-};
-
 /// One norm (or linear) that feeds linears directly: the region's output is what the linears give.
 class Block final : public BlockContext {
  public:
-  Block(const Scheme& scheme, at::Tensor x, std::vector<at::Tensor> weights, int64_t repeat = 1, int64_t head_dim = 0)
-      : scheme_(scheme), x_(std::move(x)), weights_(std::move(weights)), requests(x_.size(0)) {
-    plan_.name = "block";
-    plan_.ports = {{0, "input", x_.size(1)}};
+  Block(const Scheme& scheme, at::Tensor x, std::vector<at::Tensor> weights, int64_t repeat = 1,
+        int64_t head_dim = 0)
+      : scheme_(scheme), x_(std::move(x)), weights_(std::move(weights)) {
+    plan_ = block_of(weights_);
+    requests.tokens = x_.size(0);
     ScaleEdge edge;
     edge.name = "norm -> linears";
     edge.region = 0;
     edge.repeat = repeat;
     edge.head_dim = head_dim;
     if (repeat > 1) edge.fold = Fold::kLinearRows;
-    for (size_t i = 0; i < weights_.size(); ++i) {
-      Layer layer;
-      layer.id = static_cast<LayerId>(i);
-      layer.name = "layer" + std::to_string(i);
-      layer.out = weights_[i].size(0);
-      layer.in = weights_[i].size(1);
-      plan_.layers.push_back(layer);
-      edge.consumers.push_back(layer.id);
-    }
+    for (const Layer& layer : plan_.layers) edge.consumers.push_back(layer.id);
     plan_.edges = {edge};
   }
 
   void collect(const Algorithm& algorithm, bool feed = true) {
     algorithm.observe(plan_, std::vector<const Scheme*>(weights_.size(), &scheme_), requests);
-    if (!feed) return;
-    for (auto& [key, statistic] : requests.made) statistic->update(x_);
+    if (feed) requests.update(x_);
   }
 
   const BlockPlan& plan() const override { return plan_; }
@@ -68,10 +38,7 @@ class Block final : public BlockContext {
   at::Tensor weight(LayerId id) const override { return weights_[static_cast<size_t>(id)].clone(); }
   at::Tensor norm_weight(const ScaleEdge&) const override { return at::ones({x_.size(1)}); }
   at::ScalarType scale_dtype() const override { return at::kBFloat16; }
-  const Statistic* find(PortId port, std::string_view id) const override {
-    const auto found = requests.made.find({port, std::string(id)});
-    return found == requests.made.end() ? nullptr : found->second.get();
-  }
+  const Statistic* find(PortId port, std::string_view id) const override { return requests.find(port, id); }
   Result<double> loss(RegionId, const Overrides& overrides) override {
     ++replays;
     double squared = 0, count = 0;
@@ -94,7 +61,7 @@ class Block final : public BlockContext {
   Status set_weight(LayerId, const at::Tensor&) override { return {Code::kInternal, "not expected"}; }
   Notes& notes() override { return notes_; }
 
-  double metric(const char* key) { return notes_.metrics["block: norm -> linears"][key]; }
+  double metric(const char* key) { return notes_.metrics[key]; }
   const at::Tensor& x() const { return x_; }
 
   const Scheme scheme_;
@@ -116,7 +83,9 @@ class OneLayer final : public LayerContext {
   at::Tensor bias() const override { return {}; }
   at::ScalarType scale_dtype() const override { return at::kBFloat16; }
   const Statistic* find(std::string_view id) const override { return block_.find(0, id); }
-  double fused_abs_max() const override { return block_.weights_[static_cast<size_t>(id_)].abs().max().item<double>(); }
+  double fused_abs_max() const override {
+    return block_.weights_[static_cast<size_t>(id_)].abs().max().item<double>();
+  }
   TensorMap& port_cache() override { return cache_; }
   uint64_t seed() const override { return 0; }
   Notes& notes() override { return block_.notes_; }
@@ -128,16 +97,19 @@ class OneLayer final : public LayerContext {
 };
 
 std::unique_ptr<Algorithm> make_awq(const Options& changes = {}) {
-  slim_error error{};
-  std::unique_ptr<Algorithm> awq(static_cast<Algorithm*>(slim_plugin_v1.components[0].create(nullptr, &error)));
-  Options options{{"grid", "20"}, {"refine", "24"}, {"weight_term", "both"}, {"objective", "gram"}, {"rows", "512"},
-                  {"search_range", "minmax"}, {"clip", "gram"}, {"edges", "all"}};
-  for (const auto& [key, value] : changes) options[key] = value;
-  REQUIRE(awq->setup(options).ok());
-  return awq;
+  return create(slim_plugin_v1,
+                {{"grid", "20"},
+                 {"refine", "24"},
+                 {"weight_term", "both"},
+                 {"objective", "gram"},
+                 {"rows", "512"},
+                 {"search_range", "minmax"},
+                 {"clip", "gram"},
+                 {"edges", "all"}},
+                changes);
 }
 
-Scheme scheme(int bits, bool symmetric, int64_t group = 16) {
+Scheme integers(int bits, bool symmetric, int64_t group = 16) {
   Scheme scheme;
   scheme.name = "test";
   scheme.weight = QuantArgs{};
@@ -172,7 +144,7 @@ double output_error(const Block& block, LayerId id, const Solved& solved) {
 TEST_CASE("awq/ a scale is never worse than none on its own loss, for any scheme and any data") {
   for (int seed = 0; seed < 6; ++seed) {
     at::manual_seed(seed);
-    Block block(scheme(2 + seed, seed % 2 == 0), normal({100, 32}), {normal({8, 32}), normal({12, 32})});
+    Block block(integers(2 + seed, seed % 2 == 0), normal({100, 32}), {normal({8, 32}), normal({12, 32})});
     const auto awq = make_awq({{"rows", seed % 2 ? "3" : "512"}, {"grid", "5"}});
     block.collect(*awq);
     REQUIRE(awq->transform(block).ok());
@@ -182,7 +154,7 @@ TEST_CASE("awq/ a scale is never worse than none on its own loss, for any scheme
 }
 
 TEST_CASE("awq/ outlier channels make scaling pay, and the scale protects them") {
-  Block block = language_like(scheme(4, true));
+  Block block = language_like(integers(4, true));
   const auto awq = make_awq();
   block.collect(*awq);
   REQUIRE(awq->transform(block).ok());
@@ -192,7 +164,7 @@ TEST_CASE("awq/ outlier channels make scaling pay, and the scale protects them")
 }
 
 TEST_CASE("awq/ the loss that is reported is the error of the layers' outputs") {
-  Block block = language_like(scheme(4, false));
+  Block block = language_like(integers(4, false));
   const auto awq = make_awq();
   block.collect(*awq);
   REQUIRE(awq->transform(block).ok());
@@ -206,7 +178,7 @@ TEST_CASE("awq/ the loss that is reported is the error of the layers' outputs") 
 }
 
 TEST_CASE("awq/ Gram matrix and activations give the same search") {
-  Block few = language_like(scheme(4, true), 63), many = language_like(scheme(4, true), 63);
+  Block few = language_like(integers(4, true), 63), many = language_like(integers(4, true), 63);
   many.requests.tokens = 1000;  // asks for a Gram matrix
   const auto awq = make_awq({{"refine", "0"}});
   few.collect(*awq);
@@ -220,13 +192,14 @@ TEST_CASE("awq/ Gram matrix and activations give the same search") {
 }
 
 TEST_CASE("awq/ the replay objective runs the region and agrees when the region is the layers") {
-  Block block = language_like(scheme(4, true));
+  Block block = language_like(integers(4, true));
   block.weights_[1] = block.weights_[0].flip(0);
   block.plan_.layers[1].out = 40;
-  Block same = language_like(scheme(4, true));
+  Block same = language_like(integers(4, true));
   same.weights_ = block.weights_;
   same.plan_ = block.plan_;
-  const auto replay = make_awq({{"objective", "replay"}, {"refine", "0"}}), gram = make_awq({{"refine", "0"}});
+  const auto replay = make_awq({{"objective", "replay"}, {"refine", "0"}}),
+             gram = make_awq({{"refine", "0"}});
   block.collect(*replay);
   same.collect(*gram);
   CHECK(block.requests.regions.contains(0));
@@ -241,7 +214,7 @@ TEST_CASE("awq/ the replay objective runs the region and agrees when the region 
 TEST_CASE("awq/ heads that share keys and values share their scale") {
   at::manual_seed(3);
   const int64_t head_dim = 8, repeat = 4;
-  Block block(scheme(4, true, 8), with_outliers(150, 64), {normal({20, 64})}, repeat, head_dim);
+  Block block(integers(4, true, 8), with_outliers(150, 64), {normal({20, 64})}, repeat, head_dim);
   const auto awq = make_awq();
   block.collect(*awq);
   REQUIRE(awq->transform(block).ok());
@@ -252,7 +225,7 @@ TEST_CASE("awq/ heads that share keys and values share their scale") {
 
 TEST_CASE("awq/ edges into linears can be left out") {
   at::manual_seed(3);
-  Block block(scheme(4, true, 8), with_outliers(150, 64), {normal({20, 64})}, 4, 8);
+  Block block(integers(4, true, 8), with_outliers(150, 64), {normal({20, 64})}, 4, 8);
   const auto awq = make_awq({{"edges", "norms"}});
   block.collect(*awq);
   REQUIRE(awq->transform(block).ok());
@@ -262,7 +235,7 @@ TEST_CASE("awq/ edges into linears can be left out") {
 TEST_CASE("awq/ refinement and more grid points never make the ranking worse when all rows rank") {
   double last = 1e30;
   for (const char* refine : {"0", "8", "60"}) {
-    Block block = language_like(scheme(3, true));
+    Block block = language_like(integers(3, true));
     const auto awq = make_awq({{"refine", refine}});
     block.collect(*awq);
     REQUIRE(awq->transform(block).ok());
@@ -273,8 +246,9 @@ TEST_CASE("awq/ refinement and more grid points never make the ranking worse whe
 
 TEST_CASE("awq/ scaling and clipping each lower the output error of rounding") {
   for (const bool symmetric : {true, false}) {
-    Block plain = language_like(scheme(3, symmetric)), scaled = language_like(scheme(3, symmetric));
-    const auto clipped_only = make_awq(), awq = make_awq(), none = make_awq({{"clip", "none"}}), diagonal = make_awq({{"clip", "diagonal"}});
+    Block plain = language_like(integers(3, symmetric)), scaled = language_like(integers(3, symmetric));
+    const auto clipped_only = make_awq(), awq = make_awq(), none = make_awq({{"clip", "none"}}),
+               diagonal = make_awq({{"clip", "diagonal"}});
     plain.collect(*awq);
     scaled.collect(*awq);
     REQUIRE(awq->transform(scaled).ok());
@@ -297,7 +271,7 @@ TEST_CASE("awq/ scaling and clipping each lower the output error of rounding") {
 
 TEST_CASE("awq/ searched ranges never have a larger group error than the extremes") {
   at::manual_seed(4);
-  const QuantArgs args = *scheme(3, false).weight;
+  const QuantArgs args = *integers(3, false).weight;
   const at::Tensor w = normal({300, 64}), x = with_outliers(90, 64);
   Gram gram(64);
   gram.update(x);
@@ -325,7 +299,7 @@ TEST_CASE("awq/ output errors from a Gram matrix and from activations are equal"
 }
 
 TEST_CASE("awq/ layers that no token reached are rounded, and that is noted") {
-  Block block = language_like(scheme(4, false));
+  Block block = language_like(integers(4, false));
   const auto awq = make_awq();
   block.collect(*awq, /*feed=*/false);
   REQUIRE(awq->transform(block).ok());
@@ -339,7 +313,7 @@ TEST_CASE("awq/ channels that calibration never excited keep a finite scale") {
   at::manual_seed(6);
   at::Tensor x = with_outliers(100, 32);
   x.select(1, 5).zero_();
-  Block block(scheme(4, true), x, {normal({16, 32})});
+  Block block(integers(4, true), x, {normal({16, 32})});
   const auto awq = make_awq();
   block.collect(*awq);
   REQUIRE(awq->transform(block).ok());
@@ -350,9 +324,9 @@ TEST_CASE("awq/ channels that calibration never excited keep a finite scale") {
 
 TEST_CASE("awq/ a scheme that leaves weights in float, or prunes, is refused") {
   const auto awq = make_awq();
-  CHECK(awq->accepts(scheme(4, true)).ok());
+  CHECK(awq->accepts(integers(4, true)).ok());
   CHECK(awq->accepts(Scheme{"a8", {}, QuantArgs{}, {}}).code() == Code::kUnsupported);
-  Scheme pruned = scheme(4, true);
+  Scheme pruned = integers(4, true);
   pruned.sparsity = Sparsity{};
   CHECK(awq->accepts(pruned).code() == Code::kUnsupported);
 }

@@ -9,14 +9,17 @@ extern "C" const slim_plugin slim_plugin_v1;
 
 namespace {
 
-const char* const kSchemes[] = {"fp8_static", "fp8_static_channel", "fp8_dynamic", "fp8_dynamic_tensor", "fp8_block", "fp8_a16"};
+const char* const kSchemes[] = {"fp8_static",         "fp8_static_channel", "fp8_dynamic",
+                                "fp8_dynamic_tensor", "fp8_block",          "fp8_a16"};
 
 std::unique_ptr<Algorithm> fp8(const Options& changes = {}) {
-  Options options{{"activation_range", "absmax"}, {"percentile", "99.99"}, {"weight_range", "minmax"}, {"fuse_scales", "false"}, {"arithmetic", "fp32"}};
-  for (const auto& [key, value] : changes) options[key] = value;
-  auto algorithm = create(slim_plugin_v1);
-  REQUIRE(algorithm->setup(options).ok());
-  return algorithm;
+  return create(slim_plugin_v1,
+                {{"activation_range", "absmax"},
+                 {"percentile", "99.99"},
+                 {"weight_range", "minmax"},
+                 {"fuse_scales", "false"},
+                 {"arithmetic", "fp32"}},
+                changes);
 }
 
 at::Tensor weight(int64_t out, int64_t in, uint64_t seed = 1) {
@@ -24,19 +27,13 @@ at::Tensor weight(int64_t out, int64_t in, uint64_t seed = 1) {
   return at::randn({out, in}) * 0.05;
 }
 
-Solved solve(Algorithm& algorithm, SingleLayer& layer) {
-  Result<Solved> solved = algorithm.solve(layer);
-  REQUIRE_MESSAGE(solved.ok(), solved.status().message());
-  return *solved;
-}
-
-const Quantized& quantized(const Solved& solved) { return std::get<Quantized>(solved.weight); }
-
 at::Tensor e4m3(const at::Tensor& x) { return x.to(at::kFloat8_e4m3fn).to(at::kFloat); }
 
 }  // namespace
 
-TEST_CASE("fp8/ scales are max|w| / 448 of the tensor, the channel or the block, and codes the nearest E4M3 numbers") {
+TEST_CASE(
+    "fp8/ scales are max|w| / 448 of the tensor, the channel or the block, and codes the nearest E4M3 "
+    "numbers") {
   const at::Tensor w = weight(200, 300);
   const auto algorithm = fp8();
   const auto check = [&](const char* name, const at::Tensor& largest, const at::Tensor& spread) {
@@ -56,7 +53,9 @@ TEST_CASE("fp8/ scales are max|w| / 448 of the tensor, the channel or the block,
   at::Tensor blocks = at::zeros({2, 3}), spread = at::zeros({200, 300});
   for (int64_t r = 0; r < 2; ++r) {
     for (int64_t c = 0; c < 3; ++c) {
-      const auto part = [&](const at::Tensor& t) { return t.slice(0, r * 128, r * 128 + 128).slice(1, c * 128, c * 128 + 128); };
+      const auto part = [&](const at::Tensor& t) {
+        return t.slice(0, r * 128, r * 128 + 128).slice(1, c * 128, c * 128 + 128);
+      };
       const at::Tensor largest = part(w).abs().max();
       blocks[r][c] = largest;
       part(spread).fill_(largest);
@@ -71,7 +70,7 @@ TEST_CASE("fp8/ only static activation scales ask for a statistic") {
     layer.observe(*fp8());
     const bool is_static = std::string(name).starts_with("fp8_static");
     CHECK(layer.requests.made.size() == (is_static ? 1 : 0));
-    CHECK(layer.requests.regions == 0);
+    CHECK(layer.requests.regions.empty());
   }
 }
 
@@ -88,9 +87,11 @@ TEST_CASE("fp8/ the static activation scale is max|x| / 448 of all batches, roun
   }
 }
 
-TEST_CASE("fp8/ percentile and least-squares ranges leave a lone outlier outside, and round the rest better") {
+TEST_CASE(
+    "fp8/ percentile and least-squares ranges leave a lone outlier outside, and round the rest better") {
   at::manual_seed(3);
-  at::Tensor x = at::randn({4000, 64}) * 1e-3;  // where E4M3 has few mantissa bits left under an outlier's scale
+  at::Tensor x =
+      at::randn({4000, 64}) * 1e-3;  // where E4M3 has few mantissa bits left under an outlier's scale
   x[5][5] = 30;
   const auto scale_of = [&](const Options& options) {
     SingleLayer layer(scheme("fp8_static"), {weight(8, 64)}, at::kFloat);
@@ -98,7 +99,8 @@ TEST_CASE("fp8/ percentile and least-squares ranges leave a lone outlier outside
     layer.observe(*algorithm, {x});
     return solve(*algorithm, layer).input_scale;
   };
-  const at::Tensor absmax = scale_of({}), percentile = scale_of({{"activation_range", "percentile"}, {"percentile", "99.9"}});
+  const at::Tensor absmax = scale_of({}),
+                   percentile = scale_of({{"activation_range", "percentile"}, {"percentile", "99.9"}});
   CHECK(absmax.item<float>() == doctest::Approx(30.0 / 448));
   CHECK(percentile.item<float>() < absmax.item<float>() / 1000);
   const QuantArgs args = *scheme("fp8_static").input;
@@ -146,7 +148,8 @@ TEST_CASE("fp8/ the searched weight range never has a larger error than the extr
   }
 }
 
-TEST_CASE("fp8/ zero rows, one column, one row, odd shapes: scales are positive and finite, zeros stay zero") {
+TEST_CASE(
+    "fp8/ zero rows, one column, one row, odd shapes: scales are positive and finite, zeros stay zero") {
   for (const auto& shape : std::vector<std::vector<int64_t>>{{1, 1}, {5, 1}, {1, 7}, {129, 131}, {3, 128}}) {
     for (const char* name : kSchemes) {
       at::Tensor w = weight(shape[0], shape[1]);
@@ -213,7 +216,9 @@ TEST_CASE("fp8/ the same input gives the same bytes") {
 TEST_CASE("fp8/ schemes of other kinds, and options that contradict each other, are refused") {
   const auto algorithm = fp8();
   for (const char* name : kSchemes) CHECK(algorithm->accepts(scheme(name)).ok());
-  for (const char* name : {"w8a8", "w4a16", "w8a16", "2:4"}) CHECK(algorithm->accepts(scheme(name)).code() == Code::kUnsupported);
-  CHECK(create(slim_plugin_v1)->setup({{"fuse_scales", "true"}, {"weight_range", "mse"}}).code() == Code::kInvalidArgument);
+  for (const char* name : {"w8a8", "w4a16", "w8a16", "2:4"})
+    CHECK(algorithm->accepts(scheme(name)).code() == Code::kUnsupported);
+  CHECK(create(slim_plugin_v1)->setup({{"fuse_scales", "true"}, {"weight_range", "mse"}}).code() ==
+        Code::kInvalidArgument);
   CHECK(scheme_from_name(algorithm->default_scheme()).ok());
 }

@@ -1,96 +1,31 @@
-#include <ATen/ATen.h>
-#include <doctest/doctest.h>
-
-#include "slim/abi.h"
+#include "single_layer.h"
 #include "slim/feedback.hpp"
 
 using namespace slim;
+using namespace slim::testing;
 
 extern "C" const slim_plugin slim_plugin_v1;
 
 namespace {
 
-struct RecordedNotes final : Notes {
-  void note(std::string_view kind, std::string_view, std::string_view) override { kinds.emplace_back(kind); }
-  void metric(std::string_view, std::string_view key, double value) override { metrics[std::string(key)] = value; }
-  bool has(std::string_view kind) const { return std::find(kinds.begin(), kinds.end(), kind) != kinds.end(); }
-  std::vector<std::string> kinds;
-  std::map<std::string, double> metrics;
-};
-
-/// Layers that read one input x [tokens, in].
-class OneLayer final : public LayerContext {
- public:
-  OneLayer(Scheme scheme, const at::Tensor& x, at::Tensor weight) : scheme_(std::move(scheme)), weight_(std::move(weight)), gram_(x.size(1)), moments_(x.size(1)) {
-    layer_.name = "layer";
-    layer_.out = weight_.size(0);
-    layer_.in = weight_.size(1);
-    gram_.update(x);
-    moments_.update(x);
-  }
-  const Layer& layer() const override { return layer_; }
-  const Scheme& scheme() const override { return scheme_; }
-  at::Tensor weight() const override { return weight_.clone(); }
-  at::Tensor bias() const override { return {}; }
-  at::ScalarType scale_dtype() const override { return at::kBFloat16; }
-  const Statistic* find(std::string_view id) const override {
-    return id == Gram::kId ? static_cast<const Statistic*>(&gram_) : &moments_;
-  }
-  double fused_abs_max() const override { return weight_.abs().max().item<double>(); }
-  TensorMap& port_cache() override { return cache; }
-  uint64_t seed() const override { return 1; }
-  Notes& notes() override { return recorded; }
-
-  double loss(const at::Tensor& decoded) const {
-    const at::Tensor delta = (decoded - weight_).to(at::kDouble);
-    return at::matmul(delta, gram_.sum().to(at::kDouble)).mul(delta).sum().item<double>() / gram_.tokens;
-  }
-  void set_weight(at::Tensor weight) { weight_ = std::move(weight); }
-
-  TensorMap cache;
-  RecordedNotes recorded;
-
- private:
-  Layer layer_;
-  Scheme scheme_;
-  at::Tensor weight_;
-  Gram gram_;
-  ChannelMoments moments_;
-};
-
-using Changes = std::map<std::string, std::string>;
-
-std::unique_ptr<Algorithm> gptq(const Changes& changes = {}) {
-  slim_error error{};
-  std::unique_ptr<Algorithm> algorithm(static_cast<Algorithm*>(slim_plugin_v1.components[0].create(nullptr, &error)));
-  Options options{{"damp_percent", "0.01"}, {"act_group_aware", "false"}, {"desc_act", "false"}, {"static_groups", "true"},
-                  {"range", "sweep"},       {"refit", "true"}};
-  for (const auto& [key, value] : changes) options[key] = value;
-  REQUIRE(algorithm->setup(options).ok());
-  return algorithm;
+std::unique_ptr<Algorithm> gptq(const Options& changes = {}) {
+  return create(slim_plugin_v1,
+                {{"damp_percent", "0.01"},
+                 {"act_group_aware", "false"},
+                 {"desc_act", "false"},
+                 {"static_groups", "true"},
+                 {"range", "sweep"},
+                 {"refit", "true"}},
+                changes);
 }
 
-const Changes kPlain{{"range", "minmax"}, {"refit", "false"}};
+const Options kPlain{{"range", "minmax"}, {"refit", "false"}};
 
-Scheme scheme(const std::string& name, int64_t group_size = 0) {
-  const auto found = scheme_from_name(name, group_size);
-  REQUIRE(found.ok());
-  return *found;
+Quantized solved_by(const std::unique_ptr<Algorithm>& algorithm, CalibratedLayer& layer) {
+  return quantized(solve(*algorithm, layer));
 }
 
-/// Channels that depend on each other and differ in size.
-at::Tensor correlated(int64_t tokens, int64_t features) {
-  const at::Tensor mixed = at::matmul(at::randn({tokens, features}), at::randn({features, features}) / std::sqrt(static_cast<double>(features)));
-  return (at::randn({tokens, features}) * 0.3 + mixed) * at::randn({features}).exp();
-}
-
-Quantized solve(Algorithm& algorithm, OneLayer& layer) {
-  Result<Solved> solved = algorithm.solve(layer);
-  REQUIRE_MESSAGE(solved.ok(), solved.status().message());
-  return std::get<Quantized>(solved->weight);
-}
-
-double rounding_loss(OneLayer& layer, bool mse) {
+double rounding_loss(CalibratedLayer& layer, bool mse) {
   quant::RangeOptions options;
   if (mse) {
     options.method = quant::RangeOptions::Method::kMse;
@@ -110,8 +45,8 @@ void check_ranges(const Quantized& result, const QuantArgs& args) {
 
 /// GPTQ as optimal brain surgery states it, in fp64: after column i is rounded, the columns left move by what the inverse of
 /// their Hessian says, and column i is eliminated from it.
-at::Tensor textbook_codes(at::Tensor weight, at::Tensor hessian, const at::Tensor& scale, const at::Tensor& zero, int64_t group_size,
-                          const QuantArgs& args) {
+at::Tensor textbook_codes(at::Tensor weight, at::Tensor hessian, const at::Tensor& scale,
+                          const at::Tensor& zero, int64_t group_size, const QuantArgs& args) {
   weight = weight.to(at::kDouble).clone();
   hessian = hessian.to(at::kDouble).clone();
   hessian.diagonal().add_(0.01 * hessian.diagonal().mean());
@@ -135,12 +70,14 @@ at::Tensor textbook_codes(at::Tensor weight, at::Tensor hessian, const at::Tenso
 TEST_CASE("gptq/ with given ranges the codes are those of the textbook in double precision") {
   at::manual_seed(1);
   for (const char* name : {"w2a16", "w3a16_asym", "w4a16", "w4a16_asym", "w8a16"}) {
-    for (const auto& [out, in, group] : {std::tuple<int64_t, int64_t, int64_t>{7, 24, 8}, {40, 150, 50}, {3, 288, 144}, {33, 64, -1}}) {
+    for (const auto& [out, in, group] :
+         {std::tuple<int64_t, int64_t, int64_t>{7, 24, 8}, {40, 150, 50}, {3, 288, 144}, {33, 64, -1}}) {
       const Scheme wanted = scheme(name, group);
-      OneLayer layer(wanted, correlated(2 * in, in), at::randn({out, in}));
+      CalibratedLayer layer(wanted, correlated(2 * in, in), at::randn({out, in}));
       const Quantized rounded = std::get<Quantized>(quant::round_to_nearest(layer)->weight);
-      const at::Tensor expected = textbook_codes(layer.weight(), layer.statistic<Gram>()->mean(), rounded.scale, rounded.zero,
-                                                 group < 0 ? in : group, *wanted.weight);
+      const at::Tensor expected =
+          textbook_codes(layer.weight(), layer.statistic<Gram>()->mean(), rounded.scale, rounded.zero,
+                         group < 0 ? in : group, *wanted.weight);
       quant::SweepRequest request;
       request.weight = layer.weight();
       request.factor = **quant::input_factor(layer, "rounding", 0.01, quant::SweepOrder::kStored);
@@ -156,18 +93,31 @@ TEST_CASE("gptq/ with given ranges the codes are those of the textbook in double
   }
 }
 
-TEST_CASE("gptq/ is never worse than rounding on its own loss, and better on dependent channels, whatever the shape and options") {
+TEST_CASE(
+    "gptq/ is never worse than rounding on its own loss, and better on dependent channels, whatever the "
+    "shape and options") {
   at::manual_seed(2);
-  const auto shapes = {std::tuple<int64_t, int64_t, int64_t>{1, 1, -1}, {5, 1, 1}, {1, 48, 16}, {33, 96, 32}, {40, 160, 32}, {6, 288, 96}, {20, 200, -1}};
-  const std::vector<Changes> variants = {{}, kPlain, {{"desc_act", "true"}}, {{"desc_act", "true"}, {"static_groups", "false"}},
-                                         {{"range", "mse"}}, {{"act_group_aware", "true"}}};
-  for (const char* name : {"w2a16", "w2a16_asym", "w3a16", "w3a16_asym", "w4a16", "w4a16_asym", "w8a16", "w8a16_asym"}) {
+  const auto shapes = {std::tuple<int64_t, int64_t, int64_t>{1, 1, -1},
+                       {5, 1, 1},
+                       {1, 48, 16},
+                       {33, 96, 32},
+                       {40, 160, 32},
+                       {6, 288, 96},
+                       {20, 200, -1}};
+  const std::vector<Options> variants = {{},
+                                         kPlain,
+                                         {{"desc_act", "true"}},
+                                         {{"desc_act", "true"}, {"static_groups", "false"}},
+                                         {{"range", "mse"}},
+                                         {{"act_group_aware", "true"}}};
+  for (const char* name :
+       {"w2a16", "w2a16_asym", "w3a16", "w3a16_asym", "w4a16", "w4a16_asym", "w8a16", "w8a16_asym"}) {
     for (const auto& [out, in, group] : shapes) {
       const Scheme wanted = scheme(name, group);
-      for (const Changes& changes : variants) {
-        OneLayer layer(wanted, correlated(3 * in + 5, in), at::randn({out, in}));
+      for (const Options& changes : variants) {
+        CalibratedLayer layer(wanted, correlated(3 * in + 5, in), at::randn({out, in}));
         const auto algorithm = gptq(changes);
-        const Quantized result = solve(*algorithm, layer);
+        const Quantized result = solved_by(algorithm, layer);
         const bool mse = !changes.contains("range") || changes.at("range") != "minmax";
         const double loss = layer.loss(quant::decode(result)), rounding = rounding_loss(layer, mse);
         INFO(name, " ", out, "x", in, " group ", group);
@@ -183,8 +133,8 @@ TEST_CASE("gptq/ is never worse than rounding on its own loss, and better on dep
 
 TEST_CASE("gptq/ stored group indices say which scale a channel has") {
   at::manual_seed(3);
-  OneLayer layer(scheme("w4a16", 16), correlated(300, 64), at::randn({9, 64}));
-  const Quantized result = solve(*gptq({{"desc_act", "true"}, {"static_groups", "false"}}), layer);
+  CalibratedLayer layer(scheme("w4a16", 16), correlated(300, 64), at::randn({9, 64}));
+  const Quantized result = solved_by(gptq({{"desc_act", "true"}, {"static_groups", "false"}}), layer);
   REQUIRE(result.group_index.defined());
   CHECK(at::equal(at::bincount(result.group_index.to(at::kLong)), at::full({4}, 16, at::kLong)));
   // The most excited channel is in the first group, the least in the last.
@@ -192,10 +142,11 @@ TEST_CASE("gptq/ stored group indices say which scale a channel has") {
   CHECK(result.group_index[mean_square.argmax()].item<int>() == 0);
   CHECK(result.group_index[mean_square.argmin()].item<int>() == 3);
   const at::Tensor decoded = quant::decode(result);
-  const at::Tensor by_hand = result.codes * result.scale.to(at::kFloat).index_select(1, result.group_index.to(at::kLong));
+  const at::Tensor by_hand =
+      result.codes * result.scale.to(at::kFloat).index_select(1, result.group_index.to(at::kLong));
   CHECK(at::equal(decoded, by_hand));
   CHECK(layer.loss(decoded) < rounding_loss(layer, true));
-  CHECK_FALSE(solve(*gptq({{"desc_act", "true"}}), layer).group_index.defined());
+  CHECK_FALSE(solved_by(gptq({{"desc_act", "true"}}), layer).group_index.defined());
 }
 
 TEST_CASE("gptq/ channels that calibration never excited keep their rounded value") {
@@ -203,28 +154,33 @@ TEST_CASE("gptq/ channels that calibration never excited keep their rounded valu
   for (const char* damp : {"0.01", "0"}) {
     at::Tensor x = correlated(200, 32);
     for (const int64_t dead : {0, 7, 31}) x.select(1, dead).zero_();
-    OneLayer layer(scheme("w4a16", 16), x, at::randn({12, 32}));
-    const Quantized result = solve(*gptq({{"damp_percent", damp}}), layer);
+    CalibratedLayer layer(scheme("w4a16", 16), x, at::randn({12, 32}));
+    const Quantized result = solved_by(gptq({{"damp_percent", damp}}), layer);
     const at::Tensor rounded = quant::encode(layer.weight(), {result.scale, result.zero}, result.args);
-    for (const int64_t dead : {0, 7, 31}) CHECK(at::equal(result.codes.select(1, dead), rounded.select(1, dead)));
+    for (const int64_t dead : {0, 7, 31})
+      CHECK(at::equal(result.codes.select(1, dead), rounded.select(1, dead)));
     CHECK_FALSE(at::equal(result.codes, rounded));
   }
 }
 
-TEST_CASE("gptq/ a Gram matrix that fp32 cannot factorize is factorized in fp64, then half way to the diagonal, and noted") {
+TEST_CASE(
+    "gptq/ a Gram matrix that fp32 cannot factorize is factorized in fp64, then half way to the diagonal, "
+    "and noted") {
   at::manual_seed(5);
   const at::Tensor signal = at::randn({400, 4}), mixing = at::randn({4, 16}), weight = at::randn({8, 16});
-  const Changes undamped{{"damp_percent", "0"}};
-  OneLayer nearly(scheme("w4a16", 16), at::matmul(signal, mixing) + at::randn({400, 16}) * 2e-3, weight);
-  OneLayer deficient(scheme("w4a16", 16), at::matmul(signal, mixing), weight);
-  for (const auto& [layer, kind] : {std::pair{&nearly, "factorized in fp64"}, {&deficient, "factorized half way to the diagonal"}}) {
-    const double loss = layer->loss(quant::decode(solve(*gptq(undamped), *layer)));
+  const Options undamped{{"damp_percent", "0"}};
+  CalibratedLayer nearly(scheme("w4a16", 16), at::matmul(signal, mixing) + at::randn({400, 16}) * 2e-3,
+                         weight);
+  CalibratedLayer deficient(scheme("w4a16", 16), at::matmul(signal, mixing), weight);
+  for (const auto& [layer, kind] :
+       {std::pair{&nearly, "factorized in fp64"}, {&deficient, "factorized half way to the diagonal"}}) {
+    const double loss = layer->loss(quant::decode(solved_by(gptq(undamped), *layer)));
     CHECK(layer->recorded.has(kind));
     CHECK(loss < rounding_loss(*layer, true));
     RecordedNotes& notes = layer->recorded;
     notes.kinds.clear();
     layer->cache.clear();
-    solve(*gptq(), *layer);
+    solved_by(gptq(), *layer);
     CHECK_FALSE(notes.has(kind));
   }
 }
@@ -232,8 +188,8 @@ TEST_CASE("gptq/ a Gram matrix that fp32 cannot factorize is factorized in fp64,
 TEST_CASE("gptq/ a layer without calibration is rounded, and noted") {
   at::manual_seed(6);
   for (const int64_t tokens : {0, 10}) {
-    OneLayer layer(scheme("w4a16", 16), at::zeros({tokens, 32}), at::randn({4, 32}));
-    const Quantized result = solve(*gptq({{"range", "minmax"}}), layer);
+    CalibratedLayer layer(scheme("w4a16", 16), at::zeros({tokens, 32}), at::randn({4, 32}));
+    const Quantized result = solved_by(gptq({{"range", "minmax"}}), layer);
     CHECK(layer.recorded.has("rounding instead of gptq"));
     CHECK(at::equal(result.codes, std::get<Quantized>(quant::round_to_nearest(layer)->weight).codes));
   }
@@ -242,20 +198,22 @@ TEST_CASE("gptq/ a layer without calibration is rounded, and noted") {
 TEST_CASE("gptq/ layers that read one input share its factor; the same input gives the same codes") {
   at::manual_seed(7);
   const at::Tensor x = correlated(200, 64), first = at::randn({8, 64}), second = at::randn({24, 64});
-  OneLayer shared(scheme("w4a16", 32), x, first), alone(scheme("w4a16", 32), x, second);
+  CalibratedLayer shared(scheme("w4a16", 32), x, first), alone(scheme("w4a16", 32), x, second);
   const auto algorithm = gptq();
-  const Quantized one = solve(*algorithm, shared);
+  const Quantized one = solved_by(algorithm, shared);
   std::vector<const void*> before, after;
-  for (const auto& [key, tensor] : shared.cache) before.push_back(tensor.defined() ? tensor.const_data_ptr() : nullptr);
-  shared.set_weight(second);
-  const Quantized two = solve(*algorithm, shared);
-  for (const auto& [key, tensor] : shared.cache) after.push_back(tensor.defined() ? tensor.const_data_ptr() : nullptr);
+  for (const auto& [key, tensor] : shared.cache)
+    before.push_back(tensor.defined() ? tensor.const_data_ptr() : nullptr);
+  shared.weights.front() = second;
+  const Quantized two = solved_by(algorithm, shared);
+  for (const auto& [key, tensor] : shared.cache)
+    after.push_back(tensor.defined() ? tensor.const_data_ptr() : nullptr);
   CHECK(before.size() > 0);
   CHECK(before == after);
-  CHECK(at::equal(two.codes, solve(*algorithm, alone).codes));
-  shared.set_weight(first);
+  CHECK(at::equal(two.codes, solved_by(algorithm, alone).codes));
+  shared.weights.front() = first;
   shared.cache.clear();
-  const Quantized again = solve(*algorithm, shared);
+  const Quantized again = solved_by(algorithm, shared);
   CHECK(at::equal(one.codes, again.codes));
   CHECK(at::equal(one.scale, again.scale));
 }
@@ -263,7 +221,7 @@ TEST_CASE("gptq/ layers that read one input share its factor; the same input giv
 TEST_CASE("gptq/ int8 weights per channel come with the static activation scale that their scheme asks for") {
   at::manual_seed(8);
   for (const char* name : {"w8a8", "w8a8_static"}) {
-    OneLayer layer(scheme(name), correlated(200, 32), at::randn({8, 32}));
+    CalibratedLayer layer(scheme(name), correlated(200, 32), at::randn({8, 32}));
     const auto algorithm = gptq();
     REQUIRE(algorithm->accepts(layer.scheme()).ok());
     const auto solved = algorithm->solve(layer);
@@ -285,11 +243,11 @@ TEST_CASE("gptq/ NaN in a weight or in the activations is an error that names th
   at::manual_seed(9);
   at::Tensor x = correlated(50, 16), weight = at::randn({4, 16});
   x[3][5] = std::numeric_limits<float>::quiet_NaN();
-  OneLayer bad_input(scheme("w4a16", 16), x, weight);
+  CalibratedLayer bad_input(scheme("w4a16", 16), x, weight);
   x[3][5] = 1;
   weight[1][2] = std::numeric_limits<float>::infinity();
-  OneLayer bad_weight(scheme("w4a16", 16), x, weight);
-  for (OneLayer* layer : {&bad_input, &bad_weight}) {
+  CalibratedLayer bad_weight(scheme("w4a16", 16), x, weight);
+  for (CalibratedLayer* layer : {&bad_input, &bad_weight}) {
     const auto solved = gptq({{"range", "minmax"}})->solve(*layer);
     REQUIRE_FALSE(solved.ok());
     CHECK(solved.status().code() == Code::kNumeric);

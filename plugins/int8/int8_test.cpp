@@ -10,15 +10,17 @@ extern "C" const slim_plugin slim_plugin_v1;
 namespace {
 
 std::unique_ptr<Algorithm> int8(const Options& changes = {}) {
-  Options options{{"activation_range", "minmax"}, {"percentile", "99.99"}, {"weight_range", "minmax"}, {"arithmetic", "fp32"}};
-  for (const auto& [key, value] : changes) options[key] = value;
-  auto algorithm = create(slim_plugin_v1);
-  REQUIRE(algorithm->setup(options).ok());
-  return algorithm;
+  return create(slim_plugin_v1,
+                {{"activation_range", "minmax"},
+                 {"percentile", "99.99"},
+                 {"weight_range", "minmax"},
+                 {"arithmetic", "fp32"}},
+                changes);
 }
 
 const std::vector<Scheme>& schemes() {
-  static const std::vector<Scheme> list{scheme("w8a8"), scheme("w8a8_static"), scheme("w8a8_static_sym"), scheme("w8a16", -1), scheme("w8a16_asym", 16)};
+  static const std::vector<Scheme> list{scheme("w8a8"), scheme("w8a8_static"), scheme("w8a8_static_sym"),
+                                        scheme("w8a16", -1), scheme("w8a16_asym", 16)};
   return list;
 }
 
@@ -26,14 +28,6 @@ at::Tensor weight(int64_t out, int64_t in, uint64_t seed = 1) {
   at::manual_seed(seed);
   return at::randn({out, in}) * 0.05;
 }
-
-Solved solve(Algorithm& algorithm, SingleLayer& layer) {
-  Result<Solved> solved = algorithm.solve(layer);
-  REQUIRE_MESSAGE(solved.ok(), solved.status().message());
-  return *solved;
-}
-
-const Quantized& quantized(const Solved& solved) { return std::get<Quantized>(solved.weight); }
 
 }  // namespace
 
@@ -56,7 +50,7 @@ TEST_CASE("int8/ only static activation scales ask for a statistic") {
       SingleLayer layer(scheme, {weight(8, 16)});
       layer.observe(*int8({{"activation_range", range}}));
       CHECK(layer.requests.made.size() == (scheme.input && !scheme.input->dynamic ? 1 : 0));
-      CHECK(layer.requests.regions == 0);
+      CHECK(layer.requests.regions.empty());
     }
   }
 }
@@ -64,7 +58,8 @@ TEST_CASE("int8/ only static activation scales ask for a statistic") {
 TEST_CASE("int8/ static activation ranges hold zero, and span 255 steps between the extremes") {
   for (const double shift : {0.0, 5.0, -5.0}) {
     const at::Tensor x = at::randn({50, 16}) + shift;
-    SingleLayer layer(scheme("w8a8_static"), {weight(8, 16)}, at::kFloat), symmetric(scheme("w8a8_static_sym"), {weight(8, 16)}, at::kFloat);
+    SingleLayer layer(scheme("w8a8_static"), {weight(8, 16)}, at::kFloat),
+        symmetric(scheme("w8a8_static_sym"), {weight(8, 16)}, at::kFloat);
     const auto algorithm = int8();
     layer.observe(*algorithm, {x});
     symmetric.observe(*algorithm, {x});
@@ -88,7 +83,11 @@ TEST_CASE("int8/ histogram ranges round activations with outliers better than ex
       const auto algorithm = int8({{"activation_range", range}, {"percentile", "99.999"}});
       layer.observe(*algorithm, {x.narrow(0, 0, 1500), x.narrow(0, 1500, 2500)});
       const Solved solved = solve(*algorithm, layer);
-      return (quant::fake_quantize_activation(x, *scheme(name).input, solved.input_scale, solved.input_zero) - x).square().mean().item<double>();
+      return (quant::fake_quantize_activation(x, *scheme(name).input, solved.input_scale, solved.input_zero) -
+              x)
+          .square()
+          .mean()
+          .item<double>();
     };
     CHECK(error("histogram") < 0.95 * error("minmax"));
     CHECK(error("histogram") <= 1.01 * error("percentile"));
@@ -166,6 +165,7 @@ TEST_CASE("int8/ the same input gives the same bytes") {
 TEST_CASE("int8/ schemes of other kinds are refused") {
   const auto algorithm = int8();
   for (const Scheme& scheme : schemes()) CHECK(algorithm->accepts(scheme).ok());
-  for (const char* name : {"fp8_static", "w4a16", "2:4"}) CHECK(algorithm->accepts(scheme(name)).code() == Code::kUnsupported);
+  for (const char* name : {"fp8_static", "w4a16", "2:4"})
+    CHECK(algorithm->accepts(scheme(name)).code() == Code::kUnsupported);
   CHECK(scheme_from_name(algorithm->default_scheme()).ok());
 }

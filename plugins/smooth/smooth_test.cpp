@@ -11,18 +11,17 @@ extern "C" const slim_plugin slim_plugin_v1;
 namespace {
 
 std::unique_ptr<Algorithm> make(const Options& changes = {}) {
-  Options options{{"method", "smoothquant"}, {"alpha", "0"}, {"edges", "auto"}};
-  for (const auto& [key, value] : changes) options[key] = value;
-  auto algorithm = create(slim_plugin_v1);
-  REQUIRE(algorithm->setup(options).ok());
-  return algorithm;
+  return create(slim_plugin_v1, {{"method", "smoothquant"}, {"alpha", "0"}, {"edges", "auto"}}, changes);
 }
 
 /// norm -> layer 0 (producer: v, up) and layer 1; layer 0 -> layer 2, whose input is what layer 0 gives.
 class Block final : public BlockContext {
  public:
   Block(std::vector<at::Tensor> batches, std::vector<at::Tensor> weights, int64_t repeat = 1)
-      : batches_(std::move(batches)), weights_(std::move(weights)), int8_(testing::scheme("w8a8")), schemes_(weights_.size(), &int8_) {
+      : batches_(std::move(batches)),
+        weights_(std::move(weights)),
+        int8_(testing::scheme("w8a8")),
+        schemes_(weights_.size(), &int8_) {
     plan_ = block_of(weights_);
     ScaleEdge norm;
     norm.name = "norm -> linears";
@@ -50,7 +49,10 @@ class Block final : public BlockContext {
   }
   at::Tensor inner(const at::Tensor& x) const {
     const at::Tensor y = at::matmul(x, weights_[0].t());
-    return plan_.edges[1].repeat == 1 ? y : y.view({-1, 2, 1, y.size(1) / 2}).expand({-1, 2, plan_.edges[1].repeat, -1}).reshape({y.size(0), -1});
+    return plan_.edges[1].repeat == 1 ? y
+                                      : y.view({-1, 2, 1, y.size(1) / 2})
+                                            .expand({-1, 2, plan_.edges[1].repeat, -1})
+                                            .reshape({y.size(0), -1});
   }
   at::Tensor columns(const ScaleEdge& edge, const at::Tensor& s) const {
     return edge.repeat == 1 ? s : s.view({-1, 1, edge.head_dim}).expand({-1, edge.repeat, -1}).reshape({-1});
@@ -107,7 +109,9 @@ Block language_like(uint64_t seed = 1) {
 
 at::Tensor largest(const std::vector<at::Tensor>& batches) { return at::cat(batches).abs().amax(0); }
 
-at::Tensor largest_weight(const at::Tensor& a, const at::Tensor& b) { return at::maximum(a.abs().amax(0), b.abs().amax(0)); }
+at::Tensor largest_weight(const at::Tensor& a, const at::Tensor& b) {
+  return at::maximum(a.abs().amax(0), b.abs().amax(0));
+}
 
 }  // namespace
 
@@ -138,9 +142,11 @@ TEST_CASE("smooth/ int8 activations lose less after smoothing") {
     const Scheme scheme = testing::scheme("w8a8_static");
     const auto error = [&] {
       const at::Tensor x = at::cat(block.batches_), w = block.weights_[1];
-      const quant::Params input = quant::params_from_range(x.min().view({1}), x.max().view({1}), *scheme.input, at::kFloat);
-      const at::Tensor y = at::matmul(quant::fake_quantize_activation(x, *scheme.input, input.scale, input.zero),
-                                      (*quant::fake_quantize(w, *scheme.weight, at::kFloat)).t());
+      const quant::Params input =
+          quant::params_from_range(x.min().view({1}), x.max().view({1}), *scheme.input, at::kFloat);
+      const at::Tensor y =
+          at::matmul(quant::fake_quantize_activation(x, *scheme.input, input.scale, input.zero),
+                     (*quant::fake_quantize(w, *scheme.weight, at::kFloat)).t());
       return (y - at::matmul(x, w.t())).square().mean().item<double>();
     };
     const double before = error();
@@ -156,7 +162,8 @@ TEST_CASE("smooth/ m2 scales channels that reach beyond one deviation, by the ro
   const at::Tensor all = at::cat(block.batches_), w = largest_weight(block.weights_[0], block.weights_[1]);
   const at::Tensor low = std::get<0>(all.min(0)), high = std::get<0>(all.max(0)), shift = (low + high) / 2;
   double deviation = 0;
-  for (const at::Tensor& x : block.batches_) deviation = std::max(deviation, (x - shift).std(true).item<double>());
+  for (const at::Tensor& x : block.batches_)
+    deviation = std::max(deviation, (x - shift).std(true).item<double>());
   const at::Tensor reach = std::get<0>((all - shift).max(0));
   const at::Tensor expected = at::where(reach > deviation, (reach / w).sqrt(), at::ones_like(reach));
   const auto algorithm = make({{"method", "m2"}});
@@ -178,9 +185,11 @@ TEST_CASE("smooth/ m2 leaves inputs without a value beyond seven deviations alon
   CHECK(block.recorded.kinds == std::vector<std::string>{"not smoothed"});
 }
 
-TEST_CASE("smooth/ iterative smoothing takes linear pairs before norms, each with what the ones before have left") {
+TEST_CASE(
+    "smooth/ iterative smoothing takes linear pairs before norms, each with what the ones before have left") {
   Block block = language_like();
-  const at::Tensor inner = block.inner(at::cat(block.batches_)).abs().amax(0), w2 = block.weights_[2].abs().amax(0);
+  const at::Tensor inner = block.inner(at::cat(block.batches_)).abs().amax(0),
+                   w2 = block.weights_[2].abs().amax(0);
   const at::Tensor a = largest(block.batches_), before = block.output();
   const at::Tensor s2 = inner.pow(0.9) / w2.pow(0.1), w0 = block.weights_[0] / s2.unsqueeze(1);
   const at::Tensor s0 = a.pow(0.9) / largest_weight(w0, block.weights_[1]).pow(0.1);
@@ -270,9 +279,12 @@ TEST_CASE("smooth/ nothing seen is noted; NaN and Inf are refused") {
 TEST_CASE("smooth/ it solves nothing, refuses float activations, and m2 has no alpha") {
   const auto algorithm = make();
   CHECK(!algorithm->solves());
-  for (const char* name : {"w8a8", "w8a8_static", "fp8_static", "fp8_dynamic"}) CHECK(algorithm->accepts(testing::scheme(name)).ok());
-  for (const char* name : {"w4a16", "fp8_a16", "2:4"}) CHECK(algorithm->accepts(testing::scheme(name)).code() == Code::kUnsupported);
-  CHECK(create(slim_plugin_v1)->setup({{"method", "m2"}, {"alpha", "0.4"}, {"edges", "auto"}}).code() == Code::kInvalidArgument);
+  for (const char* name : {"w8a8", "w8a8_static", "fp8_static", "fp8_dynamic"})
+    CHECK(algorithm->accepts(testing::scheme(name)).ok());
+  for (const char* name : {"w4a16", "fp8_a16", "2:4"})
+    CHECK(algorithm->accepts(testing::scheme(name)).code() == Code::kUnsupported);
+  CHECK(create(slim_plugin_v1)->setup({{"method", "m2"}, {"alpha", "0.4"}, {"edges", "auto"}}).code() ==
+        Code::kInvalidArgument);
 }
 
 TEST_CASE("smooth/ batch moments merge, follow scales, and go on in another process") {
@@ -289,7 +301,8 @@ TEST_CASE("smooth/ batch moments merge, follow scales, and go on in another proc
   first.merge(second, 1);
   CHECK((at::equal(first.reach(), both.reach()) && first.spread() == both.spread() && first.tokens == 25));
   REQUIRE(restored.restore(both.state()).ok());
-  CHECK((at::equal(restored.reach(), both.reach()) && restored.spread() == both.spread() && restored.tokens == 25));
+  CHECK((at::equal(restored.reach(), both.reach()) && restored.spread() == both.spread() &&
+         restored.tokens == 25));
   const auto copy = both.clone();
   CHECK(both.rescale(s));
   CHECK(at::allclose(both.reach(), scaled.reach(), 1e-5));

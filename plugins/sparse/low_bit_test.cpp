@@ -1,19 +1,15 @@
 #include "low_bit.h"
 
-#include <ATen/ATen.h>
-#include <doctest/doctest.h>
-
 #include <cmath>
 #include <limits>
 
 #include "batch_extremes.h"
-#include "slim/abi.h"
+#include "single_layer.h"
 #include "slim/quant.hpp"
 
 using namespace slim;
 using namespace slim::sparse;
-
-extern "C" const slim_plugin slim_plugin_v1;
+using namespace slim::testing;
 
 namespace {
 
@@ -81,51 +77,7 @@ at::Tensor rows_of_every_kind(int64_t columns, uint64_t seed) {
   return weight;
 }
 
-struct RecordedNotes final : Notes {
-  void note(std::string_view kind, std::string_view, std::string_view) override { kinds.emplace_back(kind); }
-  void metric(std::string_view, std::string_view key, double value) override { metrics[std::string(key)] = value; }
-  std::vector<std::string> kinds;
-  std::map<std::string, double> metrics;
-};
-
-struct OneLayer final : LayerContext, Observations {
-  OneLayer(at::Tensor weight, at::Tensor bias = {})
-      : weight_(std::move(weight)), bias_(std::move(bias)), scheme_(*scheme_from_name("w8a8s")) {
-    layer_.name = "layer";
-    layer_.out = weight_.size(0);
-    layer_.in = weight_.size(1);
-  }
-  void add(PortId, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) override {
-    made[std::string(id)] = make();
-  }
-  void keep_inputs(RegionId) override {}
-  int64_t expected_tokens() const override { return 100; }
-  const Layer& layer() const override { return layer_; }
-  const Scheme& scheme() const override { return scheme_; }
-  at::Tensor weight() const override { return weight_.clone(); }
-  at::Tensor bias() const override { return bias_; }
-  at::ScalarType scale_dtype() const override { return at::kFloat; }
-  const Statistic* find(std::string_view id) const override {
-    const auto found = made.find(std::string(id));
-    return found == made.end() ? nullptr : found->second.get();
-  }
-  double fused_abs_max() const override { return 0; }
-  TensorMap& port_cache() override { return cache_; }
-  uint64_t seed() const override { return 1; }
-  Notes& notes() override { return recorded; }
-  void feed(const at::Tensor& x) {
-    for (auto& [id, statistic] : made) statistic->update(x);
-  }
-
-  RecordedNotes recorded;
-  std::map<std::string, std::unique_ptr<Statistic>> made;
-
- private:
-  at::Tensor weight_, bias_;
-  Scheme scheme_;
-  Layer layer_;
-  TensorMap cache_;
-};
+SingleLayer layer_of(const at::Tensor& weight) { return {scheme("w8a8s"), {weight}, at::kFloat}; }
 
 LowBitOptions with(LowBitOptions::Activation activation) {
   LowBitOptions options;
@@ -135,7 +87,9 @@ LowBitOptions with(LowBitOptions::Activation activation) {
 
 }  // namespace
 
-TEST_CASE("sparse low-bit/ codes and scales are those of the definition, for every share, deviation and kind of row") {
+TEST_CASE(
+    "sparse low-bit/ codes and scales are those of the definition, for every share, deviation and kind of "
+    "row") {
   for (const int64_t columns : {2, 5, 64, 333}) {
     for (const double fraction : {0.01, 0.05, 0.1}) {
       LowBitOptions options;
@@ -202,7 +156,8 @@ TEST_CASE("sparse low-bit/ one scale for the matrix is that of the largest inlie
   CHECK((whole->scale == rows->scale.max()).all().item<bool>());
 }
 
-TEST_CASE("sparse low-bit/ co_sparse takes one threshold for the matrix and loses no accuracy by its search") {
+TEST_CASE(
+    "sparse low-bit/ co_sparse takes one threshold for the matrix and loses no accuracy by its search") {
   at::manual_seed(5);
   at::Tensor weight = at::randn({16, 256});
   weight[0].mul_(20);  // holds the whole matrix's outliers
@@ -228,16 +183,16 @@ TEST_CASE("sparse low-bit/ NaN and Inf are refused, and bf16 values give the sam
 }
 
 TEST_CASE("sparse activations/ method 1 is the mean of the batches' extremes, zero included") {
-  OneLayer layer(at::randn({4, 8}));
+  SingleLayer layer = layer_of(at::randn({4, 8}));
   const LowBitOptions options = with(LowBitOptions::Activation::kMeanExtremes);
-  observe_low_bit(options, layer.layer(), 8, layer);
+  observe_low_bit(options, layer.layer(), 8, layer.requests);
   at::Tensor first = at::full({3, 8}, 1.0), second = at::full({2, 8}, 2.0);
   first[0][0] = -1.0;
   first[2][7] = 4.0;
   second[1][1] = -1.6;
   second[0][3] = 2.2;
-  layer.feed(first.to(at::kFloat));
-  layer.feed(second.to(at::kFloat));
+  layer.requests.update(first.to(at::kFloat));
+  layer.requests.update(second.to(at::kFloat));
   const auto solved = solve_low_bit(options, layer);
   REQUIRE(solved.ok());
   const float low = static_cast<float>((-1.0 + static_cast<double>(-1.6F)) / 2),
@@ -281,13 +236,13 @@ TEST_CASE("sparse activations/ method 3 takes the histogram unless a value stand
                       extremes = with(LowBitOptions::Activation::kMeanExtremes),
                       histogram = with(LowBitOptions::Activation::kHistogram);
   for (const bool outlier : {false, true}) {
-    OneLayer layer(at::randn({4, 64}));
-    observe_low_bit(mixed, layer.layer(), 64, layer);
+    SingleLayer layer = layer_of(at::randn({4, 64}));
+    observe_low_bit(mixed, layer.layer(), 64, layer.requests);
     at::manual_seed(1);
     at::Tensor x = at::randn({256, 64});
     if (outlier) x[0][0] = 1000;
-    layer.feed(x);
-    layer.feed(at::randn({256, 64}));
+    layer.requests.update(x);
+    layer.requests.update(at::randn({256, 64}));
     const float chosen = solve_low_bit(mixed, layer)->input_scale.item<float>();
     CHECK(chosen == solve_low_bit(outlier ? extremes : histogram, layer)->input_scale.item<float>());
     CHECK(solve_low_bit(histogram, layer)->input_scale.item<float>() !=
@@ -296,19 +251,22 @@ TEST_CASE("sparse activations/ method 3 takes the histogram unless a value stand
 }
 
 TEST_CASE("sparse activations/ without a token the layer is named, and NaN is refused") {
-  OneLayer layer(at::randn({4, 8}));
-  observe_low_bit({}, layer.layer(), 8, layer);
+  SingleLayer layer = layer_of(at::randn({4, 8}));
+  observe_low_bit({}, layer.layer(), 8, layer.requests);
   CHECK(solve_low_bit({}, layer).status().message().starts_with("layer: "));
-  layer.feed(at::full({1, 8}, std::numeric_limits<float>::quiet_NaN()));
+  layer.requests.update(at::full({1, 8}, std::numeric_limits<float>::quiet_NaN()));
   CHECK(solve_low_bit({}, layer).status().code() == Code::kNumeric);
 }
 
-TEST_CASE("sparse low-bit/ a bias too large for a row of tiny weights raises the row's scale until it fits 32 bits") {
+TEST_CASE(
+    "sparse low-bit/ a bias too large for a row of tiny weights raises the row's scale until it fits 32 "
+    "bits") {
   at::Tensor weight = at::randn({2, 8});
   weight[0].mul_(1e-12);
-  OneLayer layer(weight, at::full({2}, 100.0));
-  observe_low_bit({}, layer.layer(), 8, layer);
-  layer.feed(at::randn({4, 8}));
+  SingleLayer layer = layer_of(weight);
+  layer.layer_bias = at::full({2}, 100.0);
+  observe_low_bit({}, layer.layer(), 8, layer.requests);
+  layer.requests.update(at::randn({4, 8}));
   const auto solved = solve_low_bit({}, layer);
   REQUIRE(solved.ok());
   const at::Tensor deq = solved->input_scale * std::get<Quantized>(solved->weight).scale.view({-1});

@@ -1,55 +1,14 @@
-#include <ATen/ATen.h>
-#include <doctest/doctest.h>
-
 #include "prune.h"
+
+#include "single_layer.h"
+#include "slim/ops.hpp"
 #include "slim/quant.hpp"
 
 using namespace slim;
+using namespace slim::testing;
 using namespace slim::sparse;
 
 namespace {
-
-struct RecordedNotes final : Notes {
-  void note(std::string_view kind, std::string_view, std::string_view) override { kinds.emplace_back(kind); }
-  void metric(std::string_view, std::string_view, double) override {}
-  std::vector<std::string> kinds;
-};
-
-class OneLayer final : public LayerContext {
- public:
-  OneLayer(const std::string& scheme, int64_t group_size, const at::Tensor& x, at::Tensor weight)
-      : scheme_(*scheme_from_name(scheme, group_size)), weight_(std::move(weight)), gram_(x.size(1)), moments_(x.size(1)) {
-    layer_.name = "layer";
-    gram_.update(x);
-    moments_.update(x);
-  }
-  const Layer& layer() const override { return layer_; }
-  const Scheme& scheme() const override { return scheme_; }
-  at::Tensor weight() const override { return weight_.clone(); }
-  at::Tensor bias() const override { return {}; }
-  at::ScalarType scale_dtype() const override { return at::kBFloat16; }
-  const Statistic* find(std::string_view id) const override {
-    return id == Gram::kId ? static_cast<const Statistic*>(&gram_) : &moments_;
-  }
-  double fused_abs_max() const override { return weight_.abs().max().item<double>(); }
-  TensorMap& port_cache() override { return cache_; }
-  uint64_t seed() const override { return 1; }
-  RecordedNotes& notes() override { return notes_; }
-
-  double loss(const at::Tensor& decoded) const {
-    const at::Tensor delta = (decoded - weight_).to(at::kDouble);
-    return at::matmul(delta, gram_.sum().to(at::kDouble)).mul(delta).sum().item<double>() / gram_.tokens;
-  }
-
- private:
-  Layer layer_;
-  Scheme scheme_;
-  at::Tensor weight_;
-  Gram gram_;
-  ChannelMoments moments_;
-  TensorMap cache_;
-  RecordedNotes notes_;
-};
 
 using Method = PruneOptions::Method;
 
@@ -58,7 +17,7 @@ at::Tensor decoded(const Solved& solved) {
   return quantized ? quant::decode(*quantized) : std::get<Dense>(solved.weight).weight;
 }
 
-at::Tensor prune(OneLayer& layer, Method method) {
+at::Tensor prune(CalibratedLayer& layer, Method method) {
   PruneOptions options;
   options.method = method;
   const auto solved = solve_pruning(options, layer);
@@ -66,15 +25,13 @@ at::Tensor prune(OneLayer& layer, Method method) {
   return decoded(*solved);
 }
 
-at::Tensor correlated(int64_t tokens, int64_t features) {
-  const at::Tensor mixed = at::matmul(at::randn({tokens, features}), at::randn({features, features}) / std::sqrt(static_cast<double>(features)));
-  return (at::randn({tokens, features}) * 0.3 + mixed) * at::randn({features}).exp();
-}
-
 /// Weights that stay in each run of `of` inputs.
 at::Tensor kept(const at::Tensor& weight, int64_t of) {
   const int64_t runs = (weight.size(1) + of - 1) / of;
-  return at::constant_pad_nd(weight, {0, runs * of - weight.size(1)}, 0).view({weight.size(0), runs, of}).ne(0).sum(-1);
+  return at::constant_pad_nd(weight, {0, runs * of - weight.size(1)}, 0)
+      .view({weight.size(0), runs, of})
+      .ne(0)
+      .sum(-1);
 }
 
 }  // namespace
@@ -82,9 +39,12 @@ at::Tensor kept(const at::Tensor& weight, int64_t of) {
 TEST_CASE("sparse pruning/ every m consecutive inputs keep exactly n weights, a shorter last run at most n") {
   at::manual_seed(1);
   for (const Method method : {Method::kSparseGpt, Method::kWanda, Method::kMagnitude}) {
-    for (const auto& [name, keep, of] : {std::tuple<const char*, int64_t, int64_t>{"2:4", 2, 4}, {"1:3", 1, 3}, {"4:8", 4, 8}, {"30:64", 30, 64}}) {
+    for (const auto& [name, keep, of] : {std::tuple<const char*, int64_t, int64_t>{"2:4", 2, 4},
+                                         {"1:3", 1, 3},
+                                         {"4:8", 4, 8},
+                                         {"30:64", 30, 64}}) {
       for (const int64_t in : {1, 7, 64, 200, 258}) {
-        OneLayer layer(name, 0, correlated(2 * in + 9, in), at::randn({5, in}));
+        CalibratedLayer layer(scheme(name), correlated(2 * in + 9, in), at::randn({5, in}));
         const at::Tensor weight = prune(layer, method);
         const at::Tensor counts = kept(weight, of);
         const int64_t whole = in / of, rest = in % of;
@@ -97,12 +57,13 @@ TEST_CASE("sparse pruning/ every m consecutive inputs keep exactly n weights, a 
   }
 }
 
-TEST_CASE("sparse pruning/ on dependent channels SparseGPT loses less than Wanda, and Wanda less than magnitude") {
+TEST_CASE(
+    "sparse pruning/ on dependent channels SparseGPT loses less than Wanda, and Wanda less than magnitude") {
   at::manual_seed(2);
   double gpt = 0, wanda = 0, magnitude = 0;
   for (int problem = 0; problem < 8; ++problem) {
     const at::Tensor x = correlated(400, 96), weight = at::randn({24, 96});
-    OneLayer layer("2:4", 0, x, weight);
+    CalibratedLayer layer(scheme("2:4"), x, weight);
     const double scale = layer.loss(at::zeros_like(weight));
     gpt += layer.loss(prune(layer, Method::kSparseGpt)) / scale;
     wanda += layer.loss(prune(layer, Method::kWanda)) / scale;
@@ -117,7 +78,7 @@ TEST_CASE("sparse pruning/ on independent channels every run loses the least tha
   // Rows of a diagonal matrix: E[x xᵀ] is exactly diagonal.
   const at::Tensor x = at::diag(at::randn({12}).exp()), weight = at::randn({6, 12});
   for (const Method method : {Method::kSparseGpt, Method::kWanda}) {
-    OneLayer layer("2:4", 0, x, weight);
+    CalibratedLayer layer(scheme("2:4"), x, weight);
     const at::Tensor pruned = prune(layer, method);
     const at::Tensor cost = weight.square() * x.diagonal().square();
     const at::Tensor lost = at::where(pruned == 0, cost, at::zeros_like(cost)).view({6, 3, 4}).sum(-1);
@@ -127,25 +88,32 @@ TEST_CASE("sparse pruning/ on independent channels every run loses the least tha
   }
 }
 
-TEST_CASE("sparse pruning/ quantization in the same sweep keeps the pattern and loses less than rounding what pruning left") {
+TEST_CASE(
+    "sparse pruning/ quantization in the same sweep keeps the pattern and loses less than rounding what "
+    "pruning left") {
   at::manual_seed(4);
-  for (const auto& [name, group] : {std::pair<const char*, int64_t>{"2:4+w4a16", 32}, {"2:4+w4a16_asym", 32}, {"2:4+w4a16", -1}, {"4:8+w8a16", 64}, {"2:4+w8a8", 0}, {"2:4+w3a16", 128}}) {
+  for (const auto& [name, group] : {std::pair<const char*, int64_t>{"2:4+w4a16", 32},
+                                    {"2:4+w4a16_asym", 32},
+                                    {"2:4+w4a16", -1},
+                                    {"4:8+w8a16", 64},
+                                    {"2:4+w8a8", 0},
+                                    {"2:4+w3a16", 128}}) {
     const at::Tensor x = correlated(600, 256), weight = at::randn({12, 256});
-    OneLayer layer(name, group, x, weight), pruned_only("2:4", 0, x, weight);
+    CalibratedLayer layer(scheme(name, group), x, weight), pruned_only(scheme("2:4"), x, weight);
     REQUIRE(accepts_pruning(layer.scheme()).ok());
     PruneOptions options;
     const auto solved = solve_pruning(options, layer);
     REQUIRE(solved.ok());
-    const auto& quantized = std::get<Quantized>(solved->weight);
-    const at::Tensor value = quant::decode(quantized);
+    const Quantized& result = quantized(*solved);
+    const at::Tensor value = quant::decode(result);
     const Sparsity& sparsity = *layer.scheme().sparsity;
     INFO(name, " ", group);
     CHECK(kept(value, sparsity.of).le(sparsity.keep).all().item<bool>());
-    CHECK(quantized.codes.max().item<int>() <= quantized.args.max_code());
-    CHECK(quantized.codes.min().item<int>() >= quantized.args.min_code());
-    if (quantized.args.bits > 4) continue;  // rounding to 8 bits costs nothing beside pruning
+    CHECK(result.codes.max().item<int>() <= result.args.max_code());
+    CHECK(result.codes.min().item<int>() >= result.args.min_code());
+    if (result.args.bits > 4) continue;  // rounding to 8 bits costs nothing beside pruning
     const at::Tensor first = prune(pruned_only, Method::kSparseGpt);
-    const auto rounded = quant::fake_quantize(first, quantized.args, at::kBFloat16);
+    const auto rounded = quant::fake_quantize(first, result.args, at::kBFloat16);
     REQUIRE(rounded.ok());
     CHECK(layer.loss(value) < layer.loss(*rounded));
   }
@@ -153,7 +121,7 @@ TEST_CASE("sparse pruning/ quantization in the same sweep keeps the pattern and 
 
 TEST_CASE("sparse pruning/ float weights are pruned, then rounded; static activations get their scale") {
   at::manual_seed(5);
-  OneLayer layer("2:4+fp8_static", 0, correlated(100, 32), at::randn({4, 32}));
+  CalibratedLayer layer(scheme("2:4+fp8_static"), correlated(100, 32), at::randn({4, 32}));
   const auto solved = solve_pruning({}, layer);
   REQUIRE(solved.ok());
   CHECK(kept(decoded(*solved), 4).le(2).all().item<bool>());
@@ -164,29 +132,30 @@ TEST_CASE("sparse pruning/ a layer that no token reached is pruned by magnitude,
   at::manual_seed(6);
   const at::Tensor weight = at::randn({4, 16});
   for (const Method method : {Method::kSparseGpt, Method::kWanda}) {
-    OneLayer layer("2:4", 0, at::zeros({0, 16}), weight);
-    const at::Tensor expected = weight * largest_of_each_run(weight.abs(), {2, 4});
+    CalibratedLayer layer(scheme("2:4"), at::zeros({0, 16}), weight);
+    const at::Tensor expected = weight * ops::sparsity_mask(weight, {}, 2, 4);
     CHECK(at::equal(prune(layer, method), expected));
-    CHECK(layer.notes().kinds == std::vector<std::string>{"pruned by magnitude"});
+    CHECK(layer.recorded.kinds == std::vector<std::string>{"pruned by magnitude"});
   }
 }
 
 TEST_CASE("sparse pruning/ of equal weights the earlier stay, and the same input gives the same result") {
-  const at::Tensor mask = largest_of_each_run(at::ones({2, 10}), {2, 4});
-  CHECK(at::equal(mask[0], at::tensor({1, 1, 0, 0, 1, 1, 0, 0, 1, 1}, at::kFloat)));
+  const at::Tensor mask = ops::sparsity_mask(at::ones({2, 10}), {}, 2, 4);
+  CHECK(at::equal(mask[0], at::tensor({1, 1, 0, 0, 1, 1, 0, 0, 1, 1}).to(at::kBool)));
   at::manual_seed(7);
   const at::Tensor x = correlated(100, 64), weight = at::randn({9, 64});
-  OneLayer one("2:4+w4a16", 32, x, weight), two("2:4+w4a16", 32, x, weight);
+  const Scheme wanted = scheme("2:4+w4a16", 32);
+  CalibratedLayer one(wanted, x, weight), two(wanted, x, weight);
   CHECK(at::equal(prune(one, Method::kSparseGpt), prune(two, Method::kSparseGpt)));
 }
 
 TEST_CASE("sparse pruning/ groups that would cut a run, and weights that are not finite, are refused") {
-  const Status status = accepts_pruning(*scheme_from_name("2:6+w4a16", 32));
+  const Status status = accepts_pruning(scheme("2:6+w4a16", 32));
   CHECK(status.code() == Code::kUnsupported);
   CHECK(status.message().find("32") != std::string::npos);
   at::Tensor weight = at::randn({4, 16});
   weight[1][3] = std::numeric_limits<float>::quiet_NaN();
-  OneLayer layer("2:4", 0, at::randn({50, 16}), weight);
+  CalibratedLayer layer(scheme("2:4"), at::randn({50, 16}), weight);
   const auto solved = solve_pruning({}, layer);
   REQUIRE_FALSE(solved.ok());
   CHECK(solved.status().code() == Code::kNumeric);

@@ -5,12 +5,13 @@
 
 #include <cstdio>
 
-#include "checkpoint/writer.h"
 #include "data/dataset.h"
 #include "run/model.h"
+#include "tensor_files.h"
+
+using namespace slim;
 
 namespace {
-using namespace slim;
 
 Status run(const std::string& folder, const std::string& data, const std::string& output,
            int64_t max_tokens) {
@@ -18,27 +19,17 @@ Status run(const std::string& folder, const std::string& data, const std::string
   SLIM_ASSIGN(const Model model, Model::open(folder, "", registry));
   SLIM_ASSIGN(const auto processor, model.adapter->processor(folder));
   SLIM_ASSIGN(const Dataset dataset, read_dataset(data, {}));
-  std::vector<TensorSpec> specs;
-  std::vector<at::Tensor> values;
+  TensorMap tensors;
   for (size_t i = 0; i < dataset.documents.size(); ++i) {
     EncodeOptions options;
     options.max_tokens = max_tokens;
     SLIM_ASSIGN(const Sample sample, processor->encode(dataset.documents[i], options));
     std::printf("%ld %ld %d\n", static_cast<long>(sample.text_tokens), static_cast<long>(sample.image_tokens),
                 sample.downscaled);
-    for (const auto& [name, value] : sample.tensors) {
-      specs.push_back(
-          {std::to_string(i) + "." + name, *from_scalar_type(value.scalar_type()), value.sizes().vec()});
-      values.push_back(value.contiguous());
-    }
+    for (const auto& [name, value] : sample.tensors) tensors[std::to_string(i) + "." + name] = value;
   }
   for (const int64_t stop : processor->stop_tokens()) std::printf("stop %ld\n", static_cast<long>(stop));
-  WriterOptions options;
-  options.folder = output;
-  options.overwrite = true;
-  SLIM_ASSIGN(const auto writer, CheckpointWriter::create(options, specs));
-  for (size_t i = 0; i < specs.size(); ++i) SLIM_TRY(writer->put(specs[i].name, values[i]));
-  return writer->finish();
+  return tools::write_tensors(output, tensors);
 }
 
 }  // namespace
@@ -48,7 +39,5 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: encode MODEL DATA OUTPUT [MAX_TOKENS]\n");
     return 2;
   }
-  const slim::Status status = run(argv[1], argv[2], argv[3], argc > 4 ? std::atoll(argv[4]) : 0);
-  if (!status.ok()) std::fprintf(stderr, "%s\n", status.message().c_str());
-  return status.ok() ? 0 : 1;
+  return tools::exit_code(run(argv[1], argv[2], argv[3], argc > 4 ? std::atoll(argv[4]) : 0));
 }

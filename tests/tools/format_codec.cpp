@@ -10,9 +10,9 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/writer.h"
 #include "plugin/registry.h"
 #include "slim/quant.hpp"
+#include "tensor_files.h"
 
 using namespace slim;
 
@@ -21,26 +21,17 @@ namespace {
 constexpr auto kModelDtype = at::kBFloat16;
 constexpr std::string_view kWeight = ".weight";
 
-Status write(const std::string& folder, const TensorMap& tensors, const std::map<std::string, std::string>& files) {
-  std::vector<TensorSpec> specs;
-  for (const auto& [name, value] : tensors)
-    specs.push_back({name, *from_scalar_type(value.scalar_type()), value.sizes().vec()});
-  WriterOptions options;
-  options.folder = folder;
-  SLIM_ASSIGN(const auto writer, CheckpointWriter::create(options, specs));
-  for (const auto& [name, value] : tensors) SLIM_TRY(writer->put(name, value.contiguous()));
-  for (const auto& [name, text] : files) SLIM_TRY(writer->write_file(name, text));
-  return writer->finish();
-}
-
 /// Rounds the columns in the order of their groups, and puts the codes back in place.
 Result<Quantized> round_weight(const at::Tensor& weight, const at::Tensor& index, const QuantArgs& args,
                                at::ScalarType arithmetic, at::ScalarType scale_dtype) {
-  const at::Tensor order = index.defined() ? at::argsort(index, /*stable=*/true, 0, false) : at::arange(weight.size(1));
+  const at::Tensor order =
+      index.defined() ? at::argsort(index, /*stable=*/true, 0, false) : at::arange(weight.size(1));
   const at::Tensor sorted = weight.index_select(1, order);
   SLIM_ASSIGN(const quant::Params params, quant::choose_params(sorted, args, scale_dtype));
-  const at::Tensor codes = at::empty(sorted.sizes(), args.type == NumberType::kInt ? at::kChar : at::kFloat8_e4m3fn);
-  codes.view(at::kByte).index_copy_(1, order, quant::encode(sorted, params, args, arithmetic).view(at::kByte));
+  const at::Tensor codes =
+      at::empty(sorted.sizes(), args.type == NumberType::kInt ? at::kChar : at::kFloat8_e4m3fn);
+  codes.view(at::kByte).index_copy_(1, order,
+                                    quant::encode(sorted, params, args, arithmetic).view(at::kByte));
   return Quantized{args, codes, params.scale, params.zero, index};
 }
 
@@ -52,7 +43,8 @@ Result<Solved> round(const Checkpoint& source, const std::string& module, const 
     SLIM_ASSIGN(index, source.read(module + ".group_index"));
   }
   Solved solved;
-  SLIM_ASSIGN(solved.weight, round_weight(stored.to(at::kFloat), index, *scheme.weight, arithmetic, scale_dtype));
+  SLIM_ASSIGN(solved.weight,
+              round_weight(stored.to(at::kFloat), index, *scheme.weight, arithmetic, scale_dtype));
   if (scheme.input && !scheme.input->dynamic) {
     SLIM_ASSIGN(const at::Tensor range, source.read(module + ".input_range"));
     const auto input =
@@ -90,7 +82,7 @@ Status encode(const Format& format, const std::vector<Scheme>& schemes, at::Scal
   SLIM_ASSIGN(const std::string quantization, format.quantization_config(model));
   SLIM_ASSIGN(auto files, format.side_files(model));
   files["config.json"] = "{\"quantization_config\":" + quantization + "}";
-  return write(out, tensors, files);
+  return tools::write_tensors(out, tensors, files);
 }
 
 Status decode(const Format& format, const std::string& in, const std::string& out) {
@@ -104,7 +96,7 @@ Status decode(const Format& format, const std::string& in, const std::string& ou
     SLIM_ASSIGN(const Solved solved, format.decode(layer, *source));
     tensors[layer.name + std::string(kWeight)] = quant::decode(std::get<Quantized>(solved.weight));
   }
-  return write(out, tensors, {{"config.json", "{}"}});
+  return tools::write_tensors(out, tensors);
 }
 
 Result<std::vector<Scheme>> schemes_of(const std::string& names, int64_t group_size) {
@@ -131,14 +123,13 @@ Status run(const std::vector<std::string>& arguments) {
     const auto arithmetic = name == "bf16" ? at::kBFloat16 : name == "fp16" ? at::kHalf : at::kFloat;
     return encode(*format, schemes, arithmetic, arguments[5], arguments[6]);
   }
-  return {Code::kInvalidArgument,
-          "usage: slim_format_codec encode PLUGIN SCHEMES GROUP_SIZE ARITHMETIC IN OUT | decode PLUGIN IN OUT"};
+  return {
+      Code::kInvalidArgument,
+      "usage: slim_format_codec encode PLUGIN SCHEMES GROUP_SIZE ARITHMETIC IN OUT | decode PLUGIN IN OUT"};
 }
 
 }  // namespace
 
 int main(int count, char** values) {
-  const Status status = run({values + 1, values + count});
-  if (!status.ok()) std::fprintf(stderr, "%s\n", status.message().c_str());
-  return status.ok() ? 0 : 1;
+  return tools::exit_code(run({values + 1, values + count}));
 }

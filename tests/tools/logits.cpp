@@ -7,11 +7,12 @@
 #include <cstdio>
 
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/writer.h"
 #include "run/model.h"
+#include "tensor_files.h"
+
+using namespace slim;
 
 namespace {
-using namespace slim;
 
 Result<std::vector<Sample>> read_samples(const std::string& folder) {
   SLIM_ASSIGN(const auto file, Checkpoint::open(folder));
@@ -27,8 +28,8 @@ Result<std::vector<Sample>> read_samples(const std::string& folder) {
   return list;
 }
 
-Status run(const std::string& folder, const std::string& samples_folder, const std::string& output, const std::string& dtype_name,
-           const std::string& adapter) {
+Status run(const std::string& folder, const std::string& samples_folder, const std::string& output,
+           const std::string& dtype_name, const std::string& adapter) {
   PluginRegistry registry;
   SLIM_ASSIGN(const Model model, Model::open(folder, adapter, registry));
   SLIM_ASSIGN(const std::vector<Sample> samples, read_samples(samples_folder));
@@ -40,21 +41,14 @@ Status run(const std::string& folder, const std::string& samples_folder, const s
   const at::Tensor lengths = batches[0].at("lengths");
   SLIM_ASSIGN(const at::Tensor logits, pass.logits(batches[0], at::arange(lengths.sum().item<int64_t>())));
 
-  std::vector<TensorSpec> specs;
-  std::vector<at::Tensor> values;
+  TensorMap tensors;
   int64_t begin = 0;
   for (int64_t i = 0; i < lengths.size(0); ++i) {
     const int64_t length = lengths[i].item<int64_t>();
-    values.push_back(logits.narrow(0, begin, length).contiguous());
-    specs.push_back({std::to_string(i) + ".logits", Dtype::kF32, values.back().sizes().vec()});
+    tensors[std::to_string(i) + ".logits"] = logits.narrow(0, begin, length);
     begin += length;
   }
-  WriterOptions options;
-  options.folder = output;
-  options.overwrite = true;
-  SLIM_ASSIGN(const auto writer, CheckpointWriter::create(options, specs));
-  for (size_t i = 0; i < specs.size(); ++i) SLIM_TRY(writer->put(specs[i].name, values[i]));
-  return writer->finish();
+  return tools::write_tensors(output, tensors);
 }
 
 }  // namespace
@@ -64,7 +58,6 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: logits MODEL SAMPLES OUTPUT [DTYPE [ADAPTER]]\n");
     return 2;
   }
-  const slim::Status status = run(argv[1], argv[2], argv[3], argc > 4 ? argv[4] : "auto", argc > 5 ? argv[5] : "");
-  if (!status.ok()) std::fprintf(stderr, "%s\n", status.message().c_str());
-  return status.ok() ? 0 : 1;
+  return tools::exit_code(
+      run(argv[1], argv[2], argv[3], argc > 4 ? argv[4] : "auto", argc > 5 ? argv[5] : ""));
 }

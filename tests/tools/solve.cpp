@@ -6,11 +6,11 @@
 #include <cstdio>
 
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/writer.h"
 #include "plugin/registry.h"
 #include "run/notes.h"
 #include "run/statistic_set.h"
 #include "slim/quant.hpp"
+#include "tensor_files.h"
 
 using namespace slim;
 
@@ -40,17 +40,6 @@ class OneLayer final : public LayerContext {
   RunNotes notes_;
 };
 
-Status write(const std::string& folder, const TensorMap& tensors) {
-  std::vector<TensorSpec> specs;
-  for (const auto& [name, value] : tensors) specs.push_back({name, *from_scalar_type(value.scalar_type()), value.sizes().vec()});
-  WriterOptions options;
-  options.folder = folder;
-  SLIM_ASSIGN(const auto writer, CheckpointWriter::create(options, specs));
-  for (const auto& [name, value] : tensors) SLIM_TRY(writer->put(name, value.contiguous()));
-  SLIM_TRY(writer->write_file("config.json", "{}"));
-  return writer->finish();
-}
-
 BlockPlan one_layer(const at::Tensor& weight) {
   BlockPlan block;
   block.name = "block";
@@ -66,14 +55,15 @@ BlockPlan one_layer(const at::Tensor& weight) {
 TensorMap tensors_of(const Solved& solved) {
   const auto* quantized = std::get_if<Quantized>(&solved.weight);
   if (!quantized) return {{"decoded", std::get<Dense>(solved.weight).weight}};
-  TensorMap tensors{{"codes", quantized->codes}, {"scale", quantized->scale}, {"decoded", quant::decode(*quantized)}};
+  TensorMap tensors{
+      {"codes", quantized->codes}, {"scale", quantized->scale}, {"decoded", quant::decode(*quantized)}};
   if (quantized->zero.defined()) tensors["zero"] = quantized->zero;
   if (quantized->group_index.defined()) tensors["group_index"] = quantized->group_index;
   return tensors;
 }
 
-Status run(const std::string& plugin, const std::string& scheme_name, int64_t group_size, const std::string& in, const std::string& out,
-           const Options& raw) {
+Status run(const std::string& plugin, const std::string& scheme_name, int64_t group_size,
+           const std::string& in, const std::string& out, const Options& raw) {
   PluginRegistry registry;
   SLIM_ASSIGN(const Owned<Algorithm> algorithm, registry.algorithm(plugin));
   SLIM_ASSIGN(const Options options, registry.checked_options(SLIM_ALGORITHM, plugin, raw));
@@ -90,7 +80,7 @@ Status run(const std::string& plugin, const std::string& scheme_name, int64_t gr
   OneLayer layer(block.layers[0], scheme, weight, statistics);
   SLIM_ASSIGN(const Solved solved, algorithm->solve(layer));
   std::printf("%s", layer.notes().text().c_str());
-  return write(out, tensors_of(solved));
+  return tools::write_tensors(out, tensors_of(solved));
 }
 
 }  // namespace
@@ -106,7 +96,5 @@ int main(int argc, char** argv) {
     const size_t equals = text.find('=');
     options[std::string(text.substr(0, equals))] = text.substr(equals + 1);
   }
-  const Status status = run(argv[1], argv[2], std::atoll(argv[3]), argv[4], argv[5], options);
-  if (!status.ok()) std::fprintf(stderr, "%s\n", status.message().c_str());
-  return status.ok() ? 0 : 1;
+  return tools::exit_code(run(argv[1], argv[2], std::atoll(argv[3]), argv[4], argv[5], options));
 }
