@@ -41,9 +41,11 @@ class CpuBackend final : public Backend {
   Status open(const Options& options) override {
     const std::vector<std::string> sets = cpu::instruction_sets();
     const auto wanted = options.find("instructions");
-    const std::string set = wanted == options.end() || wanted->second == "auto" ? sets.front() : wanted->second;
+    const std::string set =
+        wanted == options.end() || wanted->second == "auto" ? sets.front() : wanted->second;
     if (std::find(sets.begin(), sets.end(), set) == sets.end()) {
-      return {Code::kUnsupported, "this processor (" + model_name() + ") lacks " + set + "; use instructions = auto"};
+      return {Code::kUnsupported,
+              "this processor (" + model_name() + ") lacks " + set + "; use instructions = auto"};
     }
     cpu::use_instruction_set(set);
     return {};

@@ -25,7 +25,8 @@ void rows_of_panels(const uint32_t* a, const uint32_t* b, int64_t steps, float (
 
 }  // namespace
 
-void gram_panels(const uint32_t* a, const uint32_t* b, int64_t steps, int64_t rows, int64_t columns, float* acc, int64_t stride) {
+void gram_panels(const uint32_t* a, const uint32_t* b, int64_t steps, int64_t rows, int64_t columns,
+                 float* acc, int64_t stride) {
   float sums[kRows][kGramPanel];
   for (int64_t first = 0; first < rows; first += kRows) {
     rows_of_panels(a + first, b, steps, sums);

@@ -20,8 +20,11 @@ class CudaBackend final : public Backend {
     SLIM_ASSIGN(driver_, cuda::Driver::open());
     for (const cuda::Gpu& gpu : driver_.gpus) {
       if (gpu.capability < kLeastCapability) {
-        return {Code::kUnsupported, gpu.name + " has compute capability " + std::to_string(gpu.capability / 10) + "." +
-                                        std::to_string(gpu.capability % 10) + "; the kernels need 8.0 or more: hide it with CUDA_VISIBLE_DEVICES, or use --backend cpu"};
+        return {
+            Code::kUnsupported,
+            gpu.name + " has compute capability " + std::to_string(gpu.capability / 10) + "." +
+                std::to_string(gpu.capability % 10) +
+                "; the kernels need 8.0 or more: hide it with CUDA_VISIBLE_DEVICES, or use --backend cpu"};
       }
     }
     return cuda::load_torch_cuda();

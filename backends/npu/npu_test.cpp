@@ -12,11 +12,14 @@ using namespace slim;
 
 TEST_CASE("npu/ without CANN the missing library is named") {
   const Status status = npu::load_torch_npu("libno_such_cann.so");
-  CHECK(status.message() == "CANN is missing: libno_such_cann.so is not found; install CANN and run `source set_env.sh` of its "
-                            "folder, or use --backend cpu");
+  CHECK(status.message() ==
+        "CANN is missing: libno_such_cann.so is not found; install CANN and run `source set_env.sh` of its "
+        "folder, or use --backend cpu");
 }
 
-TEST_CASE("npu/ torch_npu is looked for where SLIM_TORCH_NPU says, else in the active environment and on the system path") {
+TEST_CASE(
+    "npu/ torch_npu is looked for where SLIM_TORCH_NPU says, else in the active environment and on the "
+    "system path") {
   ::setenv("SLIM_TORCH_NPU", "/no/such/library.so", 1);
   CHECK(npu::torch_npu_candidates() == std::vector<std::string>{"/no/such/library.so"});
   const Status status = npu::load_torch_npu("libc.so.6");  // any library stands for CANN
@@ -28,7 +31,8 @@ TEST_CASE("npu/ torch_npu is looked for where SLIM_TORCH_NPU says, else in the a
   ::setenv("VIRTUAL_ENV", folder.c_str(), 1);
   ::unsetenv("CONDA_PREFIX");
   CHECK(npu::torch_npu_candidates() ==
-        std::vector<std::string>{folder / "lib/python3.12/site-packages/torch_npu/lib/libtorch_npu.so", "libtorch_npu.so"});
+        std::vector<std::string>{folder / "lib/python3.12/site-packages/torch_npu/lib/libtorch_npu.so",
+                                 "libtorch_npu.so"});
   ::unsetenv("VIRTUAL_ENV");
   std::filesystem::remove_all(folder);
 }

@@ -44,7 +44,8 @@ std::vector<std::string> torch_npu_candidates() {
 Status load_torch_npu(const char* cann_library) {
   if (!::dlopen(cann_library, RTLD_NOW | RTLD_GLOBAL)) {
     return {Code::kUnsupported, "CANN is missing: " + std::string(cann_library) +
-                                    " is not found; install CANN and run `source set_env.sh` of its folder" + kElse};
+                                    " is not found; install CANN and run `source set_env.sh` of its folder" +
+                                    kElse};
   }
   std::string tried;
   for (const std::string& file : torch_npu_candidates()) {
@@ -52,8 +53,10 @@ Status load_torch_npu(const char* cann_library) {
     const char* const reason = ::dlerror();
     tried += (tried.empty() ? "" : "; ") + std::string(reason ? reason : file);
   }
-  return {Code::kUnsupported, "torch_npu's library cannot be loaded (" + tried +
-                                  "); install the torch_npu of this LibTorch's version, or name its file in SLIM_TORCH_NPU" + kElse};
+  return {Code::kUnsupported,
+          "torch_npu's library cannot be loaded (" + tried +
+              "); install the torch_npu of this LibTorch's version, or name its file in SLIM_TORCH_NPU" +
+              kElse};
 }
 
 }  // namespace slim::npu

@@ -97,7 +97,8 @@ void Decoder::plan_attention(BlockBuilder& block) const {
   block.fuse("qkv", {q, k, v});
   block.norm_edge(name + ".input_layernorm", false, input, {q, k, v}, region);
   block.linear_edge(v, output, {o}, c.heads / c.kv_heads, c.head_dim);
-  const auto cached_keys = block.port("cached_keys", key_features), cached_values = block.port("cached_values", key_features);
+  const auto cached_keys = block.port("cached_keys", key_features),
+             cached_values = block.port("cached_values", key_features);
   block.plan().caches = {{name + ".self_attn", cached_keys, cached_values, v}};
 }
 
@@ -202,8 +203,8 @@ at::Tensor Decoder::attention(const BlockPlan& block, Exec& exec, const Carry& c
   exec.tap(cached.key, key.flatten(1));
   exec.tap(cached.value, value.flatten(1));
   const auto mixed =
-      attend(query, key, value, sequence_lengths(carry),
-             1.0 / std::sqrt(static_cast<double>(c.head_dim)), /*causal=*/true, {exec.cache(), block.index});
+      attend(query, key, value, sequence_lengths(carry), 1.0 / std::sqrt(static_cast<double>(c.head_dim)),
+             /*causal=*/true, {exec.cache(), block.index});
   return exec.linear(layer_id(block, block.name + ".self_attn.o_proj"), mixed);
 }
 

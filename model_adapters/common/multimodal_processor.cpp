@@ -215,7 +215,8 @@ class MultimodalProcessor final : public Processor {
     const int64_t level = level_tokens(visuals, max_tokens - text);
     if (level < 1) {
       return Status(Code::kUnsupported, "its " + std::to_string(visuals.size()) + " images do not fit into " +
-                                            std::to_string(max_tokens) + " tokens beside " + std::to_string(text) +
+                                            std::to_string(max_tokens) + " tokens beside " +
+                                            std::to_string(text) +
                                             " tokens of text; allow more tokens (--max-seq-length)");
     }
     for (auto& visual : visuals) {

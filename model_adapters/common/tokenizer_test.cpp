@@ -164,7 +164,8 @@ TEST_CASE("tokenizer/ errors name the component or key that is not supported or 
   check_refused(with("/added_tokens", {added(300, "<a>"), added(301, "<a>")}), {"added_tokens[1]", "twice"});
   check_refused(with("/added_tokens", {added(300, "<a>"), added(300, "<b>")}), {"added_tokens[1]", "300"});
   check_refused(with("/added_tokens", json::array({added(int64_t{1} << 40, "<a>")})), {"added_tokens[0].id"});
-  check_refused(with("/added_tokens", json::array({json::object({{"id", 300}})})), {"added_tokens[0].content"});
+  check_refused(with("/added_tokens", json::array({json::object({{"id", 300}})})),
+                {"added_tokens[0].content"});
   check_refused(with("/added_tokens", 7), {"added_tokens"});
   json missing = small();
   missing["model"]["vocab"].erase("a");

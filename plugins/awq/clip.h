@@ -7,6 +7,6 @@ namespace slim::awq {
 /// Per group of g input channels, the range whose rounding changes the layer's output least (slim::gram_ranges).
 /// weight [out, in] fp32, finite; group_size divides in.
 quant::Params search_group_ranges(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype,
-                                          const OutputError&);
+                                  const OutputError&);
 
 }  // namespace slim::awq

@@ -34,7 +34,9 @@ void for_each_row(int64_t rows, int64_t elements_per_row, F&& f) {
 
 }  // namespace
 
-at::Tensor pack_rows(const at::Tensor& codes, int bits) { return ops::pack_codes(codes.to(at::kChar), bits).cpu(); }
+at::Tensor pack_rows(const at::Tensor& codes, int bits) {
+  return ops::pack_codes(codes.to(at::kChar), bits).cpu();
+}
 
 at::Tensor unpack_rows(const at::Tensor& words, int bits, int64_t count) {
   const at::Tensor source = words.contiguous();
@@ -42,7 +44,8 @@ at::Tensor unpack_rows(const at::Tensor& words, int bits, int64_t count) {
   at::Tensor codes = at::empty({rows, count}, at::kChar);
   const int32_t* from = source.const_data_ptr<int32_t>();
   int8_t* to = codes.mutable_data_ptr<int8_t>();
-  for_each_row(rows, count, [&](int64_t row) { unpack_row(from + row * stride, count, bits, to + row * count); });
+  for_each_row(rows, count,
+               [&](int64_t row) { unpack_row(from + row * stride, count, bits, to + row * count); });
   return codes;
 }
 

@@ -56,7 +56,8 @@ inline Solved solve(const Layer& layer, const Scheme& scheme, at::ScalarType sca
   const auto params = quant::choose_params(w, *scheme.weight, scale_dtype);
   REQUIRE(params.ok());
   Solved solved;
-  solved.weight = Quantized{*scheme.weight, quant::encode(w, *params, *scheme.weight), params->scale, params->zero, {}};
+  solved.weight =
+      Quantized{*scheme.weight, quant::encode(w, *params, *scheme.weight), params->scale, params->zero, {}};
   if (scheme.input && !scheme.input->dynamic) {
     solved.input_scale = at::full({1}, 0.5, scale_dtype);
     if (!scheme.input->symmetric) solved.input_zero = at::full({1}, -3, at::kChar);
@@ -77,8 +78,8 @@ inline InMemory stored(const Format& format, const Layer& layer, const Scheme& s
 
 /// quantization_config of a model of one block that has these layers, and `floats` besides.
 inline std::string config_of(const Format& format, const std::map<std::string, Scheme>& schemes,
-                             const std::vector<std::string>& floats = {}, std::vector<std::string> ignore = {},
-                             bool scattered_groups = false) {
+                             const std::vector<std::string>& floats = {},
+                             std::vector<std::string> ignore = {}, bool scattered_groups = false) {
   ModelPlan plan;
   plan.blocks.emplace_back();
   std::vector<std::string> names = floats;
@@ -96,11 +97,13 @@ inline std::string config_of(const Format& format, const std::map<std::string, S
 
 inline bool same(const at::Tensor& a, const at::Tensor& b) {
   if (a.defined() != b.defined()) return false;
-  return !a.defined() || (a.scalar_type() == b.scalar_type() && at::equal(a.to(at::kFloat), b.to(at::kFloat)));
+  return !a.defined() ||
+         (a.scalar_type() == b.scalar_type() && at::equal(a.to(at::kFloat), b.to(at::kFloat)));
 }
 
 /// encode() gives exactly the tensors of layout(); reading finds the layer with its scheme, and decoding its result.
-inline void check_round_trip(const Format& format, const Layer& layer, const Scheme& scheme, const Solved& solved) {
+inline void check_round_trip(const Format& format, const Layer& layer, const Scheme& scheme,
+                             const Solved& solved) {
   const InMemory reader = stored(format, layer, scheme, solved);
   const auto layout = format.layout(layer, scheme, at::kBFloat16);
   REQUIRE_MESSAGE(layout.ok(), layout.status().message());

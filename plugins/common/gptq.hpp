@@ -13,8 +13,10 @@ class GptqFormat : public Format {
  public:
   explicit GptqFormat(int version) : version_(version) {}
   c10::ScalarType scale_dtype(const Scheme&, c10::ScalarType) const override { return c10::ScalarType::Half; }
-  Result<std::vector<TensorSpec>> layout(const Layer&, const Scheme&, c10::ScalarType model_dtype) const override;
-  Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&, c10::ScalarType model_dtype) const override;
+  Result<std::vector<TensorSpec>> layout(const Layer&, const Scheme&,
+                                         c10::ScalarType model_dtype) const override;
+  Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&,
+                           c10::ScalarType model_dtype) const override;
   Result<std::string> quantization_config(const OutputModel&) const override;
   /// quantize_config.json: the same object, where older readers look for it.
   Result<std::map<std::string, std::string>> side_files(const OutputModel&) const override;

@@ -27,13 +27,17 @@ TEST_CASE("gptq layout/ layers decode to what was encoded, for every width, shap
 }
 
 TEST_CASE(
-    "gptq layout/ words hold consecutive input channels, offset by half the range; version 1 stores zero points less "
+    "gptq layout/ words hold consecutive input channels, offset by half the range; version 1 stores zero "
+    "points less "
     "one") {
   const Layer up = layer(8, 8);
   const Scheme scheme = weight_only(4, 0, true);
   Solved solved;
-  solved.weight = Quantized{
-      *scheme.weight, at::arange(-8, 0, at::kChar).expand({8, 8}).contiguous(), at::ones({8, 1}, at::kHalf), {}, {}};
+  solved.weight = Quantized{*scheme.weight,
+                            at::arange(-8, 0, at::kChar).expand({8, 8}).contiguous(),
+                            at::ones({8, 1}, at::kHalf),
+                            {},
+                            {}};
   for (const int version : {1, 2}) {
     const InMemory reader = stored(GptqFormat(version), up, scheme, solved);
     CHECK(at::equal(reader.values.at(up.name + ".qweight"), at::full({1, 8}, 0x76543210, at::kInt)));
@@ -59,7 +63,8 @@ TEST_CASE("gptq layout/ scattered groups are stored, and the configuration tells
 }
 
 TEST_CASE("gptq layout/ damaged checkpoints are refused with the tensor's name") {
-  for (const int bits : {2, 3, 4, 8}) check_damage(GptqFormat(2), layer(32, 64), weight_only(bits, 16, false));
+  for (const int bits : {2, 3, 4, 8})
+    check_damage(GptqFormat(2), layer(32, 64), weight_only(bits, 16, false));
   const GptqFormat format(1);
   const Layer up = layer(32, 64);
   const Scheme scheme = weight_only(4, 16, true);
@@ -111,7 +116,8 @@ TEST_CASE("gptq layout/ schemes and shapes that it cannot hold are refused befor
 }
 
 TEST_CASE(
-    "gptq layout/ other widths and float layers are told under dynamic, by which reading finds every layer's own") {
+    "gptq layout/ other widths and float layers are told under dynamic, by which reading finds every layer's "
+    "own") {
   const GptqFormat format(2);
   std::map<std::string, Scheme> schemes;
   std::vector<std::string> floats;
@@ -133,7 +139,8 @@ TEST_CASE(
 }
 
 TEST_CASE(
-    "gptq layout/ the side file is the configuration, and layers that engines merge are told by their merged name "
+    "gptq layout/ the side file is the configuration, and layers that engines merge are told by their merged "
+    "name "
     "too") {
   const GptqFormat format(1);
   ModelPlan plan;
@@ -165,7 +172,8 @@ TEST_CASE("gptq layout/ broken configurations are refused") {
   for (const char* text :
        {"", "[]", "{}", R"({"bits":4})", R"({"bits":"4","group_size":128})", R"({"bits":5,"group_size":128})",
         R"({"bits":4,"group_size":0})", R"({"bits":4,"group_size":128,"dynamic":[]})",
-        R"({"bits":4,"group_size":128,"dynamic":{"(":{}}})", R"({"bits":4,"group_size":128,"dynamic":{"a":3}})",
+        R"({"bits":4,"group_size":128,"dynamic":{"(":{}}})",
+        R"({"bits":4,"group_size":128,"dynamic":{"a":3}})",
         R"({"bits":4,"group_size":128,"pack_dtype":"int64"})"}) {
     CAPTURE(text);
     CHECK(!GptqConfig::parse(text).ok());

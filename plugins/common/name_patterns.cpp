@@ -41,7 +41,8 @@ bool matches_start(const std::string& pattern, const std::string& name) {
   return std::regex_search(name, std::regex(pattern), std::regex_constants::match_continuous);
 }
 
-std::vector<std::string> patterns_of(const std::vector<std::string>& names, const std::vector<std::string>& others) {
+std::vector<std::string> patterns_of(const std::vector<std::string>& names,
+                                     const std::vector<std::string>& others) {
   const auto spares_others = [&](const std::string& pattern) {
     const std::regex regex(pattern);
     return std::none_of(others.begin(), others.end(), [&](const std::string& other) {

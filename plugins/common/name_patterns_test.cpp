@@ -9,7 +9,8 @@ using namespace slim::formats;
 namespace {
 
 bool covered(const std::vector<std::string>& patterns, const std::string& name) {
-  return std::any_of(patterns.begin(), patterns.end(), [&](const std::string& p) { return matches_start(p, name); });
+  return std::any_of(patterns.begin(), patterns.end(),
+                     [&](const std::string& p) { return matches_start(p, name); });
 }
 
 }  // namespace
@@ -27,10 +28,10 @@ TEST_CASE("name_patterns/ one pattern covers a layer of every block, whatever th
 }
 
 TEST_CASE("name_patterns/ every split of names into two is told apart") {
-  const std::vector<std::string> names = {"model.layers.1.mlp.up_proj",  "model.layers.11.mlp.up_proj",
-                                          "model.layers.1.mlp.gate",     "model.layers.1.mlp.gate_proj",
-                                          "visual.blocks.1.mlp.up_proj", "lm_head",
-                                          "visual.layers.1.mlp.up_proj", "model.layers.1.mlp.experts.3.up_proj"};
+  const std::vector<std::string> names = {
+      "model.layers.1.mlp.up_proj",   "model.layers.11.mlp.up_proj",         "model.layers.1.mlp.gate",
+      "model.layers.1.mlp.gate_proj", "visual.blocks.1.mlp.up_proj",         "lm_head",
+      "visual.layers.1.mlp.up_proj",  "model.layers.1.mlp.experts.3.up_proj"};
   for (size_t split = 0; split < (size_t{1} << names.size()); ++split) {
     std::vector<std::string> ours, others;
     for (size_t i = 0; i < names.size(); ++i) (split >> i & 1 ? ours : others).push_back(names[i]);

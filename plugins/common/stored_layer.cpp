@@ -35,8 +35,8 @@ std::vector<int64_t> scale_shape(const QuantArgs& args, int64_t out, int64_t in)
 
 Status check_groups(const Layer& layer, const QuantArgs& args) {
   if (args.granularity != Granularity::kGroup || layer.in % args.group_size == 0) return {};
-  return {Code::kUnsupported, layer.name + ": groups of " + std::to_string(args.group_size) + " do not divide its " +
-                                  std::to_string(layer.in) +
+  return {Code::kUnsupported, layer.name + ": groups of " + std::to_string(args.group_size) +
+                                  " do not divide its " + std::to_string(layer.in) +
                                   " input channels; choose another group size, or ignore this layer"};
 }
 
@@ -50,25 +50,29 @@ Result<const Quantized*> check_result(const Layer& layer, const Scheme& scheme, 
   if (!scheme.weight || quantized->args != *scheme.weight)
     return wrong("another quantization than scheme " + scheme.name);
   const std::vector<int64_t> scales = scale_shape(quantized->args, layer.out, layer.in);
-  if (quantized->codes.sizes() != at::IntArrayRef({layer.out, layer.in})) return wrong("codes of a wrong shape");
+  if (quantized->codes.sizes() != at::IntArrayRef({layer.out, layer.in}))
+    return wrong("codes of a wrong shape");
   if (!in_range(quantized->codes, quantized->args))
     return wrong("codes that " + std::to_string(quantized->args.bits) + " bits do not hold");
   if (!quantized->scale.defined() || quantized->scale.sizes() != at::IntArrayRef(scales))
     return wrong("scales of a wrong shape");
-  if (quantized->args.symmetric == quantized->zero.defined()) return wrong("zero points that contradict the scheme");
+  if (quantized->args.symmetric == quantized->zero.defined())
+    return wrong("zero points that contradict the scheme");
   if (quantized->zero.defined() && quantized->zero.sizes() != at::IntArrayRef(scales))
     return wrong("zero points of a wrong shape");
   if (quantized->zero.defined() && !in_range(quantized->zero, quantized->args))
     return wrong("zero points out of range");
   const at::Tensor stored = quantized->scale.to(scale_dtype).to(at::kFloat);
   if (!(at::isfinite(stored) & (stored > 0)).all().item<bool>()) {
-    return Status(Code::kNumeric,
-                  layer.name + ": a scale is not positive and finite in " + std::string(c10::toString(scale_dtype)));
+    return Status(Code::kNumeric, layer.name + ": a scale is not positive and finite in " +
+                                      std::string(c10::toString(scale_dtype)));
   }
   return quantized;
 }
 
-Status corrupt(const std::string& where, const std::string& what) { return {Code::kCorrupt, where + ": " + what}; }
+Status corrupt(const std::string& where, const std::string& what) {
+  return {Code::kCorrupt, where + ": " + what};
+}
 
 std::set<std::string> modules_with(const std::map<std::string, TensorSpec>& tensors,
                                    std::span<const std::string_view> suffixes) {
@@ -87,13 +91,15 @@ Result<TensorSpec> find_tensor(const std::string& module, const std::string& nam
   if (found == tensors.end()) return corrupt(module, "tensor " + name + " is missing");
   const std::vector<int64_t>& shape = found->second.shape;
   if (std::find(shape.begin(), shape.end(), 0) != shape.end()) {
-    return corrupt(module, "tensor " + name + " has the shape " + shape_string(shape) + ", which holds nothing");
+    return corrupt(module,
+                   "tensor " + name + " has the shape " + shape_string(shape) + ", which holds nothing");
   }
   return found->second;
 }
 
 Status check_tensors(const std::string& module, const std::vector<TensorSpec>& expected,
-                     const std::map<std::string, TensorSpec>& tensors, std::span<const std::string_view> suffixes) {
+                     const std::map<std::string, TensorSpec>& tensors,
+                     std::span<const std::string_view> suffixes) {
   std::set<std::string> names;
   for (const TensorSpec& spec : expected) {
     names.insert(spec.name);
@@ -104,7 +110,8 @@ Status check_tensors(const std::string& module, const std::vector<TensorSpec>& e
   }
   for (const std::string_view suffix : suffixes) {
     const std::string name = module + std::string(suffix);
-    if (tensors.contains(name) && !names.contains(name)) return corrupt(name, "the module's scheme has no such tensor");
+    if (tensors.contains(name) && !names.contains(name))
+      return corrupt(name, "the module's scheme has no such tensor");
   }
   if (!names.contains(module + ".weight") && tensors.contains(module + ".weight")) {
     return corrupt(module + ".weight", "the module is packed and has a float weight too");

@@ -16,7 +16,8 @@ std::vector<int64_t> scale_shape(const QuantArgs&, int64_t out, int64_t in);
 Status check_groups(const Layer&, const QuantArgs&);
 /// The quantized weight of a result, if it is what the scheme says: shapes, codes and zero points in their range,
 /// scales positive and finite in `scale_dtype`.
-Result<const Quantized*> check_result(const Layer&, const Scheme&, const Solved&, c10::ScalarType scale_dtype);
+Result<const Quantized*> check_result(const Layer&, const Scheme&, const Solved&,
+                                      c10::ScalarType scale_dtype);
 
 /// kCorrupt: "where: what".
 Status corrupt(const std::string& where, const std::string& what);

@@ -20,7 +20,8 @@ std::unique_ptr<Format> make_format() {
   return std::unique_ptr<Format>(static_cast<Format*>(slim_plugin_v1.components[0].create(nullptr, &error)));
 }
 
-std::vector<std::string> entries(const std::vector<std::string>& quantized, const std::vector<std::string>& floats) {
+std::vector<std::string> entries(const std::vector<std::string>& quantized,
+                                 const std::vector<std::string>& floats) {
   ModelPlan plan;
   plan.blocks.emplace_back();
   OutputModel model;
@@ -74,7 +75,8 @@ TEST_CASE("awq format/ symmetric weights are stored with zero points of eight") 
   REQUIRE(layers.ok());
   const auto decoded = format->decode(layers->front(), reader);
   REQUIRE(decoded.ok());
-  CHECK(same(quant::decode(std::get<Quantized>(decoded->weight)), quant::decode(std::get<Quantized>(solved.weight))));
+  CHECK(same(quant::decode(std::get<Quantized>(decoded->weight)),
+             quant::decode(std::get<Quantized>(solved.weight))));
 }
 
 TEST_CASE("awq format/ damaged checkpoints are refused with the tensor's name") {
@@ -84,10 +86,12 @@ TEST_CASE("awq format/ damaged checkpoints are refused with the tensor's name") 
   check_damage(*format, up, scheme);
   InMemory reader = stored(*format, up, scheme);
   reader.put(up.name + ".scales", at::full({4, 16}, INFINITY, at::kHalf));
-  CHECK(verdict(*format, reader, config_of(*format, {{up.name, scheme}})).find(".scales") != std::string::npos);
+  CHECK(verdict(*format, reader, config_of(*format, {{up.name, scheme}})).find(".scales") !=
+        std::string::npos);
 }
 
-TEST_CASE("awq format/ schemes, shapes and layers that it cannot hold are refused before any weight is read") {
+TEST_CASE(
+    "awq format/ schemes, shapes and layers that it cannot hold are refused before any weight is read") {
   const auto format = make_format();
   const auto code = [&](const Layer& layer, const Scheme& scheme) {
     return format->layout(layer, scheme, at::kBFloat16).status().code();
@@ -106,7 +110,9 @@ TEST_CASE("awq format/ schemes, shapes and layers that it cannot hold are refuse
   CHECK(format->quantization_config(mixed).status().code() == Code::kUnsupported);
 }
 
-TEST_CASE("awq format/ modules left in float are told by the shortest part of their names that no quantized one has") {
+TEST_CASE(
+    "awq format/ modules left in float are told by the shortest part of their names that no quantized one "
+    "has") {
   CHECK(entries({"model.layers.0.mlp.up_proj"}, {}).empty());
   const auto vision = entries({"model.language_model.layers.0.mlp.up_proj"},
                               {"model.visual.blocks.0.mlp.up_proj", "model.visual.blocks.1.attn.qkv"});
@@ -118,10 +124,11 @@ TEST_CASE("awq format/ modules left in float are told by the shortest part of th
 }
 
 TEST_CASE("awq format/ whatever is left in float, its entries cover it and nothing that is quantized") {
-  const std::vector<std::string> names = {"model.layers.1.mlp.up_proj",          "model.layers.11.mlp.up_proj",
-                                          "model.layers.1.mlp.shared.gate_proj", "model.layers.1.mlp.gate",
-                                          "model.layers.2.mlp.gate_proj",        "model.visual.blocks.1.attn.qkv",
-                                          "model.layers.1.self_attn.q_proj",     "lm_head"};
+  const std::vector<std::string> names = {
+      "model.layers.1.mlp.up_proj",          "model.layers.11.mlp.up_proj",
+      "model.layers.1.mlp.shared.gate_proj", "model.layers.1.mlp.gate",
+      "model.layers.2.mlp.gate_proj",        "model.visual.blocks.1.attn.qkv",
+      "model.layers.1.self_attn.q_proj",     "lm_head"};
   for (size_t split = 0; split < (size_t{1} << names.size()); ++split) {
     std::vector<std::string> quantized, floats;
     for (size_t i = 0; i < names.size(); ++i) (split >> i & 1 ? quantized : floats).push_back(names[i]);
@@ -140,9 +147,10 @@ TEST_CASE("awq format/ old and new keys of the configuration are read, other ver
   const auto told = [&](const char* config) { return verdict(*format, reader, config); };
   CHECK(told(R"({"bits":4,"group_size":8,"version":"gemm","zero_point":true})") == "accepted");
   CHECK(told(R"({"w_bit":4,"q_group_size":8,"version":"GEMM"})") == "accepted");
-  for (const char* text : {"", "[]", R"({"bits":4,"group_size":0})", R"({"bits":8,"group_size":8})",
-                           R"({"bits":4,"group_size":8,"version":"gemv"})",
-                           R"({"bits":4,"group_size":8,"zero_point":false})", R"({"bits":"4","group_size":8})"}) {
+  for (const char* text :
+       {"", "[]", R"({"bits":4,"group_size":0})", R"({"bits":8,"group_size":8})",
+        R"({"bits":4,"group_size":8,"version":"gemv"})", R"({"bits":4,"group_size":8,"zero_point":false})",
+        R"({"bits":"4","group_size":8})"}) {
     CAPTURE(text);
     CHECK(told(text) != "accepted");
   }

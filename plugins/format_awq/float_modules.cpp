@@ -10,7 +10,9 @@ namespace {
 /// Names that engines give merged layers: an entry inside of one would take them for float.
 constexpr std::string_view kMerged[] = {"qkv_proj", "gate_up_proj"};
 
-bool contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
+bool contains(std::string_view text, std::string_view part) {
+  return text.find(part) != std::string_view::npos;
+}
 
 std::vector<std::string> parts_of(const std::string& name) {
   std::vector<std::string> parts;
@@ -53,16 +55,17 @@ std::vector<std::string> float_modules(const OutputModel& model) {
   std::set<std::string> rejected;
   const auto usable = [&](const std::string& entry) {
     if (rejected.contains(entry)) return false;
-    const bool clean =
-        std::none_of(std::begin(kMerged), std::end(kMerged), [&](auto name) { return contains(name, entry); }) &&
-        std::none_of(model.schemes.begin(), model.schemes.end(),
-                     [&](const auto& s) { return contains(s.first, entry); });
+    const bool clean = std::none_of(std::begin(kMerged), std::end(kMerged),
+                                    [&](auto name) { return contains(name, entry); }) &&
+                       std::none_of(model.schemes.begin(), model.schemes.end(),
+                                    [&](const auto& s) { return contains(s.first, entry); });
     if (!clean) rejected.insert(entry);
     return clean;
   };
   std::vector<std::string> entries;
   for (const std::string& name : floats) {
-    if (std::any_of(entries.begin(), entries.end(), [&](const std::string& entry) { return contains(name, entry); }))
+    if (std::any_of(entries.begin(), entries.end(),
+                    [&](const std::string& entry) { return contains(name, entry); }))
       continue;
     const std::vector<std::string> runs = candidates(name);
     const auto best = std::find_if(runs.begin(), runs.end(), usable);

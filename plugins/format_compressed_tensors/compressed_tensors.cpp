@@ -17,10 +17,16 @@ using namespace formats;
 /// 0.19.
 class CompressedTensors final : public Format {
  public:
-  c10::ScalarType scale_dtype(const Scheme&, c10::ScalarType model_dtype) const override { return model_dtype; }
-  Result<std::vector<TensorSpec>> layout(const Layer&, const Scheme&, c10::ScalarType model_dtype) const override;
-  Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&, c10::ScalarType model_dtype) const override;
-  Result<std::string> quantization_config(const OutputModel& model) const override { return write_config(model); }
+  c10::ScalarType scale_dtype(const Scheme&, c10::ScalarType model_dtype) const override {
+    return model_dtype;
+  }
+  Result<std::vector<TensorSpec>> layout(const Layer&, const Scheme&,
+                                         c10::ScalarType model_dtype) const override;
+  Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&,
+                           c10::ScalarType model_dtype) const override;
+  Result<std::string> quantization_config(const OutputModel& model) const override {
+    return write_config(model);
+  }
   Result<std::vector<TensorSpec>> cache_layout(const CacheSite&, c10::ScalarType model_dtype) const override;
   Result<TensorMap> encode_cache(const CacheSite&, const at::Tensor& key_scale, const at::Tensor& value_scale,
                                  c10::ScalarType model_dtype) const override;
@@ -36,8 +42,8 @@ std::vector<int64_t> stored_scale_shape(const QuantArgs& args, int64_t out, int6
 }
 
 /// Everything that a quantized layer is stored in, in the order of writing.
-Result<std::vector<TensorSpec>> specs_of(const std::string& name, int64_t out, int64_t in, const Scheme& scheme,
-                                         Dtype scale) {
+Result<std::vector<TensorSpec>> specs_of(const std::string& name, int64_t out, int64_t in,
+                                         const Scheme& scheme, Dtype scale) {
   SLIM_ASSIGN(const Storage storage, storage_of(scheme));
   std::vector<TensorSpec> specs;
   const auto add = [&](const char* suffix, Dtype dtype, std::vector<int64_t> shape) {
@@ -52,7 +58,8 @@ Result<std::vector<TensorSpec>> specs_of(const std::string& name, int64_t out, i
   if (storage == Storage::kPacked) {
     add(".weight_packed", Dtype::kI32, {out, packed_words(in, weight.bits)});
     add(".weight_shape", Dtype::kI64, {2});
-    if (!weight.symmetric) add(".weight_zero_point", Dtype::kI32, {packed_words(out, weight.bits), scales[1]});
+    if (!weight.symmetric)
+      add(".weight_zero_point", Dtype::kI32, {packed_words(out, weight.bits), scales[1]});
   } else {
     add(".weight", storage == Storage::kInt ? Dtype::kI8 : Dtype::kF8E4M3, {out, in});
   }
@@ -66,7 +73,8 @@ Result<std::vector<TensorSpec>> specs_of(const std::string& name, int64_t out, i
 
 Result<Dtype> scale_type(c10::ScalarType model_dtype) {
   const auto dtype = from_scalar_type(model_dtype);
-  if (!dtype) return Status(Code::kUnsupported, "compressed-tensors cannot store scales in the model's dtype");
+  if (!dtype)
+    return Status(Code::kUnsupported, "compressed-tensors cannot store scales in the model's dtype");
   return *dtype;
 }
 
@@ -80,7 +88,8 @@ Result<std::vector<TensorSpec>> CompressedTensors::layout(const Layer& layer, co
 Result<TensorMap> encode_dense(const Layer& layer, const TensorSpec& spec, const Solved& solved) {
   const auto* dense = std::get_if<Dense>(&solved.weight);
   if (!dense)
-    return Status(Code::kInternal, layer.name + ": the algorithm returned codes for a scheme that only prunes");
+    return Status(Code::kInternal,
+                  layer.name + ": the algorithm returned codes for a scheme that only prunes");
   if (dense->weight.sizes() != at::IntArrayRef(spec.shape))
     return Status(Code::kInternal, layer.name + ": a weight of a wrong shape");
   const at::Tensor weight = dense->weight.to(at::kCPU, *to_scalar_type(spec.dtype)).contiguous();
@@ -93,11 +102,13 @@ Result<TensorMap> CompressedTensors::encode(const Layer& layer, const Scheme& sc
                                             c10::ScalarType model_dtype) const {
   SLIM_ASSIGN(const std::vector<TensorSpec> specs, layout(layer, scheme, model_dtype));
   if (!scheme.weight) return encode_dense(layer, specs.front(), solved);
-  SLIM_ASSIGN(const Quantized* quantized, check_result(layer, scheme, solved, scale_dtype(scheme, model_dtype)));
+  SLIM_ASSIGN(const Quantized* quantized,
+              check_result(layer, scheme, solved, scale_dtype(scheme, model_dtype)));
   if (quant::has_scattered_groups(*quantized)) {
     return Status(
         Code::kUnsupported,
-        layer.name + ": compressed-tensors has no index of groups since 0.19; use static groups, or format gptq");
+        layer.name +
+            ": compressed-tensors has no index of groups since 0.19; use static groups, or format gptq");
   }
   const int bits = quantized->args.bits;
   TensorMap tensors;
@@ -112,7 +123,8 @@ Result<TensorMap> CompressedTensors::encode(const Layer& layer, const Scheme& sc
     if (suffix == "input_scale") value = solved.input_scale;
     if (suffix == "input_zero_point") value = solved.input_zero;
     if (!value.defined())
-      return Status(Code::kInternal, layer.name + ": the algorithm found no " + suffix + " for scheme " + scheme.name);
+      return Status(Code::kInternal,
+                    layer.name + ": the algorithm found no " + suffix + " for scheme " + scheme.name);
     tensors[spec.name] = value.to(at::kCPU, *to_scalar_type(spec.dtype)).reshape(spec.shape).contiguous();
   }
   return tensors;
@@ -125,7 +137,8 @@ Result<std::vector<TensorSpec>> CompressedTensors::cache_layout(const CacheSite&
 }
 
 Result<TensorMap> CompressedTensors::encode_cache(const CacheSite& site, const at::Tensor& key_scale,
-                                                  const at::Tensor& value_scale, c10::ScalarType model_dtype) const {
+                                                  const at::Tensor& value_scale,
+                                                  c10::ScalarType model_dtype) const {
   TensorMap tensors;
   for (const auto& [suffix, scale] : {std::pair(".k_scale", key_scale), std::pair(".v_scale", value_scale)}) {
     const at::Tensor stored = scale.to(at::kCPU, model_dtype).reshape({1});
@@ -137,7 +150,8 @@ Result<TensorMap> CompressedTensors::encode_cache(const CacheSite& site, const a
   return tensors;
 }
 
-bool CompressedTensors::recognises(std::string_view quantization_config, const std::vector<std::string>&) const {
+bool CompressedTensors::recognises(std::string_view quantization_config,
+                                   const std::vector<std::string>&) const {
   const auto json = nlohmann::json::parse(quantization_config, nullptr, /*allow_exceptions=*/false);
   return json.is_object() && json.contains("quant_method") && json["quant_method"] == "compressed-tensors";
 }
@@ -154,7 +168,8 @@ Result<std::pair<int64_t, int64_t>> stored_shape(const std::string& module, Stor
     const auto weight = tensors.find(module + ".weight");
     if (weight == tensors.end()) return corrupt(module, "tensor " + module + ".weight is missing");
     const auto& shape = weight->second.shape;
-    if (shape.size() != 2) return corrupt(weight->first, "expected two dimensions, found " + shape_string(shape));
+    if (shape.size() != 2)
+      return corrupt(weight->first, "expected two dimensions, found " + shape_string(shape));
     return std::pair{shape[0], shape[1]};
   }
   const std::string name = module + ".weight_shape";
@@ -168,23 +183,26 @@ Result<std::pair<int64_t, int64_t>> stored_shape(const std::string& module, Stor
   const auto* values = shape.const_data_ptr<int64_t>();
   constexpr int64_t kLargest = int64_t{1} << 31;
   if (values[0] <= 0 || values[1] <= 0 || values[0] > kLargest || values[1] > kLargest) {
-    return corrupt(name,
-                   "a weight of " + std::to_string(values[0]) + " x " + std::to_string(values[1]) + " is impossible");
+    return corrupt(name, "a weight of " + std::to_string(values[0]) + " x " + std::to_string(values[1]) +
+                             " is impossible");
   }
   return std::pair{values[0], values[1]};
 }
 
-Result<StoredLayer> stored_layer(const std::string& module, const Scheme& scheme, const TensorReader& reader) {
+Result<StoredLayer> stored_layer(const std::string& module, const Scheme& scheme,
+                                 const TensorReader& reader) {
   Result<Storage> storage = storage_of(scheme);
   if (!storage.ok()) return storage.status().in(module);
   SLIM_ASSIGN(const auto shape, stored_shape(module, *storage, reader));
   const auto scale = reader.tensors().find(module + ".weight_scale");
-  if (scale == reader.tensors().end()) return corrupt(module, "tensor " + module + ".weight_scale is missing");
+  if (scale == reader.tensors().end())
+    return corrupt(module, "tensor " + module + ".weight_scale is missing");
   const Dtype type = scale->second.dtype;
   if (type != Dtype::kBF16 && type != Dtype::kF16 && type != Dtype::kF32) {
     return corrupt(scale->first, "expected BF16, F16 or F32, found " + std::string(dtype_name(type)));
   }
-  SLIM_ASSIGN(const std::vector<TensorSpec> expected, specs_of(module, shape.first, shape.second, scheme, type));
+  SLIM_ASSIGN(const std::vector<TensorSpec> expected,
+              specs_of(module, shape.first, shape.second, scheme, type));
   SLIM_TRY(check_tensors(module, expected, reader.tensors(), kSuffixes));
   StoredLayer layer{module, shape.first, shape.second, scheme, {}};
   for (const TensorSpec& spec : expected) layer.tensors.push_back(spec.name);
@@ -210,13 +228,14 @@ Status add_caches(const TensorReader& reader, std::vector<StoredLayer>& layers) 
   return {};
 }
 
-Result<std::vector<StoredLayer>> CompressedTensors::stored_layers(const TensorReader& reader,
-                                                                  std::string_view quantization_config) const {
+Result<std::vector<StoredLayer>> CompressedTensors::stored_layers(
+    const TensorReader& reader, std::string_view quantization_config) const {
   SLIM_ASSIGN(const Config config, Config::parse(quantization_config));
   std::vector<StoredLayer> layers;
   for (const std::string& module : modules_with(reader.tensors(), kSuffixes)) {
     const Scheme* scheme = config.find(module);
-    if (!scheme) return corrupt(module, "has quantized tensors, but no group of quantization_config covers it");
+    if (!scheme)
+      return corrupt(module, "has quantized tensors, but no group of quantization_config covers it");
     SLIM_ASSIGN(StoredLayer layer, stored_layer(module, *scheme, reader));
     layers.push_back(std::move(layer));
   }

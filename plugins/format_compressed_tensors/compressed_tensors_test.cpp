@@ -22,7 +22,9 @@ std::unique_ptr<Format> make_format() {
 
 }  // namespace
 
-TEST_CASE("compressed-tensors/ packed layers decode to what was encoded, for every width, odd shapes and zero points") {
+TEST_CASE(
+    "compressed-tensors/ packed layers decode to what was encoded, for every width, odd shapes and zero "
+    "points") {
   for (int bits = 2; bits <= 8; ++bits) {
     for (const bool symmetric : {true, false}) {
       check_round_trip(*make_format(), layer(5, 24), weight_only(bits, 8, symmetric));
@@ -33,8 +35,8 @@ TEST_CASE("compressed-tensors/ packed layers decode to what was encoded, for eve
 }
 
 TEST_CASE("compressed-tensors/ named schemes decode to what was encoded") {
-  for (const char* name : {"w4a16", "w4a16_asym", "w8a16", "w3a16", "w8a8", "w8a8_static", "fp8_static", "fp8_dynamic",
-                           "fp8_block", "fp8_a16"}) {
+  for (const char* name : {"w4a16", "w4a16_asym", "w8a16", "w3a16", "w8a8", "w8a8_static", "fp8_static",
+                           "fp8_dynamic", "fp8_block", "fp8_a16"}) {
     CAPTURE(name);
     const auto scheme = scheme_from_name(name);
     REQUIRE(scheme.ok());
@@ -45,8 +47,8 @@ TEST_CASE("compressed-tensors/ named schemes decode to what was encoded") {
 TEST_CASE("compressed-tensors/ a scheme read back has the name that slim knows it by") {
   const auto format = make_format();
   const Scheme scheme = *scheme_from_name("w4a16_asym", 32);
-  const auto layers =
-      format->stored_layers(stored(*format, layer(8, 64), scheme), config_of(*format, {{layer(8, 64).name, scheme}}));
+  const auto layers = format->stored_layers(stored(*format, layer(8, 64), scheme),
+                                            config_of(*format, {{layer(8, 64).name, scheme}}));
   REQUIRE(layers.ok());
   CHECK(layers->front().scheme.name == "w4a16_asym");
 }
@@ -54,7 +56,8 @@ TEST_CASE("compressed-tensors/ a scheme read back has the name that slim knows i
 TEST_CASE("compressed-tensors/ one scheme targets every linear, several are told apart by patterns") {
   const auto format = make_format();
   const Scheme four = *scheme_from_name("w4a16"), eight = *scheme_from_name("fp8_dynamic");
-  const auto one = nlohmann::json::parse(config_of(*format, {{"model.layers.0.mlp.up_proj", four}}, {}, {"lm_head"}));
+  const auto one =
+      nlohmann::json::parse(config_of(*format, {{"model.layers.0.mlp.up_proj", four}}, {}, {"lm_head"}));
   CHECK((one["format"] == "pack-quantized"));
   CHECK((one["quantization_status"] == "compressed"));
   CHECK((one["config_groups"]["group_0"]["targets"] == nlohmann::json{"Linear"}));
@@ -123,9 +126,11 @@ TEST_CASE("compressed-tensors/ a broken quantization_config is refused") {
   }
 }
 
-TEST_CASE("compressed-tensors/ schemes and shapes that it cannot hold are refused before any weight is read") {
+TEST_CASE(
+    "compressed-tensors/ schemes and shapes that it cannot hold are refused before any weight is read") {
   const auto format = make_format();
-  CHECK(format->layout(layer(8, 100), *scheme_from_name("w4a16"), at::kBFloat16).status().code() == Code::kUnsupported);
+  CHECK(format->layout(layer(8, 100), *scheme_from_name("w4a16"), at::kBFloat16).status().code() ==
+        Code::kUnsupported);
   Scheme only_input = *scheme_from_name("w8a8");
   only_input.weight.reset();
   CHECK(format->layout(layer(8, 128), only_input, at::kBFloat16).status().code() == Code::kUnsupported);
@@ -144,7 +149,8 @@ TEST_CASE("compressed-tensors/ pruned layers keep their dtype and name, and no c
   CHECK(same(tensors->at(up.name + ".weight"), std::get<Dense>(solved.weight).weight.to(at::kBFloat16)));
   CHECK(config_of(*format, {{up.name, pruned}}).empty());
   solved.weight = Dense{at::full({6, 32}, NAN)};
-  CHECK(format->encode(up, pruned, solved, at::kBFloat16).status().message().find(up.name) != std::string::npos);
+  CHECK(format->encode(up, pruned, solved, at::kBFloat16).status().message().find(up.name) !=
+        std::string::npos);
 }
 
 TEST_CASE("compressed-tensors/ layers that are only pruned are ignored beside quantized ones") {
@@ -156,7 +162,8 @@ TEST_CASE("compressed-tensors/ layers that are only pruned are ignored beside qu
   }
   const auto config = Config::parse(config_of(*format, schemes));
   REQUIRE(config.ok());
-  for (const auto& [name, scheme] : schemes) CHECK((config->find(name) != nullptr) == scheme.weight.has_value());
+  for (const auto& [name, scheme] : schemes)
+    CHECK((config->find(name) != nullptr) == scheme.weight.has_value());
 }
 
 TEST_CASE("compressed-tensors/ a pruned weight that is quantized too is stored as any other of its bits") {
@@ -170,7 +177,8 @@ TEST_CASE("compressed-tensors/ a pruned weight that is quantized too is stored a
   for (size_t i = 0; i < plain->size(); ++i) CHECK((*pruned)[i].name == (*plain)[i].name);
 }
 
-TEST_CASE("compressed-tensors/ scales of an FP8 cache stand beside the attention's layers, in the model's dtype") {
+TEST_CASE(
+    "compressed-tensors/ scales of an FP8 cache stand beside the attention's layers, in the model's dtype") {
   const auto format = make_format();
   CacheSite site;
   site.name = "model.layers.3.self_attn";
@@ -220,7 +228,8 @@ TEST_CASE("compressed-tensors/ results that do not fit their scheme are refused"
   CHECK(refused([](Quantized& q) { q.scale = at::full_like(q.scale, INFINITY); }));
   CHECK(refused([](Quantized& q) { q.zero = at::zeros_like(q.scale, at::kChar); }));
   CHECK(refused([](Quantized& q) { q.group_index = at::arange(32, at::kInt).remainder(4).to(at::kInt); }));
-  CHECK(!refused([](Quantized& q) { q.group_index = at::arange(32, at::kInt).div(8, "floor").to(at::kInt); }));
+  CHECK(
+      !refused([](Quantized& q) { q.group_index = at::arange(32, at::kInt).div(8, "floor").to(at::kInt); }));
 }
 
 TEST_CASE("compressed-tensors/ it recognises its own configuration only") {

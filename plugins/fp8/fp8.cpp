@@ -12,9 +12,14 @@ class Fp8 final : public quant::RoundingAlgorithm {
  public:
   std::string_view default_scheme() const override { return "fp8_static"; }
   Status accepts(const Scheme& scheme) const override {
-    if (scheme.sparsity) return {Code::kUnsupported, "scheme " + scheme.name + " prunes, which fp8 does not; use the sparse plugin"};
+    if (scheme.sparsity)
+      return {Code::kUnsupported,
+              "scheme " + scheme.name + " prunes, which fp8 does not; use the sparse plugin"};
     if (scheme.weight && is_fp8(*scheme.weight) && (!scheme.input || is_fp8(*scheme.input))) return {};
-    return {Code::kUnsupported, "scheme " + scheme.name + " has no E4M3 weights; choose fp8_static, fp8_dynamic, fp8_block, fp8_a16 or a variant of these"};
+    return {
+        Code::kUnsupported,
+        "scheme " + scheme.name +
+            " has no E4M3 weights; choose fp8_static, fp8_dynamic, fp8_block, fp8_a16 or a variant of these"};
   }
 };
 

@@ -12,7 +12,8 @@ constexpr double kStep = 0.05;
 /// Extremes [out, 1] of one group and the share of each that the codes span.
 class Search {
  public:
-  Search(const quant::SweepGroup& group, const QuantArgs& args, at::ScalarType dtype) : group_(group), args_(args), dtype_(dtype) {
+  Search(const quant::SweepGroup& group, const QuantArgs& args, at::ScalarType dtype)
+      : group_(group), args_(args), dtype_(dtype) {
     const auto [min, max] = at::aminmax(group.weight, 1, /*keepdim=*/true);
     min_ = min.clamp_max(0);
     max_ = max.clamp_min(0);
@@ -26,7 +27,8 @@ class Search {
 
   void shrink_together() {
     // 2^b codes lie unevenly around zero: a symmetric range a little wider than the extremes leaves the largest weight unclipped.
-    const double widest = args_.symmetric ? static_cast<double>(-args_.min_code()) / static_cast<double>(args_.max_code()) : 1;
+    const double widest =
+        args_.symmetric ? static_cast<double>(-args_.min_code()) / static_cast<double>(args_.max_code()) : 1;
     const double least = args_.bits > 3 ? 0.5 : 0.3;
     for (double ratio = std::min(widest, 1.5); ratio > least; ratio -= kStep) {
       const at::Tensor candidate = at::full_like(low_, ratio);
@@ -35,8 +37,10 @@ class Search {
   }
 
   void move_ends() {
-    for (const double step : {-4 * kStep, -2 * kStep, -kStep, kStep, 2 * kStep}) keep_if_better((low_ + step).clamp_(0, 1), high_);
-    for (const double step : {-4 * kStep, -2 * kStep, -kStep, kStep, 2 * kStep}) keep_if_better(low_, (high_ + step).clamp_(0, 1));
+    for (const double step : {-4 * kStep, -2 * kStep, -kStep, kStep, 2 * kStep})
+      keep_if_better((low_ + step).clamp_(0, 1), high_);
+    for (const double step : {-4 * kStep, -2 * kStep, -kStep, kStep, 2 * kStep})
+      keep_if_better(low_, (high_ + step).clamp_(0, 1));
   }
 
   quant::Params best() const { return quant::params_from_range(min_ * low_, max_ * high_, args_, dtype_); }
@@ -45,8 +49,8 @@ class Search {
   at::Tensor cost(const at::Tensor& low, const at::Tensor& high) {
     const quant::Params params = quant::params_from_range(min_ * low, max_ * high, args_, dtype_);
     const auto zero = params.zero.defined() ? std::optional(params.zero.to(at::kFloat)) : std::nullopt;
-    ops::column_sweep_(group_.weight.clone(at::MemoryFormat::Contiguous), errors_, codes_, group_.factor, params.scale.to(at::kFloat), zero, columns_,
-                       args_.min_code(), args_.max_code(), 0, 0);
+    ops::column_sweep_(group_.weight.clone(at::MemoryFormat::Contiguous), errors_, codes_, group_.factor,
+                       params.scale.to(at::kFloat), zero, columns_, args_.min_code(), args_.max_code(), 0, 0);
     return errors_.square().sum(1, /*keepdim=*/true);
   }
 
@@ -67,7 +71,8 @@ class Search {
 
 }  // namespace
 
-quant::Params search_range(const quant::SweepGroup& group, const QuantArgs& args, at::ScalarType scale_dtype) {
+quant::Params search_range(const quant::SweepGroup& group, const QuantArgs& args,
+                           at::ScalarType scale_dtype) {
   Search search(group, args, scale_dtype);
   search.shrink_together();
   if (!args.symmetric) search.move_ends();

@@ -12,9 +12,13 @@ class Int8 final : public quant::RoundingAlgorithm {
  public:
   std::string_view default_scheme() const override { return "w8a8"; }
   Status accepts(const Scheme& scheme) const override {
-    if (scheme.sparsity) return {Code::kUnsupported, "scheme " + scheme.name + " prunes, which int8 does not; use the sparse plugin"};
+    if (scheme.sparsity)
+      return {Code::kUnsupported,
+              "scheme " + scheme.name + " prunes, which int8 does not; use the sparse plugin"};
     if (scheme.weight && is_int8(*scheme.weight) && (!scheme.input || is_int8(*scheme.input))) return {};
-    return {Code::kUnsupported, "scheme " + scheme.name + " has no 8-bit integer weights; choose w8a8, w8a8_static, w8a8_static_sym or w8a16"};
+    return {Code::kUnsupported,
+            "scheme " + scheme.name +
+                " has no 8-bit integer weights; choose w8a8, w8a8_static, w8a8_static_sym or w8a16"};
   }
 };
 

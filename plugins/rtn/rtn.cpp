@@ -17,17 +17,21 @@ class RoundToNearest final : public Algorithm {
   }
   std::string_view default_scheme() const override { return "w4a16"; }
   Status accepts(const Scheme& scheme) const override {
-    if (scheme.sparsity) return {Code::kUnsupported, "rtn does not prune; scheme " + scheme.name + " needs the sparse plugin"};
+    if (scheme.sparsity)
+      return {Code::kUnsupported, "rtn does not prune; scheme " + scheme.name + " needs the sparse plugin"};
     return {};
   }
-  void observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes, Observations& observations) const override {
+  void observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes,
+               Observations& observations) const override {
     for (const Layer& layer : plan.layers) {
       const Scheme* scheme = schemes[static_cast<size_t>(layer.id)];
       if (!scheme || !scheme->input || scheme->input->dynamic) continue;
       observations.want<ChannelMoments>(layer.input, plan.ports[static_cast<size_t>(layer.input)].features);
     }
   }
-  Result<Solved> solve(LayerContext& context) override { return quant::round_to_nearest(context, range_, arithmetic_); }
+  Result<Solved> solve(LayerContext& context) override {
+    return quant::round_to_nearest(context, range_, arithmetic_);
+  }
 
  private:
   quant::RangeOptions range_;

@@ -57,7 +57,8 @@ TensorMap BatchMoments::state() const {
 
 Status BatchMoments::restore(const TensorMap& state) {
   const auto bad = [](const std::string& key) {
-    return Status(Code::kCorrupt, "saved statistic: entry '" + key + "' is missing, or has another shape or type than this run's");
+    return Status(Code::kCorrupt, "saved statistic: entry '" + key +
+                                      "' is missing, or has another shape or type than this run's");
   };
   batches_.clear();
   const auto seen = state.find("tokens"), rows = state.find("rows");
@@ -71,7 +72,8 @@ Status BatchMoments::restore(const TensorMap& state) {
   }
   for (int64_t i = 0; i < count; ++i) {
     const auto entry = [&](const char* key) { return state.find(key)->second[i].clone(); };
-    batches_.push_back({rows->second[i].item<double>(), entry("sum"), entry("sum_square"), entry("min"), entry("max")});
+    batches_.push_back(
+        {rows->second[i].item<double>(), entry("sum"), entry("sum_square"), entry("min"), entry("max")});
   }
   return {};
 }
@@ -117,7 +119,8 @@ double BatchMoments::spread() const {
 bool BatchMoments::has_outlier(double sigmas) const {
   for (const Batch& batch : batches_) {
     const auto [mean, deviation] = moments(batch, at::zeros_like(batch.sum));
-    const double farthest = std::max(batch.max.max().item<double>() - mean, mean - batch.min.min().item<double>());
+    const double farthest =
+        std::max(batch.max.max().item<double>() - mean, mean - batch.min.min().item<double>());
     if (farthest > sigmas * deviation) return true;
   }
   return false;

@@ -35,7 +35,8 @@ class Smooth final : public Algorithm {
   bool uses(const ScaleEdge& edge) const { return linears_ || edge.fold != Fold::kLinearRows; }
   std::vector<const ScaleEdge*> ordered(const BlockPlan&) const;
   Status smooth_edge(BlockContext&, const ScaleEdge&, const std::vector<LayerId>& layers);
-  Result<at::Tensor> scale(BlockContext&, const ScaleEdge&, const at::Tensor& weight_max, const std::string& where) const;
+  Result<at::Tensor> scale(BlockContext&, const ScaleEdge&, const at::Tensor& weight_max,
+                           const std::string& where) const;
 
   Method method_ = Method::kSmoothQuant;
   double alpha_ = 0.5;
@@ -61,9 +62,13 @@ at::Tensor shared_by_heads(const ScaleEdge& edge, const at::Tensor& per_feature)
 Status Smooth::setup(const Options& options) {
   const std::string &method = options.at("method"), &edges = options.at("edges");
   const double alpha = std::strtod(options.at("alpha").c_str(), nullptr);
-  method_ = method == "m2" ? Method::kOutlierSuppression : method == "iterative" ? Method::kIterative : Method::kSmoothQuant;
+  method_ = method == "m2"          ? Method::kOutlierSuppression
+            : method == "iterative" ? Method::kIterative
+                                    : Method::kSmoothQuant;
   if (method_ == Method::kOutlierSuppression && alpha != 0) {
-    return {Code::kInvalidArgument, "method = m2 has no alpha (it is a square root); leave alpha out, or choose smoothquant or iterative"};
+    return {Code::kInvalidArgument,
+            "method = m2 has no alpha (it is a square root); leave alpha out, or choose smoothquant or "
+            "iterative"};
   }
   alpha_ = alpha != 0 ? alpha : method_ == Method::kIterative ? 0.9 : 0.5;
   linears_ = edges == "all" || (edges == "auto" && method_ == Method::kIterative);
@@ -72,12 +77,17 @@ Status Smooth::setup(const Options& options) {
 
 Status Smooth::accepts(const Scheme& scheme) const {
   if (scheme.weight && scheme.input) return {};
-  return {Code::kUnsupported, "scheme " + scheme.name + " leaves activations in float, whose rounding smoothing prepares; use awq for weights alone"};
+  return {Code::kUnsupported,
+          "scheme " + scheme.name +
+              " leaves activations in float, whose rounding smoothing prepares; use awq for weights alone"};
 }
 
-void Smooth::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes, Observations& observations) const {
+void Smooth::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes,
+                     Observations& observations) const {
   for (const ScaleEdge& edge : plan.edges) {
-    if (!uses(edge) || quantized_readers(edge, [&](LayerId id) { return schemes[static_cast<size_t>(id)]; }).empty()) continue;
+    if (!uses(edge) ||
+        quantized_readers(edge, [&](LayerId id) { return schemes[static_cast<size_t>(id)]; }).empty())
+      continue;
     const int64_t features = plan.ports[static_cast<size_t>(edge.port)].features;
     if (method_ == Method::kOutlierSuppression) {
       observations.want<BatchMoments>(edge.port, features);
@@ -141,7 +151,8 @@ Result<at::Tensor> Smooth::scale(BlockContext& context, const ScaleEdge& edge, c
     return at::Tensor();
   }
   const at::Tensor size =
-      shared_by_heads(edge, outliers_only ? batches->reach() : moments->abs_max().to(at::kDouble)).to(weight_max.device());
+      shared_by_heads(edge, outliers_only ? batches->reach() : moments->abs_max().to(at::kDouble))
+          .to(weight_max.device());
   const at::Tensor weights = weight_max.to(at::kDouble);
   at::Tensor s = size.pow(alpha_) / weights.pow(1 - alpha_);
   if (outliers_only) s = at::where(size > batches->spread(), s, at::ones_like(s));
@@ -159,4 +170,5 @@ constexpr char kSchema[] = R"json({"type":"object","properties":{
            "description":"where scales go: into norms, or also into v_proj and up_proj; auto: all for iterative, else norms"}}})json";
 }  // namespace
 }  // namespace slim::smooth
-SLIM_ALGORITHM_PLUGIN("smooth", slim::smooth::Smooth, "SmoothQuant, Outlier Suppression+ and iterative smoothing", slim::smooth::kSchema)
+SLIM_ALGORITHM_PLUGIN("smooth", slim::smooth::Smooth,
+                      "SmoothQuant, Outlier Suppression+ and iterative smoothing", slim::smooth::kSchema)

@@ -17,7 +17,8 @@ at::Tensor stacked(const std::vector<at::Tensor>& rows, int64_t features) {
 Result<at::Tensor> saved(const TensorMap& state, std::string_view key, std::vector<int64_t> shape,
                          at::ScalarType dtype) {
   const auto found = state.find(key);
-  if (found == state.end() || found->second.scalar_type() != dtype || found->second.sizes() != at::IntArrayRef(shape)) {
+  if (found == state.end() || found->second.scalar_type() != dtype ||
+      found->second.sizes() != at::IntArrayRef(shape)) {
     return Status(Code::kCorrupt, "saved statistic: entry '" + std::string(key) +
                                       "' is missing, or has another shape or type than this run's");
   }
@@ -54,7 +55,8 @@ void BatchExtremes::merge(const Statistic& other, double weight) {
   first_sum_ = first_sum_.defined() ? first_sum_ + source.first_sum_ * weight : source.first_sum_ * weight;
   first_square_ =
       first_square_.defined() ? first_square_ + source.first_square_ * weight : source.first_square_ * weight;
-  first_peak_ = first_peak_.defined() ? at::maximum(first_peak_, source.first_peak_) : source.first_peak_.clone();
+  first_peak_ =
+      first_peak_.defined() ? at::maximum(first_peak_, source.first_peak_) : source.first_peak_.clone();
   first_rows_ += weight * source.first_rows_;
 }
 

@@ -28,7 +28,8 @@ double number(const Options& options, std::string_view key) {
 
 /// The k-th largest of each row of `magnitudes` [rows, n] as [rows, 1]; infinity for k = 0: nothing is larger.
 at::Tensor kth_largest(const at::Tensor& magnitudes, int64_t k) {
-  if (k == 0) return at::full({magnitudes.size(0), 1}, std::numeric_limits<double>::infinity(), magnitudes.options());
+  if (k == 0)
+    return at::full({magnitudes.size(0), 1}, std::numeric_limits<double>::infinity(), magnitudes.options());
   return std::get<0>(magnitudes.topk(k, 1)).narrow(1, k - 1, 1);
 }
 
@@ -37,7 +38,8 @@ at::Tensor row_thresholds(const at::Tensor& magnitudes, const LowBitOptions& opt
   const bool one_column = magnitudes.size(1) == 1;  // its own largest, without a deviation
   if (!options.open_outlier || one_column) return kth_largest(magnitudes, 0);
   if (options.use_sigma) return magnitudes.std(1, /*unbiased=*/true, /*keepdim=*/true) * options.sigma_factor;
-  return kth_largest(magnitudes, static_cast<int64_t>(static_cast<double>(magnitudes.size(1)) * options.fraction));
+  return kth_largest(magnitudes,
+                     static_cast<int64_t>(static_cast<double>(magnitudes.size(1)) * options.fraction));
 }
 
 at::Tensor matrix_threshold(const at::Tensor& weight, const LowBitOptions& options) {
@@ -92,7 +94,8 @@ void widen_scales(const at::Tensor& largest, at::Tensor& scale, LowBitWeight& re
 template <class F>
 void for_row_slices(const at::Tensor& weight, F&& f) {
   const int64_t step = std::max<int64_t>(1, kElementsPerSlice / std::max<int64_t>(1, weight.size(1)));
-  for (int64_t begin = 0; begin < weight.size(0); begin += step) f(begin, std::min(step, weight.size(0) - begin));
+  for (int64_t begin = 0; begin < weight.size(0); begin += step)
+    f(begin, std::min(step, weight.size(0) - begin));
 }
 
 // ---- one layer
@@ -137,11 +140,14 @@ void report(const LowBitWeight& weight, const LowBitOptions& options, LayerConte
     notes.note("nothing protected", name,
                "fraction of " + std::to_string(weight.codes.size(1)) + " columns is less than two weights");
   }
-  if (weight.unprotected_rows > 0) notes.note("no inlier left, nothing protected", name, rows(weight.unprotected_rows));
-  if (weight.widened_rows > 0) notes.note("scale widened for protected weights", name, rows(weight.widened_rows));
+  if (weight.unprotected_rows > 0)
+    notes.note("no inlier left, nothing protected", name, rows(weight.unprotected_rows));
+  if (weight.widened_rows > 0)
+    notes.note("scale widened for protected weights", name, rows(weight.widened_rows));
   if (weight.saturated > 0) {
-    notes.note("protected weights clipped", name, std::to_string(weight.saturated) + " weights beyond 127 scales" +
-                                                      (options.widen ? "" : "; saturation = \"widen\" keeps them"));
+    notes.note("protected weights clipped", name,
+               std::to_string(weight.saturated) + " weights beyond 127 scales" +
+                   (options.widen ? "" : "; saturation = \"widen\" keeps them"));
   }
   const auto count = static_cast<double>(weight.codes.numel());
   notes.metric(name, "zero_share", (weight.codes == 0).sum().item<double>() / count);
@@ -173,8 +179,8 @@ Result<LowBitOptions> LowBitOptions::from(const Options& options) {
   return result;
 }
 
-Result<LowBitWeight> low_bit_weight(const at::Tensor& weight, const LowBitOptions& options, const at::Tensor& floor,
-                                    at::ScalarType scale_dtype) {
+Result<LowBitWeight> low_bit_weight(const at::Tensor& weight, const LowBitOptions& options,
+                                    const at::Tensor& floor, at::ScalarType scale_dtype) {
   if (weight.numel() == 0) return Status(Code::kInvalidArgument, "the weight is empty");
   if (!at::isfinite(weight).all().item<bool>())
     return Status(Code::kNumeric, "the weight holds NaN or Inf; the checkpoint is damaged");
@@ -203,7 +209,8 @@ Result<LowBitWeight> low_bit_weight(const at::Tensor& weight, const LowBitOption
   return result;
 }
 
-void observe_low_bit(const LowBitOptions& options, const Layer& layer, int64_t features, Observations& observations) {
+void observe_low_bit(const LowBitOptions& options, const Layer& layer, int64_t features,
+                     Observations& observations) {
   using Activation = LowBitOptions::Activation;
   if (options.activation != Activation::kHistogram) observations.want<BatchExtremes>(layer.input, features);
   if (options.activation != Activation::kMeanExtremes) observations.want<Histogram>(layer.input);

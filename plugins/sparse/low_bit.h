@@ -10,13 +10,13 @@ namespace slim::sparse {
 /// entropy, which a lossless compressor turns into size.
 struct LowBitOptions {
   enum class Activation : uint8_t { kMeanExtremes = 1, kHistogram = 2, kMixed = 3 };
-  double fraction = 0.01;      ///< share of the weights that is protected
-  bool use_sigma = false;      ///< protect by deviation instead: |w| > sigma_factor * std(|w|)
+  double fraction = 0.01;  ///< share of the weights that is protected
+  bool use_sigma = false;  ///< protect by deviation instead: |w| > sigma_factor * std(|w|)
   double sigma_factor = 3.0;
-  bool open_outlier = true;    ///< false: nothing is protected
-  bool co_sparse = false;      ///< the older back end: one threshold for the whole matrix, scales searched
-  bool whole_matrix = false;   ///< one scale for all rows ("mm_tensor")
-  bool widen = false;          ///< a scale large enough that no protected weight saturates
+  bool open_outlier = true;   ///< false: nothing is protected
+  bool co_sparse = false;     ///< the older back end: one threshold for the whole matrix, scales searched
+  bool whole_matrix = false;  ///< one scale for all rows ("mm_tensor")
+  bool widen = false;         ///< a scale large enough that no protected weight saturates
   Activation activation = Activation::kMeanExtremes;
 
   /// kInvalidArgument for options that exclude each other.
@@ -30,15 +30,16 @@ struct LowBitWeight {
   int64_t zero_rows = 0;
   int64_t unprotected_rows = 0;  ///< rows whose threshold left no inlier: nothing is protected in them
   int64_t widened_rows = 0;
-  int64_t saturated = 0;         ///< weights beyond 127 scales, stored as ±127 (or -128) of them
-  double outlier_share = 0;      ///< protected weights
+  int64_t saturated = 0;     ///< weights beyond 127 scales, stored as ±127 (or -128) of them
+  double outlier_share = 0;  ///< protected weights
 };
 
 /// The back end "is_lowbit": per row t = sigma_factor * std(|w|) (unbiased, no mean added), or the k-th largest |w|
 /// with k = int(in * fraction); outliers are |w| > t; s = max{|w| : no outlier} / 7; q = clamp(round(w / s), -128,
 /// 127). With `co_sparse`: one t for the matrix, and the s near max / 7 of least squared error. `floor` fp32 [out, 1]:
 /// smallest scales allowed; undefined: none. Scales are numbers of `scale_dtype`. kNumeric for NaN and Inf.
-Result<LowBitWeight> low_bit_weight(const at::Tensor& weight, const LowBitOptions&, const at::Tensor& floor = {},
+Result<LowBitWeight> low_bit_weight(const at::Tensor& weight, const LowBitOptions&,
+                                    const at::Tensor& floor = {},
                                     at::ScalarType scale_dtype = at::ScalarType::Float);
 
 void observe_low_bit(const LowBitOptions&, const Layer&, int64_t features, Observations&);

@@ -19,9 +19,11 @@ class Sparse final : public Algorithm {
   Status accepts(const Scheme& scheme) const override {
     if (scheme.sparsity) return accepts_pruning(scheme);
     if (low_bit(scheme)) return {};
-    return {Code::kUnsupported, "sparse makes schemes w8a8s, n:m (2:4) and n:m+weights (2:4+w4a16), found " + scheme.name};
+    return {Code::kUnsupported,
+            "sparse makes schemes w8a8s, n:m (2:4) and n:m+weights (2:4+w4a16), found " + scheme.name};
   }
-  void observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes, Observations& observations) const override {
+  void observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes,
+               Observations& observations) const override {
     for (const Layer& layer : plan.layers) {
       const Scheme* scheme = schemes[static_cast<size_t>(layer.id)];
       const int64_t features = plan.ports[static_cast<size_t>(layer.input)].features;
@@ -64,4 +66,5 @@ constexpr char kSchema[] = R"json({"type":"object","properties":{
                 "description":"w8a8s: protected weights beyond 127 scales are clipped, as msmodelslim does, or widen the row's scale"}}})json";
 }  // namespace
 }  // namespace slim::sparse
-SLIM_ALGORITHM_PLUGIN("sparse", slim::sparse::Sparse, "Low-bit sparse quantization for Ascend, and pruning", slim::sparse::kSchema)
+SLIM_ALGORITHM_PLUGIN("sparse", slim::sparse::Sparse, "Low-bit sparse quantization for Ascend, and pruning",
+                      slim::sparse::kSchema)

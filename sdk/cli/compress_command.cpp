@@ -15,7 +15,8 @@ std::vector<Flag> compress_flags() {
           {"output", "DIR", "the folder to write", ""},
           {"codec", "NAME", "slim, or cann: by CANN's own program (default: cann if there is one)", ""},
           {"cann-tool", "FILE", "CANN's compression program (default: $SLIM_CANN_COMPRESS)", ""},
-          {"disable-layers", "PATTERN", "layers to leave uncompressed: a name, glob or re:... (repeatable)", "", true},
+          {"disable-layers", "PATTERN", "layers to leave uncompressed: a name, glob or re:... (repeatable)",
+           "", true},
           {"decompress", "", "DIR is a compressed folder: write the W8A8S checkpoint back", ""},
           {"overwrite", "", "replace the output folder", ""},
           {"threads", "N", "CPU threads", ""}};
@@ -34,7 +35,8 @@ Result<CompressConfig> read_compress(const Arguments& arguments) {
   CompressConfig config;
   SLIM_ASSIGN(config.input, only_positional(arguments, "the checkpoint's folder"));
   config.output = arguments.text("output");
-  if (config.output.empty()) return Status(Code::kInvalidArgument, "--output is missing: the folder to write");
+  if (config.output.empty())
+    return Status(Code::kInvalidArgument, "--output is missing: the folder to write");
   if (arguments.has("decompress")) SLIM_TRY(refuse_with_decompress(arguments));
   SLIM_ASSIGN(config.ranks, arguments.integer("tp", config.ranks, 1));
   config.codec = arguments.text("codec");

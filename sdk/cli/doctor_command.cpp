@@ -19,7 +19,8 @@ int run_doctor(const Arguments& arguments) {
 }  // namespace
 
 Command doctor_command() {
-  return {"doctor", "doctor [--json]", "what this machine has: processor, devices, drivers, plugins; what to do about what is missing",
+  return {"doctor", "doctor [--json]",
+          "what this machine has: processor, devices, drivers, plugins; what to do about what is missing",
           common_flags(), &run_doctor};
 }
 

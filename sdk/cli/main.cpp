@@ -15,8 +15,9 @@
 namespace slim::cli {
 
 const std::vector<Command>& commands() {
-  static const std::vector<Command> all = {quantize_command(), plan_command(),   inspect_command(), eval_command(),
-                                           verify_command(),   compress_command(), plugins_command(), doctor_command()};
+  static const std::vector<Command> all = {quantize_command(), plan_command(),   inspect_command(),
+                                           eval_command(),     verify_command(), compress_command(),
+                                           plugins_command(),  doctor_command()};
   return all;
 }
 

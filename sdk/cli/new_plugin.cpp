@@ -26,7 +26,8 @@ Result<fs::path> templates_folder() {
   if (error) return Status(Code::kIo, "/proc/self/exe: " + error.message());
   const fs::path folder = program.parent_path().parent_path() / "share" / "slim" / "templates";
   if (fs::is_directory(folder, error)) return folder;
-  return Status(Code::kNotFound, folder.string() + ": no such folder; the installation of slim is not complete");
+  return Status(Code::kNotFound,
+                folder.string() + ": no such folder; the installation of slim is not complete");
 }
 
 /// What becomes of the words of a template.
@@ -47,10 +48,13 @@ std::string camel_case(const std::string& id) {
 }
 
 Result<Names> names_of(const std::string& kind, const std::string& id) {
-  const auto allowed = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-'; };
+  const auto allowed = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
+  };
   const bool letters = std::all_of(id.begin(), id.end(), allowed);
   if (id.empty() || id.size() > 64 || !letters || id[0] < 'a' || id[0] > 'z') {
-    return usage("the plugin's name: found '" + id + "', expected small letters, digits, '_' and '-', a letter first, at most 64");
+    return usage("the plugin's name: found '" + id +
+                 "', expected small letters, digits, '_' and '-', a letter first, at most 64");
   }
   std::string file_id = id;
   std::replace(file_id.begin(), file_id.end(), '-', '_');
@@ -59,7 +63,8 @@ Result<Names> names_of(const std::string& kind, const std::string& id) {
 }
 
 std::string replaced(std::string text, const std::string& from, const std::string& to) {
-  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) text.replace(at, from.size(), to);
+  for (size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size()))
+    text.replace(at, from.size(), to);
   return text;
 }
 
@@ -73,7 +78,8 @@ Result<std::string> read_file(const fs::path& path) {
 
 Status write_copy(const fs::path& from, const fs::path& folder, const Names& names) {
   SLIM_ASSIGN(std::string text, read_file(from));
-  text = replaced(replaced(std::move(text), names.template_class, names.class_name), names.template_id, names.id);
+  text = replaced(replaced(std::move(text), names.template_class, names.class_name), names.template_id,
+                  names.id);
   const fs::path to = folder / replaced(from.filename().string(), names.template_id, names.file_id);
   std::ofstream stream(to, std::ios::binary);
   stream << text;
@@ -123,20 +129,24 @@ std::string prefix_of_program() {
 
 }  // namespace
 
-std::vector<Flag> new_plugin_flags() { return {{"dir", "DIR", "new: the folder to make (default: NAME)", ""}}; }
+std::vector<Flag> new_plugin_flags() {
+  return {{"dir", "DIR", "new: the folder to make (default: NAME)", ""}};
+}
 
 int new_plugin(const Arguments& arguments) {
   const std::vector<std::string>& words = arguments.positional();
   if (words.size() != 3) return fail(usage("expected `slim plugins new " + join(kKinds, "|") + " NAME`"));
   const std::string& kind = words[1];
   if (std::find(kKinds.begin(), kKinds.end(), kind) == kKinds.end()) {
-    return fail(usage("no kind of plugin '" + kind + "'" + did_you_mean(kind, kKinds) + " (there are: " + join(kKinds) + ")"));
+    return fail(usage("no kind of plugin '" + kind + "'" + did_you_mean(kind, kKinds) +
+                      " (there are: " + join(kKinds) + ")"));
   }
   const auto folder = create(kind, words[2], arguments);
   if (!folder.ok()) return fail(folder.status());
-  return print("made " + *folder + ", a plugin that works. To build and test it:\n  cmake -S " + *folder + " -B " + *folder +
-               "/build -G Ninja -DCMAKE_PREFIX_PATH=" + prefix_of_program() + "\n  cmake --build " + *folder +
-               "/build\n  ctest --test-dir " + *folder + "/build --output-on-failure\n");
+  return print("made " + *folder + ", a plugin that works. To build and test it:\n  cmake -S " + *folder +
+               " -B " + *folder + "/build -G Ninja -DCMAKE_PREFIX_PATH=" + prefix_of_program() +
+               "\n  cmake --build " + *folder + "/build\n  ctest --test-dir " + *folder +
+               "/build --output-on-failure\n");
 }
 
 }  // namespace slim::cli

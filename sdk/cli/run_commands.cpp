@@ -16,8 +16,8 @@ const std::string kSchemeKey = "compression.quantization.name";
 std::vector<Flag> run_flags() {
   const std::string quantization = "compression.quantization.";
   return {
-      {"plugin", "ID[,ID...]", "algorithm, or a chain of them: see `slim plugins list`",
-       "compression.plugin", true},
+      {"plugin", "ID[,ID...]", "algorithm, or a chain of them: see `slim plugins list`", "compression.plugin",
+       true},
       {"adapter", "ID", "model architecture (default: by config.json)", "model.adapter"},
       {"model", "DIR", "Hugging Face checkpoint to compress", "model.path"},
       {"calib", "PATH", "calibration data: JSONL, parquet, text, or a folder of images", "dataset.path"},
@@ -77,7 +77,8 @@ void add_flags(const Arguments& arguments, std::vector<Setting>& settings) {
 }
 
 /// --set of a scheme's name starts the scheme over, so it comes before flags that refine it.
-void add_assignments(const std::vector<std::string>& assignments, bool scheme_names, std::vector<Setting>& settings) {
+void add_assignments(const std::vector<std::string>& assignments, bool scheme_names,
+                     std::vector<Setting>& settings) {
   for (const std::string& assignment : assignments) {
     const bool names_scheme = assignment.starts_with(kSchemeKey + "=");
     if (names_scheme == scheme_names) settings.push_back({assignment, {}, ""});

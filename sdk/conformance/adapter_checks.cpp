@@ -26,8 +26,9 @@ struct Bench {
   std::unique_ptr<LabExec> exec;
 
   Result<at::Tensor> matrix(const Layer& layer) const {
-    SLIM_ASSIGN(at::Tensor tensor, layer.weight.index ? checkpoint->read_entry(layer.weight.tensor, *layer.weight.index)
-                                                      : checkpoint->read(layer.weight.tensor));
+    SLIM_ASSIGN(at::Tensor tensor, layer.weight.index
+                                       ? checkpoint->read_entry(layer.weight.tensor, *layer.weight.index)
+                                       : checkpoint->read(layer.weight.tensor));
     if (layer.weight.transposed) tensor = tensor.t();
     return tensor.narrow(0, layer.weight.row_begin, layer.out).to(at::kFloat).contiguous();
   }
@@ -56,10 +57,12 @@ struct Bench {
     return adapter->begin(samples, *exec);
   }
   /// Calls `visit` for every block with the carry at its entry; the visitor runs the block itself.
-  Status walk(Carry carry, const std::function<Status(const BlockPlan&, const BlockTensors&, Carry&)>& visit) {
+  Status walk(Carry carry,
+              const std::function<Status(const BlockPlan&, const BlockTensors&, Carry&)>& visit) {
     for (const BlockPlan& block : plan.blocks) {
       exec->set_block(nullptr, nullptr);
-      const bool starts = block.index > 0 && plan.blocks[static_cast<size_t>(block.index) - 1].stage != block.stage;
+      const bool starts =
+          block.index > 0 && plan.blocks[static_cast<size_t>(block.index) - 1].stage != block.stage;
       if (starts) SLIM_TRY(adapter->enter(block.stage, *exec, carry));
       SLIM_ASSIGN(const BlockTensors loaded, tensors(block));
       exec->set_block(&block, &loaded);
@@ -73,9 +76,11 @@ Result<std::unique_ptr<Bench>> open(const Subject& subject) {
   auto bench = std::make_unique<Bench>();
   SLIM_ASSIGN(bench->checkpoint, Checkpoint::open(subject.model));
   SLIM_ASSIGN(bench->adapter, bench->registry.adapter(subject.info.path));
-  SLIM_ASSIGN(bench->plan, bench->adapter->plan(bench->checkpoint->config_json(), bench->checkpoint->tensors()));
+  SLIM_ASSIGN(bench->plan,
+              bench->adapter->plan(bench->checkpoint->config_json(), bench->checkpoint->tensors()));
   SLIM_ASSIGN(bench->processor, bench->adapter->processor(subject.model));
-  bench->exec = std::make_unique<LabExec>([checkpoint = bench->checkpoint](const std::string& name) { return checkpoint->read(name); });
+  bench->exec = std::make_unique<LabExec>(
+      [checkpoint = bench->checkpoint](const std::string& name) { return checkpoint->read(name); });
   return bench;
 }
 
@@ -107,15 +112,19 @@ Status check_references(const BlockPlan& block) {
     const Layer& layer = block.layers[i];
     if (layer.id != static_cast<LayerId>(i)) return bad("layers are not numbered in their order");
     const bool port = layer.input >= 0 && static_cast<size_t>(layer.input) < block.ports.size();
-    if (!port || block.ports[static_cast<size_t>(layer.input)].features != layer.in) return bad(layer.name + " reads a port of another width, or none");
+    if (!port || block.ports[static_cast<size_t>(layer.input)].features != layer.in)
+      return bad(layer.name + " reads a port of another width, or none");
   }
   for (const ScaleEdge& edge : block.edges) {
     for (const LayerId id : edge.consumers) {
-      if (!is_layer(id) || !reads(block.layers[static_cast<size_t>(id)], edge.port)) return bad("edge '" + edge.name + "' names a consumer that does not read its port");
+      if (!is_layer(id) || !reads(block.layers[static_cast<size_t>(id)], edge.port))
+        return bad("edge '" + edge.name + "' names a consumer that does not read its port");
     }
     for (const Layer& layer : block.layers) {
-      const bool reads = layer.input == edge.port, named = std::count(edge.consumers.begin(), edge.consumers.end(), layer.id) > 0;
-      if (reads && !named) return bad("edge '" + edge.name + "' leaves out " + layer.name + ", which reads its port");
+      const bool reads = layer.input == edge.port,
+                 named = std::count(edge.consumers.begin(), edge.consumers.end(), layer.id) > 0;
+      if (reads && !named)
+        return bad("edge '" + edge.name + "' leaves out " + layer.name + ", which reads its port");
     }
   }
   return {};
@@ -136,17 +145,20 @@ Status plan_complete(const Subject&, Bench& bench) {
     }
   }
   for (const auto& [name, spec] : bench.checkpoint->tensors()) {
-    if (named[name] != 1) return failure("the plan names tensor " + name + " " + std::to_string(named[name]) + " times, expected once");
+    if (named[name] != 1)
+      return failure("the plan names tensor " + name + " " + std::to_string(named[name]) +
+                     " times, expected once");
   }
   for (const auto& [name, count] : named) {
-    if (!bench.checkpoint->tensors().count(name)) return failure("the plan names tensor " + name + ", which the checkpoint does not hold");
+    if (!bench.checkpoint->tensors().count(name))
+      return failure("the plan names tensor " + name + ", which the checkpoint does not hold");
   }
   return {};
 }
 
 /// A damaged description must be an error that names what is wrong.
-Status refuse(Bench& bench, const std::string& config, const std::map<std::string, TensorSpec>& tensors, const std::string& name,
-              const std::string& damage) {
+Status refuse(Bench& bench, const std::string& config, const std::map<std::string, TensorSpec>& tensors,
+              const std::string& name, const std::string& damage) {
   const auto plan = guarded("plan", [&] { return bench.adapter->plan(config, tensors); });
   if (plan.ok()) return failure(damage + " is planned as if nothing were wrong");
   if (plan.status().message().find(name) != std::string::npos) return {};
@@ -158,7 +170,8 @@ Status plan_refuses(const Subject&, Bench& bench) {
   const auto& tensors = bench.checkpoint->tensors();
   const std::string victim = bench.plan.blocks.front().layers.front().weight.tensor;
   for (const char* broken : {"", "{", "[]", "null"}) {
-    if (guarded("plan", [&] { return bench.adapter->plan(broken, tensors); }).ok()) return failure(std::string("config.json '") + broken + "' is planned");
+    if (guarded("plan", [&] { return bench.adapter->plan(broken, tensors); }).ok())
+      return failure(std::string("config.json '") + broken + "' is planned");
   }
   auto without = tensors, misshapen = tensors, surplus = tensors;
   without.erase(victim);
@@ -187,12 +200,14 @@ Status ports(const Subject&, Bench& bench) {
       const Layer& layer = block.layers[static_cast<size_t>(id)];
       used.insert(id);
       const auto [found, added] = seen.emplace(layer.input, x);
-      if (!added && problem.ok() && !same(found->second, x)) problem = failure(layer.name + " reads another activation than the first layer of its port");
+      if (!added && problem.ok() && !same(found->second, x))
+        problem = failure(layer.name + " reads another activation than the first layer of its port");
     };
     SLIM_TRY(bench.adapter->forward(block, *bench.exec, here));
     bench.exec->on_linear = nullptr;
     for (const Layer& layer : block.layers) {
-      if (layer.expert < 0 && !used.count(layer.id)) return failure(layer.name + " is never used: its matmul does not go through Exec::linear");
+      if (layer.expert < 0 && !used.count(layer.id))
+        return failure(layer.name + " is never used: its matmul does not go through Exec::linear");
     }
     return problem;
   });
@@ -206,10 +221,13 @@ Status compare_traces(const BlockPlan& block, const Region& region, const Trace&
   for (const auto& [id, tensors] : alone) {
     const std::string& name = block.layers[static_cast<size_t>(id)].name;
     const auto found = whole.find(id);
-    if (found == whole.end()) return failure("region " + region.name + " uses " + name + ", the whole block does not");
+    if (found == whole.end())
+      return failure("region " + region.name + " uses " + name + ", the whole block does not");
     if (tensors.second.numel() == 0) continue;
     const double error = relative_error(tensors.second, found->second.second);
-    if (!(error <= kBound)) return failure("region " + region.name + " alone gives other values at " + name + ": relative difference " + std::to_string(error));
+    if (!(error <= kBound))
+      return failure("region " + region.name + " alone gives other values at " + name +
+                     ": relative difference " + std::to_string(error));
   }
   return {};
 }
@@ -221,14 +239,20 @@ Status regions(const Subject&, Bench& bench) {
     std::map<RegionId, at::Tensor> inputs;
     Trace whole, alone;
     bench.exec->on_region = [&](RegionId id, const at::Tensor& x) { inputs[id] = x.clone(); };
-    bench.exec->on_linear = [&](LayerId id, const at::Tensor& x, const at::Tensor& y) { whole[id] = {x.clone(), y.clone()}; };
+    bench.exec->on_linear = [&](LayerId id, const at::Tensor& x, const at::Tensor& y) {
+      whole[id] = {x.clone(), y.clone()};
+    };
     SLIM_TRY(bench.adapter->forward(block, *bench.exec, here));
     bench.exec->on_region = nullptr;
-    bench.exec->on_linear = [&](LayerId id, const at::Tensor& x, const at::Tensor& y) { alone[id] = {x.clone(), y.clone()}; };
+    bench.exec->on_linear = [&](LayerId id, const at::Tensor& x, const at::Tensor& y) {
+      alone[id] = {x.clone(), y.clone()};
+    };
     for (const Region& region : block.regions) {
-      if (!inputs.count(region.id)) return failure("forward() does not mark the input of region " + region.name);
+      if (!inputs.count(region.id))
+        return failure("forward() does not mark the input of region " + region.name);
       alone.clear();
-      SLIM_TRY(bench.adapter->forward_region(block, region.id, *bench.exec, before, inputs[region.id]).status());
+      SLIM_TRY(
+          bench.adapter->forward_region(block, region.id, *bench.exec, before, inputs[region.id]).status());
       SLIM_TRY(compare_traces(block, region, whole, alone));
     }
     bench.exec->on_linear = nullptr;
@@ -236,7 +260,8 @@ Status regions(const Subject&, Bench& bench) {
   });
 }
 
-Result<at::Tensor> output_of(Bench& bench, const BlockPlan& block, const BlockTensors& tensors, const Carry& carry) {
+Result<at::Tensor> output_of(Bench& bench, const BlockPlan& block, const BlockTensors& tensors,
+                             const Carry& carry) {
   Carry here = carry;
   bench.exec->set_block(&block, &tensors);
   SLIM_TRY(bench.adapter->forward(block, *bench.exec, here));
@@ -255,7 +280,9 @@ Status edges(const Subject& subject, Bench& bench) {
       SLIM_ASSIGN(const at::Tensor output, output_of(bench, block, folded, here));
       if (reference.numel() == 0) continue;
       const double moved = relative_error(output, reference);
-      if (!(moved <= kBound)) return failure("a scale folded at edge '" + edge.name + "' moves the output by " + std::to_string(moved) + " (relative)");
+      if (!(moved <= kBound))
+        return failure("a scale folded at edge '" + edge.name + "' moves the output by " +
+                       std::to_string(moved) + " (relative)");
     }
     bench.exec->set_block(&block, &tensors);
     return bench.adapter->forward(block, *bench.exec, here);
@@ -269,7 +296,9 @@ Status pure_forward(const Subject&, Bench& bench) {
     for (const auto& [name, tensor] : here) copy[name] = tensor.clone();  // as if it came back from a disk
     SLIM_ASSIGN(const at::Tensor first, output_of(bench, block, tensors, here));
     for (const auto& [name, tensor] : copy) {
-      if (!same(here.at(name), tensor)) return failure("forward() writes into the tensor '" + name + "' of the carry; it must make a new one");
+      if (!same(here.at(name), tensor))
+        return failure("forward() writes into the tensor '" + name +
+                       "' of the carry; it must make a new one");
     }
     SLIM_ASSIGN(const at::Tensor second, output_of(bench, block, tensors, copy));
     if (!same(first, second)) return failure("the same carry gives other bits the second time");
@@ -279,7 +308,8 @@ Status pure_forward(const Subject&, Bench& bench) {
 
 class Cache final : public KeyValueCache {
  public:
-  std::pair<at::Tensor, at::Tensor> extend(int32_t block, int64_t sequence, const at::Tensor& key, const at::Tensor& value) override {
+  std::pair<at::Tensor, at::Tensor> extend(int32_t block, int64_t sequence, const at::Tensor& key,
+                                           const at::Tensor& value) override {
     auto& [keys, values] = entries_[{block, sequence}];
     keys = keys.defined() ? at::cat({keys, key}) : key;
     values = values.defined() ? at::cat({values, value}) : value;
@@ -295,7 +325,8 @@ Result<Carry> run_language(Bench& bench, Carry carry, bool only_language) {
   bool entered = false;
   for (const BlockPlan& block : bench.plan.blocks) {
     if (block.stage == "head" || (only_language && block.stage != "language")) continue;
-    const bool starts = block.index > 0 && bench.plan.blocks[static_cast<size_t>(block.index) - 1].stage != block.stage;
+    const bool starts =
+        block.index > 0 && bench.plan.blocks[static_cast<size_t>(block.index) - 1].stage != block.stage;
     if (starts && (!only_language || entered)) {
       bench.exec->set_block(nullptr, nullptr);
       SLIM_TRY(bench.adapter->enter(block.stage, *bench.exec, carry));
@@ -327,38 +358,51 @@ Status generation(const Subject&, Bench& bench) {
   bench.exec->keys_and_values = nullptr;
   const at::Tensor expected = end.at("hidden").narrow(0, tokens - 1, 1);
   const double error = relative_error(after.at("hidden"), expected);
-  if (!(error <= 1e-3)) return failure("one more token through next() differs from the whole text at once by " + std::to_string(error) + " (relative)");
+  if (!(error <= 1e-3))
+    return failure("one more token through next() differs from the whole text at once by " +
+                   std::to_string(error) + " (relative)");
   return {};
 }
 
 Status processor(const Subject&, Bench& bench) {
   SLIM_ASSIGN(const Sample sample, bench.sample(kText));
   const auto ids = sample.tensors.find("input_ids");
-  if (ids == sample.tensors.end() || ids->second.scalar_type() != at::kLong || ids->second.dim() != 1) return failure("a sample has no input_ids int64 [tokens]");
-  if (sample.text_tokens + sample.image_tokens != ids->second.size(0)) return failure("a sample of " + std::to_string(ids->second.size(0)) + " tokens counts " + std::to_string(sample.text_tokens + sample.image_tokens));
+  if (ids == sample.tensors.end() || ids->second.scalar_type() != at::kLong || ids->second.dim() != 1)
+    return failure("a sample has no input_ids int64 [tokens]");
+  if (sample.text_tokens + sample.image_tokens != ids->second.size(0))
+    return failure("a sample of " + std::to_string(ids->second.size(0)) + " tokens counts " +
+                   std::to_string(sample.text_tokens + sample.image_tokens));
   Document document;
   document.text = kText;
   SLIM_ASSIGN(const Sample cut, bench.processor->encode(document, {false, 5}));
-  if (cut.tensors.at("input_ids").size(0) > 5) return failure("max_tokens 5 gave " + std::to_string(cut.tensors.at("input_ids").size(0)) + " tokens");
+  if (cut.tensors.at("input_ids").size(0) > 5)
+    return failure("max_tokens 5 gave " + std::to_string(cut.tensors.at("input_ids").size(0)) + " tokens");
   SLIM_ASSIGN(const auto tokens, bench.processor->tokenize(kText));
   SLIM_ASSIGN(const std::string text, bench.processor->decode(tokens));
   if (text != kText) return failure("tokens of '" + std::string(kText) + "' come back as '" + text + "'");
   Document empty;
-  static_cast<void>(guarded("encode", [&] { return bench.processor->encode(empty, {}); }));  // any answer but a crash
-  return bench.processor->stop_tokens().empty() ? failure("there is no stop token: answers would never end") : Status{};
+  static_cast<void>(
+      guarded("encode", [&] { return bench.processor->encode(empty, {}); }));  // any answer but a crash
+  return bench.processor->stop_tokens().empty() ? failure("there is no stop token: answers would never end")
+                                                : Status{};
 }
 
 }  // namespace
 
 std::vector<Check> adapter_checks() {
-  return {{"adapter/plan", "the plan names every tensor once and its own parts rightly", &with_model<&plan_complete>},
-          {"adapter/refuses", "a checkpoint that does not fit is an error that names the tensor", &with_model<&plan_refuses>},
-          {"adapter/processor", "texts become tokens and come back", &with_model<&processor>},
-          {"adapter/ports", "every layer passes Exec::linear, and layers of a port read the same activation", &with_model<&ports>},
-          {"adapter/regions", "regions alone compute what they compute within the block", &with_model<&regions>},
-          {"adapter/edges", "a scale folded at any edge leaves the output as it is", &with_model<&edges>},
-          {"adapter/pure", "forward() depends on its carry alone and leaves its tensors alone", &with_model<&pure_forward>},
-          {"adapter/generation", "token by token gives what the whole text gives", &with_model<&generation>}};
+  return {
+      {"adapter/plan", "the plan names every tensor once and its own parts rightly",
+       &with_model<&plan_complete>},
+      {"adapter/refuses", "a checkpoint that does not fit is an error that names the tensor",
+       &with_model<&plan_refuses>},
+      {"adapter/processor", "texts become tokens and come back", &with_model<&processor>},
+      {"adapter/ports", "every layer passes Exec::linear, and layers of a port read the same activation",
+       &with_model<&ports>},
+      {"adapter/regions", "regions alone compute what they compute within the block", &with_model<&regions>},
+      {"adapter/edges", "a scale folded at any edge leaves the output as it is", &with_model<&edges>},
+      {"adapter/pure", "forward() depends on its carry alone and leaves its tensors alone",
+       &with_model<&pure_forward>},
+      {"adapter/generation", "token by token gives what the whole text gives", &with_model<&generation>}};
 }
 
 }  // namespace slim::conformance

@@ -50,7 +50,8 @@ Result<std::unique_ptr<Ready>> ready(const Subject& subject) {
 // ---- results ----------------------------------------------------------------------------------------------------------
 
 Status check_finite(const at::Tensor& tensor, const std::string& what) {
-  return at::isfinite(tensor.to(at::kFloat)).all().item<bool>() ? Status{} : failure(what + " holds NaN or Inf");
+  return at::isfinite(tensor.to(at::kFloat)).all().item<bool>() ? Status{}
+                                                                : failure(what + " holds NaN or Inf");
 }
 
 std::vector<int64_t> scale_shape(const Layer& layer, const QuantArgs& args) {
@@ -67,8 +68,11 @@ std::vector<int64_t> scale_shape(const Layer& layer, const QuantArgs& args) {
   }
 }
 
-Status check_codes(const at::Tensor& codes, const QuantArgs& args, at::IntArrayRef shape, const std::string& what) {
-  if (codes.sizes() != shape) return failure(what + " have shape " + shape_string(codes.sizes().vec()) + ", expected " + shape_string(shape.vec()));
+Status check_codes(const at::Tensor& codes, const QuantArgs& args, at::IntArrayRef shape,
+                   const std::string& what) {
+  if (codes.sizes() != shape)
+    return failure(what + " have shape " + shape_string(codes.sizes().vec()) + ", expected " +
+                   shape_string(shape.vec()));
   if (args.type == NumberType::kFloat) {
     if (codes.scalar_type() != at::kFloat8_e4m3fn) return failure(what + " are no float8_e4m3fn");
     return check_finite(codes, what);
@@ -76,8 +80,9 @@ Status check_codes(const at::Tensor& codes, const QuantArgs& args, at::IntArrayR
   if (codes.scalar_type() != at::kChar) return failure(what + " are no int8");
   const int64_t low = codes.min().item<int64_t>(), high = codes.max().item<int64_t>();
   if (low >= args.min_code() && high <= args.max_code()) return {};
-  return failure(what + " go from " + std::to_string(low) + " to " + std::to_string(high) + ", " + std::to_string(args.bits) +
-                 " bits allow " + std::to_string(args.min_code()) + " to " + std::to_string(args.max_code()));
+  return failure(what + " go from " + std::to_string(low) + " to " + std::to_string(high) + ", " +
+                 std::to_string(args.bits) + " bits allow " + std::to_string(args.min_code()) + " to " +
+                 std::to_string(args.max_code()));
 }
 
 Status check_quantized(const Layer& layer, const Scheme& scheme, const Quantized& result) {
@@ -87,24 +92,29 @@ Status check_quantized(const Layer& layer, const Scheme& scheme, const Quantized
   SLIM_TRY(check_codes(result.codes, args, {layer.out, layer.in}, "codes"));
   const std::vector<int64_t> shape = scale_shape(layer, args);
   if (result.scale.sizes() != at::IntArrayRef(shape)) {
-    return failure("scales have shape " + shape_string(result.scale.sizes().vec()) + ", expected " + shape_string(shape));
+    return failure("scales have shape " + shape_string(result.scale.sizes().vec()) + ", expected " +
+                   shape_string(shape));
   }
   SLIM_TRY(check_finite(result.scale, "the scale"));
   if (!(result.scale.to(at::kFloat) > 0).all().item<bool>()) return failure("scales are not all positive");
   if (args.symmetric == result.zero.defined()) {
-    return failure(args.symmetric ? "a symmetric result has zero points" : "an asymmetric result has no zero points");
+    return failure(args.symmetric ? "a symmetric result has zero points"
+                                  : "an asymmetric result has no zero points");
   }
   if (result.zero.defined()) SLIM_TRY(check_codes(result.zero, args, shape, "zero points"));
   if (!result.group_index.defined()) return {};
-  const bool valid = result.group_index.scalar_type() == at::kInt && result.group_index.sizes() == at::IntArrayRef({layer.in}) &&
-                     result.group_index.min().item<int64_t>() >= 0 && result.group_index.max().item<int64_t>() < shape[1];
+  const bool valid = result.group_index.scalar_type() == at::kInt &&
+                     result.group_index.sizes() == at::IntArrayRef({layer.in}) &&
+                     result.group_index.min().item<int64_t>() >= 0 &&
+                     result.group_index.max().item<int64_t>() < shape[1];
   return valid ? Status{} : failure("group_index is no int32 [in] of group numbers");
 }
 
 Status check_pruned(const at::Tensor& weight, const Sparsity& sparsity) {
   const at::Tensor kept = (weight != 0).unflatten(1, {-1, sparsity.of}).sum(-1);
   if (kept.max().item<int64_t>() <= sparsity.keep) return {};
-  return failure("more than " + std::to_string(sparsity.keep) + " of " + std::to_string(sparsity.of) + " weights are kept somewhere");
+  return failure("more than " + std::to_string(sparsity.keep) + " of " + std::to_string(sparsity.of) +
+                 " weights are kept somewhere");
 }
 
 Status check_solved(const Layer& layer, const Scheme& scheme, const Solved& solved) {
@@ -114,17 +124,20 @@ Status check_solved(const Layer& layer, const Scheme& scheme, const Solved& solv
     return failure("the weight came back dense, the scheme quantizes it");
   }
   const at::Tensor weight = dense(solved);
-  if (weight.sizes() != at::IntArrayRef({layer.out, layer.in})) return failure("the weight has shape " + shape_string(weight.sizes().vec()));
+  if (weight.sizes() != at::IntArrayRef({layer.out, layer.in}))
+    return failure("the weight has shape " + shape_string(weight.sizes().vec()));
   SLIM_TRY(check_finite(weight, "the weight"));
   if (scheme.sparsity) SLIM_TRY(check_pruned(weight, *scheme.sparsity));
   if (solved.bias.defined()) SLIM_TRY(check_finite(solved.bias, "the bias"));
   const bool is_static = scheme.input && !scheme.input->dynamic;
-  if (is_static && !solved.input_scale.defined()) return failure("the scheme has static input scales, the result has none");
+  if (is_static && !solved.input_scale.defined())
+    return failure("the scheme has static input scales, the result has none");
   return solved.input_scale.defined() ? check_finite(solved.input_scale, "the input scale") : Status{};
 }
 
 Status check_all(const LabBlock& block, const Scheme& scheme, const LabResult& result) {
-  for (const Layer& layer : block.plan.layers) SLIM_TRY(check_solved(layer, scheme, result.solved.at(layer.id)).in(layer.name));
+  for (const Layer& layer : block.plan.layers)
+    SLIM_TRY(check_solved(layer, scheme, result.solved.at(layer.id)).in(layer.name));
   return {};
 }
 
@@ -186,8 +199,10 @@ class Rounding final : public Algorithm {
  public:
   Status setup(const Options&) override { return {}; }
   std::string_view default_scheme() const override { return "w4a16"; }
-  void observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes, Observations& observations) const override {
-    for (const Layer& layer : plan.layers) observations.want<ChannelMoments>(layer.input, plan.ports[static_cast<size_t>(layer.input)].features);
+  void observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes,
+               Observations& observations) const override {
+    for (const Layer& layer : plan.layers)
+      observations.want<ChannelMoments>(layer.input, plan.ports[static_cast<size_t>(layer.input)].features);
   }
   Result<Solved> solve(LayerContext& context) override { return quant::round_to_nearest(context); }
 };
@@ -202,7 +217,8 @@ double output_error(const LabBlock& block, const LabResult& result) {
 
 Result<Outcome> beats_rounding(const Subject& subject) {
   SLIM_ASSIGN(const auto made, ready(subject));
-  if (made->job.scheme.sparsity || !made->job.scheme.weight) return skipped("its default scheme " + made->job.scheme.name + " is not rounding alone");
+  if (made->job.scheme.sparsity || !made->job.scheme.weight)
+    return skipped("its default scheme " + made->job.scheme.name + " is not rounding alone");
   Rounding rounding;
   double ours = 0, theirs = 0;
   for (uint64_t i = 0; i < 3; ++i) {
@@ -213,13 +229,15 @@ Result<Outcome> beats_rounding(const Subject& subject) {
     theirs += output_error(block, rounded);
   }
   char text[96];
-  std::snprintf(text, sizeof text, "relative output error %.4f, rounding %.4f (%s)", ours / 3, theirs / 3, made->job.scheme.name.c_str());
+  std::snprintf(text, sizeof text, "relative output error %.4f, rounding %.4f (%s)", ours / 3, theirs / 3,
+                made->job.scheme.name.c_str());
   if (ours <= 1.05 * theirs) return Outcome{false, text};
   return failure(std::string(text) + ": more than 1.05 times that of rounding");
 }
 
 Status all_finite(const LabResult& result) {
-  for (const auto& [id, solved] : result.solved) SLIM_TRY(check_finite(dense(solved), "the weight of layer " + std::to_string(id)));
+  for (const auto& [id, solved] : result.solved)
+    SLIM_TRY(check_finite(dense(solved), "the weight of layer " + std::to_string(id)));
   return {};
 }
 
@@ -227,7 +245,8 @@ Result<Outcome> no_tokens(const Subject& subject) {
   SLIM_ASSIGN(const auto made, ready(subject));
   const LabBlock block = LabBlock::make(subject.seed, /*experts=*/true);
   const auto result = work(*made->algorithm, block, made->job);
-  const bool fixed_range = made->job.scheme.input && !made->job.scheme.input->dynamic;  // which nothing but tokens can give
+  const bool fixed_range =
+      made->job.scheme.input && !made->job.scheme.input->dynamic;  // which nothing but tokens can give
   if (!result.ok() && fixed_range) return Outcome{false, "refuses: " + result.status().message()};
   if (!result.ok()) return result.status();
   SLIM_TRY(all_finite(*result));
@@ -260,8 +279,11 @@ Result<Outcome> strides(const Subject& subject) {
   second->job.strided = true;
   SLIM_ASSIGN(const LabResult b, work(*second->algorithm, block, second->job));
   double largest = 0;
-  for (const auto& [id, solved] : a.solved) largest = std::max(largest, relative_error(dense(b.solved.at(id)), dense(solved)));
-  if (largest > 0.02) return failure("a weight that is no contiguous tensor is solved otherwise: relative difference " + std::to_string(largest));
+  for (const auto& [id, solved] : a.solved)
+    largest = std::max(largest, relative_error(dense(b.solved.at(id)), dense(solved)));
+  if (largest > 0.02)
+    return failure("a weight that is no contiguous tensor is solved otherwise: relative difference " +
+                   std::to_string(largest));
   return Outcome{};
 }
 
@@ -280,7 +302,8 @@ Result<Outcome> not_a_number(const Subject& subject) {
   block.tensors.weight.at(0)[3][5] = std::numeric_limits<float>::quiet_NaN();
   const auto result = work(*made->algorithm, block, made->job);
   if (result.ok()) return failure("a weight with NaN gave a result, expected an error (kNumeric)");
-  if (result.status().code() != Code::kNumeric) return failure("a weight with NaN gave '" + result.status().message() + "', expected kNumeric");
+  if (result.status().code() != Code::kNumeric)
+    return failure("a weight with NaN gave '" + result.status().message() + "', expected kNumeric");
   return Outcome{false, result.status().message()};
 }
 
@@ -304,7 +327,9 @@ Result<Outcome> blocks_apart(const Subject& subject) {
   SLIM_ASSIGN(const LabResult a, work(*straight->algorithm, second, straight->job));
   SLIM_ASSIGN(const auto resumed, ready(subject));
   SLIM_ASSIGN(const LabResult b, work(*resumed->algorithm, second, resumed->job));
-  SLIM_TRY(compare(a, b, "the second block comes out otherwise when another object has done the first: runs could not be resumed"));
+  SLIM_TRY(compare(a, b,
+                   "the second block comes out otherwise when another object has done the first: runs could "
+                   "not be resumed"));
   return Outcome{};
 }
 
@@ -333,7 +358,8 @@ int64_t resident_kilobytes() {
 Result<Outcome> memory(const Subject& subject) {
   SLIM_ASSIGN(const auto made, ready(subject));
   const auto blocks = [&](int64_t begin, int64_t end) -> Status {
-    for (int64_t i = begin; i < end; ++i) SLIM_TRY(work(*made->algorithm, LabBlock::make(subject.seed, false, i), made->job).status());
+    for (int64_t i = begin; i < end; ++i)
+      SLIM_TRY(work(*made->algorithm, LabBlock::make(subject.seed, false, i), made->job).status());
     return {};
   };
   SLIM_TRY(blocks(0, 5));
@@ -341,17 +367,20 @@ Result<Outcome> memory(const Subject& subject) {
   SLIM_TRY(blocks(5, 20));
   const int64_t grown = resident_kilobytes() - before;
   constexpr int64_t kAllowed = 15 * 200;  // a block's weights take 200 KiB: what is kept of each would show
-  if (grown > kAllowed) return failure("15 more blocks took " + std::to_string(grown) + " KiB that were not given back");
+  if (grown > kAllowed)
+    return failure("15 more blocks took " + std::to_string(grown) + " KiB that were not given back");
   return Outcome{};
 }
 
 }  // namespace
 
 std::vector<Check> algorithm_checks() {
-  return {{"algorithm/scheme", "results have the codes, shapes and dtypes of every scheme that it accepts", &obeys_scheme},
+  return {{"algorithm/scheme", "results have the codes, shapes and dtypes of every scheme that it accepts",
+           &obeys_scheme},
           {"algorithm/same-seed", "the same input gives the same bits", &same_seed},
           {"algorithm/order", "the order in which layers are solved does not matter", &solve_order},
-          {"algorithm/rounding", "the block's output error is at most 1.05 times that of rounding", &beats_rounding},
+          {"algorithm/rounding", "the block's output error is at most 1.05 times that of rounding",
+           &beats_rounding},
           {"algorithm/no-tokens", "an expert that no token reached is solved", &no_tokens},
           {"algorithm/no-statistics", "missing statistics are no crash", &no_statistics},
           {"algorithm/groups", "a width that is no multiple of the group size is an error", &uneven_groups},

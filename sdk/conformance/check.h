@@ -41,7 +41,9 @@ std::vector<Check> backend_checks();
 std::vector<Check> format_checks();
 
 /// What a backend's open() says where neither driver nor device is: nothing that the plugin could help.
-inline bool no_device(const Status& opened) { return opened.code() == Code::kNotFound || opened.code() == Code::kUnsupported; }
+inline bool no_device(const Status& opened) {
+  return opened.code() == Code::kNotFound || opened.code() == Code::kUnsupported;
+}
 
 /// A failed check.
 inline Status failure(const std::string& message) { return Status(Code::kVerification, message); }

@@ -35,7 +35,9 @@ class LayerBench final : public LayerContext {
   at::Tensor weight() const override { return weight_.clone(); }
   at::Tensor bias() const override { return {}; }
   at::ScalarType scale_dtype() const override { return scale_dtype_; }
-  const Statistic* find(std::string_view id) const override { return id == ChannelMoments::kId ? &moments_ : nullptr; }
+  const Statistic* find(std::string_view id) const override {
+    return id == ChannelMoments::kId ? &moments_ : nullptr;
+  }
   double fused_abs_max() const override { return weight_.abs().max().item<double>(); }
   TensorMap& port_cache() override { return cache_; }
   uint64_t seed() const override { return 0; }
@@ -54,7 +56,8 @@ class LayerBench final : public LayerContext {
 class MemoryReader final : public TensorReader {
  public:
   explicit MemoryReader(TensorMap tensors) : data_(std::move(tensors)) {
-    for (const auto& [name, tensor] : data_) specs_[name] = {name, *from_scalar_type(tensor.scalar_type()), tensor.sizes().vec()};
+    for (const auto& [name, tensor] : data_)
+      specs_[name] = {name, *from_scalar_type(tensor.scalar_type()), tensor.sizes().vec()};
   }
   const std::map<std::string, TensorSpec>& tensors() const override { return specs_; }
   Result<at::Tensor> read(std::string_view name) const override {
@@ -115,7 +118,8 @@ Result<Written> write(const Format& format, const std::string& name, uint64_t se
   model.dtype = kModelDtype;
   SLIM_ASSIGN(written.config, format.quantization_config(model));
   if (!written.config.empty()) return written;
-  SLIM_ASSIGN(const auto files, format.side_files(model));  // Ascend describes its tensors in a file beside config.json
+  SLIM_ASSIGN(const auto files,
+              format.side_files(model));  // Ascend describes its tensors in a file beside config.json
   for (const auto& [name, text] : files) {
     if (name.starts_with("quant_model_description")) written.config = text;
   }
@@ -128,7 +132,9 @@ std::vector<std::string> held_schemes(const Format& format) {
   for (const std::string& name : scheme_names()) {
     const auto scheme = bench_scheme(name);
     const bool rounding = scheme.ok() && scheme->weight && !scheme->sparsity;
-    if (rounding && guarded("layout", [&] { return format.layout(bench_layer(), *scheme, kModelDtype); }).ok()) names.push_back(name);
+    if (rounding &&
+        guarded("layout", [&] { return format.layout(bench_layer(), *scheme, kModelDtype); }).ok())
+      names.push_back(name);
   }
   return names;
 }
@@ -149,22 +155,29 @@ Result<Outcome> for_each_scheme(const Subject& subject, Status (*check)(const Fo
     SLIM_TRY(guarded(name, [&] { return check(*format, *written); }));
     done.push_back(name);
   }
-  if (done.empty()) return skipped("it holds no scheme that plain rounding makes" + (others.empty() ? "" : " (" + join(others) + ")"));
+  if (done.empty())
+    return skipped("it holds no scheme that plain rounding makes" +
+                   (others.empty() ? "" : " (" + join(others) + ")"));
   return Outcome{false, join(done)};
 }
 
 Status check_layout(const Format&, const Written& written) {
   if (written.tensors.size() != written.layout.size()) {
-    return failure("layout() announces " + std::to_string(written.layout.size()) + " tensors, encode() gives " + std::to_string(written.tensors.size()));
+    return failure("layout() announces " + std::to_string(written.layout.size()) +
+                   " tensors, encode() gives " + std::to_string(written.tensors.size()));
   }
   for (const TensorSpec& spec : written.layout) {
     const auto found = written.tensors.find(spec.name);
     if (found == written.tensors.end()) return failure("encode() gives no " + spec.name);
     const at::Tensor& tensor = found->second;
-    const bool equal = tensor.sizes() == at::IntArrayRef(spec.shape) && from_scalar_type(tensor.scalar_type()) == spec.dtype;
-    if (!equal) return failure(spec.name + " is " + c10::toString(tensor.scalar_type()) + " " + shape_string(tensor.sizes().vec()) +
-                               ", announced was " + std::string(dtype_name(spec.dtype)) + " " + shape_string(spec.shape));
-    if (!spec.name.starts_with(written.layer.name)) return failure(spec.name + " does not begin with the layer's name");
+    const bool equal =
+        tensor.sizes() == at::IntArrayRef(spec.shape) && from_scalar_type(tensor.scalar_type()) == spec.dtype;
+    if (!equal)
+      return failure(spec.name + " is " + c10::toString(tensor.scalar_type()) + " " +
+                     shape_string(tensor.sizes().vec()) + ", announced was " +
+                     std::string(dtype_name(spec.dtype)) + " " + shape_string(spec.shape));
+    if (!spec.name.starts_with(written.layer.name))
+      return failure(spec.name + " does not begin with the layer's name");
   }
   return {};
 }
@@ -172,10 +185,12 @@ Status check_layout(const Format&, const Written& written) {
 Status check_round_trip(const Format& format, const Written& written) {
   const MemoryReader reader(written.tensors);
   SLIM_ASSIGN(const auto layers, format.stored_layers(reader, written.config));
-  if (layers.size() != 1) return failure("one layer was written, stored_layers() finds " + std::to_string(layers.size()));
+  if (layers.size() != 1)
+    return failure("one layer was written, stored_layers() finds " + std::to_string(layers.size()));
   const StoredLayer& layer = layers.front();
   if (layer.name != written.layer.name || layer.out != written.layer.out || layer.in != written.layer.in) {
-    return failure("the layer came back as " + layer.name + " [" + std::to_string(layer.out) + ", " + std::to_string(layer.in) + "]");
+    return failure("the layer came back as " + layer.name + " [" + std::to_string(layer.out) + ", " +
+                   std::to_string(layer.in) + "]");
   }
   SLIM_ASSIGN(const Solved solved, format.decode(layer, reader));
   if (!same(dense(solved), dense(written.solved))) {
@@ -187,8 +202,10 @@ Status check_round_trip(const Format& format, const Written& written) {
 
 Status check_recognises(const Format& format, const Written& written) {
   if (written.config.empty()) return {};  // known by its files
-  if (!nlohmann::json::accept(written.config)) return failure("quantization_config() is no JSON: " + written.config.substr(0, 80));
-  if (!format.recognises(written.config, {})) return failure("it does not recognise its own quantization_config " + written.config.substr(0, 80));
+  if (!nlohmann::json::accept(written.config))
+    return failure("quantization_config() is no JSON: " + written.config.substr(0, 80));
+  if (!format.recognises(written.config, {}))
+    return failure("it does not recognise its own quantization_config " + written.config.substr(0, 80));
   if (format.recognises("", {}) || format.recognises(R"({"quant_method": "no_such_method"})", {})) {
     return failure("it takes checkpoints of other formats for its own");
   }
@@ -200,7 +217,9 @@ Status check_deterministic(const Format& format, const Written& written) {
   std::vector<std::thread> threads;
   for (TensorMap& result : results) {
     threads.emplace_back([&] {
-      auto tensors = guarded("encode", [&] { return format.encode(written.layer, written.scheme, written.solved, kModelDtype); });
+      auto tensors = guarded("encode", [&] {
+        return format.encode(written.layer, written.scheme, written.solved, kModelDtype);
+      });
       if (tensors.ok()) result = *std::move(tensors);
     });
   }
@@ -208,7 +227,8 @@ Status check_deterministic(const Format& format, const Written& written) {
   for (const auto& [name, tensor] : written.tensors) {
     for (const TensorMap& result : results) {
       const auto found = result.find(name);
-      if (found == result.end() || !same(found->second, tensor)) return failure(name + " has other bits when encode() runs in two threads");
+      if (found == result.end() || !same(found->second, tensor))
+        return failure(name + " has other bits when encode() runs in two threads");
     }
   }
   return {};
@@ -216,7 +236,8 @@ Status check_deterministic(const Format& format, const Written& written) {
 
 /// stored_layers() and decode() of what is damaged: an error, no layer, or one of another shape, which its reader refuses. If the
 /// damage can be `seen`, the layer may not come back as if nothing had happened.
-Status read_damaged(const Format& format, const Written& written, TensorMap tensors, bool seen, const std::string& damage) {
+Status read_damaged(const Format& format, const Written& written, TensorMap tensors, bool seen,
+                    const std::string& damage) {
   const MemoryReader reader(std::move(tensors));
   bool whole = false;
   const Status status = guarded("damaged", [&]() -> Status {
@@ -234,7 +255,9 @@ Status check_damaged(const Format& format, const Written& written) {
   for (const auto& [name, tensor] : written.tensors) {
     TensorMap without = written.tensors, cut = written.tensors, noise = written.tensors;
     without.erase(name);
-    if (!name.ends_with("_shape")) SLIM_TRY(read_damaged(format, written, std::move(without), written.tensors.size() > 1, "a checkpoint without " + name));
+    if (!name.ends_with("_shape"))
+      SLIM_TRY(read_damaged(format, written, std::move(without), written.tensors.size() > 1,
+                            "a checkpoint without " + name));
     if (tensor.dim() > 0 && tensor.size(0) > 1) {
       cut[name] = tensor.narrow(0, 0, tensor.size(0) - 1).contiguous();
       SLIM_TRY(read_damaged(format, written, std::move(cut), true, name + " without its last row"));
@@ -256,14 +279,17 @@ Result<Outcome> refuses(const Subject& subject) {
   if (uneven.ok()) return failure("it lays out 250 input channels in groups of 64");
   Scheme empty;
   empty.name = "none";
-  if (guarded("layout", [&] { return format->layout(bench_layer(), empty, kModelDtype); }).ok()) return failure("it lays out a scheme that does nothing");
+  if (guarded("layout", [&] { return format->layout(bench_layer(), empty, kModelDtype); }).ok())
+    return failure("it lays out a scheme that does nothing");
   return Outcome{false, uneven.status().message()};
 }
 
 Result<Outcome> layout(const Subject& subject) { return for_each_scheme(subject, &check_layout); }
 Result<Outcome> round_trip(const Subject& subject) { return for_each_scheme(subject, &check_round_trip); }
 Result<Outcome> recognises(const Subject& subject) { return for_each_scheme(subject, &check_recognises); }
-Result<Outcome> deterministic(const Subject& subject) { return for_each_scheme(subject, &check_deterministic); }
+Result<Outcome> deterministic(const Subject& subject) {
+  return for_each_scheme(subject, &check_deterministic);
+}
 Result<Outcome> damaged(const Subject& subject) { return for_each_scheme(subject, &check_damaged); }
 
 }  // namespace

@@ -15,18 +15,20 @@ namespace slim::conformance {
 
 at::Tensor LabExec::linear(LayerId id, const at::Tensor& x) {
   if (!block_ || id < 0 || static_cast<size_t>(id) >= block_->layers.size()) {
-    throw ExecError(Status(Code::kInternal, "linear() of layer " + std::to_string(id) + ", which the block does not have"));
+    throw ExecError(Status(Code::kInternal,
+                           "linear() of layer " + std::to_string(id) + ", which the block does not have"));
   }
   const Layer& layer = block_->layers[static_cast<size_t>(id)];
   if (x.size(-1) != layer.in) {
-    throw ExecError(Status(Code::kInternal, layer.name + " got " + std::to_string(x.size(-1)) + " features, its plan says " +
-                                                std::to_string(layer.in)));
+    throw ExecError(Status(Code::kInternal, layer.name + " got " + std::to_string(x.size(-1)) +
+                                                " features, its plan says " + std::to_string(layer.in)));
   }
   const bool replaced = overrides && overrides->count(id);
   const at::Tensor weight = replaced ? overrides->at(id) : tensors_->weight.at(id);
   const auto bias = tensors_->bias.find(id);
-  const at::Tensor y = at::linear(x, weight.to(x.scalar_type()),
-                                  bias == tensors_->bias.end() ? at::Tensor() : bias->second.to(x.scalar_type()));
+  const at::Tensor y =
+      at::linear(x, weight.to(x.scalar_type()),
+                 bias == tensors_->bias.end() ? at::Tensor() : bias->second.to(x.scalar_type()));
   if (on_linear) on_linear(id, x, y);
   return y;
 }
@@ -49,7 +51,9 @@ at::Tensor LabExec::param(std::string_view name) {
   return tensor->to(at::kFloat);
 }
 
-at::Tensor LabExec::rows(std::string_view name, const at::Tensor& ids) { return param(name).index_select(0, ids); }
+at::Tensor LabExec::rows(std::string_view name, const at::Tensor& ids) {
+  return param(name).index_select(0, ids);
+}
 
 // ---- folding ----------------------------------------------------------------------------------------------------------
 
@@ -63,15 +67,18 @@ Status fold_edge(const BlockPlan&, const ScaleEdge& edge, const at::Tensor& s, B
   if (edge.fold == Fold::kLinearRows) {
     for (const LayerId id : edge.producers) {
       tensors.weight.at(id) = tensors.weight.at(id) / s.unsqueeze(1);
-      if (const auto bias = tensors.bias.find(id); bias != tensors.bias.end()) bias->second = bias->second / s;
+      if (const auto bias = tensors.bias.find(id); bias != tensors.bias.end())
+        bias->second = bias->second / s;
     }
     return {};
   }
   const double offset = edge.fold == Fold::kNormPlusOne ? 1 : 0;
   const auto norm = tensors.params.find(edge.norm_weight);
-  if (norm == tensors.params.end()) return {Code::kInternal, edge.name + ": the block has no parameter " + edge.norm_weight};
+  if (norm == tensors.params.end())
+    return {Code::kInternal, edge.name + ": the block has no parameter " + edge.norm_weight};
   norm->second = (norm->second + offset) / s - offset;
-  if (const auto bias = tensors.params.find(edge.norm_bias); bias != tensors.params.end()) bias->second = bias->second / s;
+  if (const auto bias = tensors.params.find(edge.norm_bias); bias != tensors.params.end())
+    bias->second = bias->second / s;
   return {};
 }
 
@@ -79,12 +86,14 @@ Status fold_edge(const BlockPlan&, const ScaleEdge& edge, const at::Tensor& s, B
 
 namespace {
 
-constexpr int64_t kFeatures = 64, kHeadDim = 16, kHeads = 4, kKeyHeads = 2, kWide = 128, kTokens = 48, kInputs = 3;
+constexpr int64_t kFeatures = 64, kHeadDim = 16, kHeads = 4, kKeyHeads = 2, kWide = 128, kTokens = 48,
+                  kInputs = 3;
 enum LabLayers : LayerId { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kGate2, kUp2, kDown2 };
 enum LabRegions : RegionId { kAttention, kMlp };
 constexpr char kFirstNorm[] = "block.norm1.weight", kSecondNorm[] = "block.norm2.weight";
 
-void add_layer(LabBlock& block, const std::string& name, Role role, int64_t out, PortId port, const at::Generator& generator) {
+void add_layer(LabBlock& block, const std::string& name, Role role, int64_t out, PortId port,
+               const at::Generator& generator) {
   Layer layer;
   layer.id = static_cast<LayerId>(block.plan.layers.size());
   layer.name = block.plan.name + "." + name;
@@ -94,7 +103,8 @@ void add_layer(LabBlock& block, const std::string& name, Role role, int64_t out,
   layer.out = out;
   layer.in = block.plan.ports[static_cast<size_t>(port)].features;
   // Uneven rows and columns: where rounding has something to choose.
-  const at::Tensor rows = at::exp(at::randn({out, 1}, generator) * 0.3), columns = at::exp(at::randn({1, layer.in}, generator) * 0.3);
+  const at::Tensor rows = at::exp(at::randn({out, 1}, generator) * 0.3),
+                   columns = at::exp(at::randn({1, layer.in}, generator) * 0.3);
   const at::Tensor weight = at::randn({out, layer.in}, generator) * rows * columns * 0.1;
   block.tensors.weight[layer.id] = weight.to(at::kBFloat16).to(at::kFloat);
   block.plan.layers.push_back(std::move(layer));
@@ -129,7 +139,8 @@ void add_attention(LabBlock& block, const at::Generator& generator) {
   add_layer(block, "v_proj", Role::kValue, kKeyHeads * kHeadDim, 0, generator);
   add_layer(block, "o_proj", Role::kAttentionOutput, kFeatures, 1, generator);
   block.plan.fused = {{"qkv", {kQuery, kKey, kValue}}};
-  block.plan.edges = {norm_edge(kFirstNorm, 0, {kQuery, kKey, kValue}, kAttention), row_edge(kValue, 1, kOutput, kHeads / kKeyHeads)};
+  block.plan.edges = {norm_edge(kFirstNorm, 0, {kQuery, kKey, kValue}, kAttention),
+                      row_edge(kValue, 1, kOutput, kHeads / kKeyHeads)};
 }
 
 void add_mlp(LabBlock& block, bool experts, const at::Generator& generator) {
@@ -182,9 +193,11 @@ LabBlock LabBlock::make(uint64_t seed, bool experts, int64_t index) {
   for (const std::string& name : block.plan.params) {
     block.tensors.params[name] = at::rand({kFeatures}, generator).add(0.5).to(at::kBFloat16).to(at::kFloat);
   }
-  const at::Tensor uneven = at::exp(at::randn({kFeatures}, generator) * 0.8);  // some channels are much larger than others
+  const at::Tensor uneven =
+      at::exp(at::randn({kFeatures}, generator) * 0.8);  // some channels are much larger than others
   for (int64_t i = 0; i < kInputs; ++i) {
-    block.inputs.push_back((at::randn({kTokens, kFeatures}, generator) * uneven).to(at::kBFloat16).to(at::kFloat));
+    block.inputs.push_back(
+        (at::randn({kTokens, kFeatures}, generator) * uneven).to(at::kBFloat16).to(at::kFloat));
   }
   return block;
 }
@@ -192,9 +205,12 @@ LabBlock LabBlock::make(uint64_t seed, bool experts, int64_t index) {
 at::Tensor LabBlock::region(RegionId id, const at::Tensor& x, LabExec& exec) const {
   if (id == kAttention) {
     const at::Tensor input = rms_norm(x, exec.param(kFirstNorm));
-    const auto heads = [&](LayerId layer) { return exec.linear(layer, input).unflatten(-1, {-1, kHeadDim}).transpose(0, 1).unsqueeze(0); };
+    const auto heads = [&](LayerId layer) {
+      return exec.linear(layer, input).unflatten(-1, {-1, kHeadDim}).transpose(0, 1).unsqueeze(0);
+    };
     const at::Tensor query = heads(kQuery), key = heads(kKey), value = heads(kValue);
-    const at::Tensor output = at::scaled_dot_product_attention(query, key, value, {}, 0.0, true, std::nullopt, /*enable_gqa=*/true);
+    const at::Tensor output =
+        at::scaled_dot_product_attention(query, key, value, {}, 0.0, true, std::nullopt, /*enable_gqa=*/true);
     return exec.linear(kOutput, output.squeeze(0).transpose(0, 1).flatten(1));
   }
   const at::Tensor input = rms_norm(x, exec.param(kSecondNorm));
@@ -216,7 +232,9 @@ at::Tensor LabBlock::forward(const at::Tensor& x, LabExec& exec) const {
 }
 
 LabExec LabBlock::exec() const {
-  LabExec exec([](const std::string& name) -> Result<at::Tensor> { return Status(Code::kNotFound, "no tensor " + name); });
+  LabExec exec([](const std::string& name) -> Result<at::Tensor> {
+    return Status(Code::kNotFound, "no tensor " + name);
+  });
   exec.set_block(&plan, &tensors);
   return exec;
 }
@@ -224,7 +242,8 @@ LabExec LabBlock::exec() const {
 at::Tensor LabBlock::outputs() const {
   LabExec exec = this->exec();
   std::vector<at::Tensor> parts;
-  for (const at::Tensor& x : inputs) parts.push_back(forward(x, exec) - x);  // what the block adds: the rest cannot move
+  for (const at::Tensor& x : inputs)
+    parts.push_back(forward(x, exec) - x);  // what the block adds: the rest cannot move
   return at::cat(parts);
 }
 
@@ -278,7 +297,9 @@ class LabTransform final : public BlockContext {
   const BlockPlan& plan() const override { return bench_.block.plan; }
   const Scheme* scheme(LayerId id) const override { return bench_.schemes.at(static_cast<size_t>(id)); }
   at::Tensor weight(LayerId id) const override { return bench_.block.tensors.weight.at(id).clone(); }
-  at::Tensor norm_weight(const ScaleEdge& edge) const override { return bench_.block.tensors.params.at(edge.norm_weight).clone(); }
+  at::Tensor norm_weight(const ScaleEdge& edge) const override {
+    return bench_.block.tensors.params.at(edge.norm_weight).clone();
+  }
   at::ScalarType scale_dtype() const override { return at::kBFloat16; }
   const Statistic* find(PortId port, std::string_view id) const override {
     return bench_.job.faults.no_statistics ? nullptr : bench_.observations.find(port, id);
@@ -288,7 +309,8 @@ class LabTransform final : public BlockContext {
     const Status fault(Code::kIo, "this host's disk is full");
     if (bench_.job.faults.loss == Faults::Loss::kStatus) return fault;
     if (bench_.job.faults.loss == Faults::Loss::kThrow) throw ExecError(fault);
-    if (!bench_.observations.regions.count(region)) return Status(Code::kInternal, "loss() of a region that keep_inputs() was not asked for");
+    if (!bench_.observations.regions.count(region))
+      return Status(Code::kInternal, "loss() of a region that keep_inputs() was not asked for");
     auto& references = bench_.references[region];
     LabExec exec = bench_.block.exec();
     double squared = 0, count = 0;
@@ -305,16 +327,20 @@ class LabTransform final : public BlockContext {
   }
   Result<at::Tensor> fold(const ScaleEdge& edge, const at::Tensor& s) override {
     const int64_t features = plan().ports.at(static_cast<size_t>(edge.port)).features;
-    if (s.dim() != 1 || s.size(0) * edge.repeat != features) return Status(Code::kInternal, edge.name + ": a scale of a wrong shape");
-    if (!(at::isfinite(s) & (s > 0)).all().item<bool>()) return Status(Code::kNumeric, edge.name + ": a scale that is not positive and finite");
+    if (s.dim() != 1 || s.size(0) * edge.repeat != features)
+      return Status(Code::kInternal, edge.name + ": a scale of a wrong shape");
+    if (!(at::isfinite(s) & (s > 0)).all().item<bool>())
+      return Status(Code::kNumeric, edge.name + ": a scale that is not positive and finite");
     SLIM_TRY(fold_edge(plan(), edge, s, bench_.block.tensors));
     for (auto& [key, statistic] : bench_.observations.statistics) {
-      if (key.first == edge.port && !statistic->rescale(columns_of(edge, s))) return Status(Code::kInternal, key.second + " cannot follow a scale");
+      if (key.first == edge.port && !statistic->rescale(columns_of(edge, s)))
+        return Status(Code::kInternal, key.second + " cannot follow a scale");
     }
     return s;
   }
   Status set_weight(LayerId id, const at::Tensor& weight) override {
-    if (weight.sizes() != bench_.block.tensors.weight.at(id).sizes()) return {Code::kInternal, "set_weight() with a wrong shape"};
+    if (weight.sizes() != bench_.block.tensors.weight.at(id).sizes())
+      return {Code::kInternal, "set_weight() with a wrong shape"};
     bench_.block.tensors.weight[id] = weight.to(at::kFloat);
     bench_.result.function_changed = true;
     return {};
@@ -426,9 +452,11 @@ bool same(const at::Tensor& a, const at::Tensor& b) {
 bool same(const Solved& a, const Solved& b) {
   if (a.weight.index() != b.weight.index()) return false;
   const auto *x = std::get_if<Quantized>(&a.weight), *y = std::get_if<Quantized>(&b.weight);
-  const bool weights = x ? same(x->codes, y->codes) && same(x->scale, y->scale) && same(x->zero, y->zero) && same(x->group_index, y->group_index)
+  const bool weights = x ? same(x->codes, y->codes) && same(x->scale, y->scale) && same(x->zero, y->zero) &&
+                               same(x->group_index, y->group_index)
                          : same(std::get<Dense>(a.weight).weight, std::get<Dense>(b.weight).weight);
-  return weights && same(a.bias, b.bias) && same(a.input_scale, b.input_scale) && same(a.input_zero, b.input_zero);
+  return weights && same(a.bias, b.bias) && same(a.input_scale, b.input_scale) &&
+         same(a.input_zero, b.input_zero);
 }
 
 double relative_error(const at::Tensor& a, const at::Tensor& b) {

@@ -95,9 +95,9 @@ struct LabResult {
 
 /// How a block is worked on.
 struct LabJob {
-  Scheme scheme;             ///< of every layer
-  bool reverse = false;      ///< solve the last layer first
-  bool strided = false;      ///< weights are handed out as views with strides
+  Scheme scheme;         ///< of every layer
+  bool reverse = false;  ///< solve the last layer first
+  bool strided = false;  ///< weights are handed out as views with strides
   bool solve = true;
   Faults faults;
 };

@@ -63,15 +63,21 @@ Result<Outcome> metadata(const Subject& subject) {
   const slim_component& component = *plugin->components;
   const PluginInfo& info = subject.info;
   const std::pair<const char*, std::pair<std::string, const char*>> facts[] = {
-      {"id", {info.id, component.id}},           {"summary", {info.summary, component.summary}},
-      {"serves", {info.serves, component.serves}}, {"name", {info.name, plugin->name}},
-      {"version", {info.version, plugin->version}}, {"vendor", {info.vendor, plugin->vendor}},
-      {"license", {info.license, plugin->license}}, {"torch", {info.torch, plugin->torch_version}},
-      {"compiler", {info.compiler, plugin->compiler}}, {"build_tag", {info.build_tag, plugin->build_tag}}};
+      {"id", {info.id, component.id}},
+      {"summary", {info.summary, component.summary}},
+      {"serves", {info.serves, component.serves}},
+      {"name", {info.name, plugin->name}},
+      {"version", {info.version, plugin->version}},
+      {"vendor", {info.vendor, plugin->vendor}},
+      {"license", {info.license, plugin->license}},
+      {"torch", {info.torch, plugin->torch_version}},
+      {"compiler", {info.compiler, plugin->compiler}},
+      {"build_tag", {info.build_tag, plugin->build_tag}}};
   for (const auto& [key, values] : facts) {
     if (values.second && values.first == values.second) continue;
-    return failure(std::string("its section slim_meta says ") + key + " '" + values.first + "', its descriptor '" +
-                   (values.second ? values.second : "") + "'; write both with a SLIM_*_PLUGIN macro");
+    return failure(std::string("its section slim_meta says ") + key + " '" + values.first +
+                   "', its descriptor '" + (values.second ? values.second : "") +
+                   "'; write both with a SLIM_*_PLUGIN macro");
   }
   if (info.license.empty()) return failure("it names no licence; define SLIM_PLUGIN_LICENSE");
   return Outcome{};
@@ -114,7 +120,9 @@ Result<Outcome> one_torch(const Subject& subject) {
     if (name.starts_with("libc10.so") || name.starts_with("libtorch_cpu.so")) copies[name].insert(path);
   }
   for (const auto& [name, files] : copies) {
-    if (files.size() > 1) return failure("after loading it there are two of " + name + ": " + *files.begin() + " and " + *files.rbegin());
+    if (files.size() > 1)
+      return failure("after loading it there are two of " + name + ": " + *files.begin() + " and " +
+                     *files.rbegin());
   }
   return Outcome{};
 }
@@ -137,7 +145,9 @@ Result<Outcome> no_growth(const Subject& subject) {
   SLIM_TRY(many(1000));
   const int64_t grown = resident_kilobytes() - before;
   constexpr int64_t kNoise = 1024;  // pages that the allocator keeps
-  if (grown > kNoise) return failure("making and destroying it 1000 times took " + std::to_string(grown) + " KiB that were not given back");
+  if (grown > kNoise)
+    return failure("making and destroying it 1000 times took " + std::to_string(grown) +
+                   " KiB that were not given back");
   return Outcome{};
 }
 
@@ -158,7 +168,8 @@ std::map<std::string, std::string> process_state() {
   state["LibTorch's default dtype"] = c10::toString(c10::get_default_dtype_as_scalartype());
   state["LibTorch's number of threads"] = std::to_string(at::get_num_threads());
   const at::Tensor generator = at::detail::getDefaultCPUGenerator().get_state();
-  state["LibTorch's random generator"] = std::string(static_cast<const char*>(generator.const_data_ptr()), generator.nbytes());
+  state["LibTorch's random generator"] =
+      std::string(static_cast<const char*>(generator.const_data_ptr()), generator.nbytes());
   return state;
 }
 
@@ -185,7 +196,8 @@ Result<std::string> written_to_stdout(Body&& body) {
 Result<Outcome> leaves_process_alone(const Subject& subject) {
   const auto before = process_state();
   SLIM_ASSIGN(const std::string text, written_to_stdout([&] { return make_once(subject.info); }));
-  if (!text.empty()) return failure("loading it writes to standard output, which belongs to the host: '" + text + "'");
+  if (!text.empty())
+    return failure("loading it writes to standard output, which belongs to the host: '" + text + "'");
   for (const auto& [name, value] : process_state()) {
     if (before.at(name) != value) return failure("loading it, or making its object, changes " + name);
   }
@@ -201,7 +213,8 @@ std::vector<Check> library_checks() {
           {"library/one-torch", "no second copy of LibTorch comes with it", &one_torch},
           {"library/no-growth", "1000 objects made and destroyed leave no memory behind", &no_growth},
           {"library/twice", "two hosts in one process get objects of their own", &twice},
-          {"library/process", "loading writes nothing to standard output and changes nothing that a process shares",
+          {"library/process",
+           "loading writes nothing to standard output and changes nothing that a process shares",
            &leaves_process_alone}};
 }
 

@@ -22,7 +22,8 @@ Result<Described> describe(const Subject& subject) {
 Result<Outcome> schema(const Subject& subject) {
   SLIM_ASSIGN(const Described described, describe(subject));
   for (const OptionInfo& option : described.options) {
-    if (option.description.empty()) return failure("option '" + option.name + "' has no description in the schema");
+    if (option.description.empty())
+      return failure("option '" + option.name + "' has no description in the schema");
   }
   return Outcome{false, std::to_string(described.options.size()) + " options"};
 }
@@ -58,7 +59,8 @@ Result<Outcome> refuses(const Subject& subject) {
     const Status status = set_up(subject, described.schema, {{name, value}});
     if (status.code() == Code::kInvalidArgument) continue;
     if (status.ok() && value == "1e300") continue;  // only bounded below
-    return failure(name + "=" + value + " gives '" + status.message() + "', expected an error about the argument");
+    return failure(name + "=" + value + " gives '" + status.message() +
+                   "', expected an error about the argument");
   }
   return Outcome{};
 }
@@ -67,7 +69,8 @@ Result<Outcome> choices(const Subject& subject) {
   SLIM_ASSIGN(const Described described, describe(subject));
   for (const OptionInfo& option : described.options) {
     if (option.type == "boolean") {
-      for (const char* value : {"true", "false"}) SLIM_TRY(set_up(subject, described.schema, {{option.name, value}}).in(option.name + "=" + value));
+      for (const char* value : {"true", "false"})
+        SLIM_TRY(set_up(subject, described.schema, {{option.name, value}}).in(option.name + "=" + value));
     }
     if (option.type != "string") continue;
     for (size_t begin = 0; begin < option.range.size();) {  // "a | b"
@@ -75,7 +78,8 @@ Result<Outcome> choices(const Subject& subject) {
       const std::string value = option.range.substr(begin, end - begin);
       const Status status = set_up(subject, described.schema, {{option.name, value}});
       // A choice may need another option; the message then says so.
-      if (!status.ok() && status.code() != Code::kInvalidArgument) return Status(status).in(option.name + "=" + value);
+      if (!status.ok() && status.code() != Code::kInvalidArgument)
+        return Status(status).in(option.name + "=" + value);
       begin = end + 3;
     }
   }
@@ -87,7 +91,8 @@ Result<Outcome> choices(const Subject& subject) {
 std::vector<Check> option_checks() {
   return {{"options/schema", "the schema is valid and describes every option", &schema},
           {"options/defaults", "the defaults work", &defaults},
-          {"options/refuses", "unknown options, wrong types and values out of range are errors about the argument", &refuses},
+          {"options/refuses",
+           "unknown options, wrong types and values out of range are errors about the argument", &refuses},
           {"options/choices", "every choice that the schema offers is taken", &choices}};
 }
 

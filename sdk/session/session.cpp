@@ -25,7 +25,8 @@ Result<RunConfig> read(const SessionOptions& options) {
   if (!options.config_file.empty()) SLIM_TRY(read_config_file(options.config_file, config));
   for (const Setting& setting : options.settings) SLIM_TRY(apply(setting, config));
   SLIM_TRY(require(!config.model.empty(), "model.path", "model", "the folder of a Hugging Face checkpoint"));
-  SLIM_TRY(require(!config.plugins.empty() || !config.outputs.empty(), "compression.plugin", "plugin", "an algorithm; `slim plugins list` shows them"));
+  SLIM_TRY(require(!config.plugins.empty() || !config.outputs.empty(), "compression.plugin", "plugin",
+                   "an algorithm; `slim plugins list` shows them"));
   SLIM_TRY(check_plugin_options(config));
   return config;
 }
@@ -94,7 +95,8 @@ Result<Report> Session::plan() {
 }
 
 Status Session::run(Progress& progress) {
-  SLIM_TRY(require(!state_->config.output.empty() || !state_->config.outputs.empty(), "output.path", "output", "the folder to write"));
+  SLIM_TRY(require(!state_->config.output.empty() || !state_->config.outputs.empty(), "output.path", "output",
+                   "the folder to write"));
   state_->stop = false;
   return caught([&]() -> Status {
     Cancellable cancellable(progress, state_->stop);
@@ -106,7 +108,8 @@ Status Session::run(Progress& progress) {
 void Session::cancel() { state_->stop = true; }
 
 Result<Report> Session::report() const {
-  if (state_->report.json.empty()) return Status(Code::kInvalidArgument, "there is no report: no run has ended well yet");
+  if (state_->report.json.empty())
+    return Status(Code::kInvalidArgument, "there is no report: no run has ended well yet");
   return state_->report;
 }
 

@@ -26,20 +26,27 @@ at::Tensor bf16(at::IntArrayRef shape) { return at::randn(shape).to(at::kBFloat1
 std::vector<Bench> benches() {
   constexpr int64_t kOut = 4096, kIn = 4096, kGroup = 128;
   const at::Tensor weight = bf16({kOut, kIn}), wide = at::randn({kOut, 1024});
-  const ops::Rounding int4{1, kGroup, 4, false, true, at::kBFloat16}, int4_zero{1, kGroup, 4, false, false, at::kBFloat16};
+  const ops::Rounding int4{1, kGroup, 4, false, true, at::kBFloat16},
+      int4_zero{1, kGroup, 4, false, false, at::kBFloat16};
   const ops::Rounding e4m3{1, kIn, 8, true, true, at::kFloat}, block{128, 128, 8, true, true, at::kFloat};
   std::vector<Bench> all;
-  const auto add = [&](const char* op, const char* input, std::function<void()> run) { all.push_back({op, input, std::move(run)}); };
+  const auto add = [&](const char* op, const char* input, std::function<void()> run) {
+    all.push_back({op, input, std::move(run)});
+  };
   add("round_units", "int4, groups of 128", [=] { ops::round_units(weight, int4, {}, at::kFloat); });
   add("round_units", "int4 with zero points", [=] { ops::round_units(weight, int4_zero, {}, at::kFloat); });
   add("round_units", "E4M3 per channel", [=] { ops::round_units(weight, e4m3, {}, at::kFloat); });
   add("round_units", "E4M3, blocks of 128x128", [=] { ops::round_units(weight, block, {}, at::kFloat); });
   const at::Tensor rows = weight.narrow(0, 0, 512);
   add("choose_params", "extremes, groups of 128", [=] { ops::choose_params(weight, int4); });
-  add("choose_params", "least squares, 40 steps", [=] { ops::choose_params(rows, int4, {{}, 0.6, 2, 40, 0}); });
+  add("choose_params", "least squares, 40 steps", [=] {
+    ops::choose_params(rows, int4, {{}, 0.6, 2, 40, 0});
+  });
   const ops::RoundedUnits rounded = ops::round_units(weight, int4, {}, at::kFloat);
   add("decode", "int4", [=] { ops::decode(rounded.codes, {rounded.scale, rounded.zero}, int4); });
-  add("rounding_error", "int4", [=] { ops::rounding_error(weight, rounded.codes, {rounded.scale, rounded.zero}, int4); });
+  add("rounding_error", "int4", [=] {
+    ops::rounding_error(weight, rounded.codes, {rounded.scale, rounded.zero}, int4);
+  });
   for (const int64_t bits : {3, 4, 8}) {
     const at::Tensor codes = rounded.codes.clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1);
     all.push_back({"pack_codes", std::to_string(bits) + " bits", [=] { ops::pack_codes(codes, bits); }});
@@ -50,24 +57,30 @@ std::vector<Bench> benches() {
     ops::gram_(sum, x);
   });
   add("channel_moments_", "bf16 2048 tokens x 2048", [=] {
-    static at::Tensor abs = at::zeros({2048}), square = at::zeros({2048}), min = at::zeros({2048}), max = at::zeros({2048});
+    static at::Tensor abs = at::zeros({2048}), square = at::zeros({2048}), min = at::zeros({2048}),
+                      max = at::zeros({2048});
     ops::channel_moments_(abs, square, min, max, x);
   });
   const at::Tensor factor = at::randn({128, 128}).mul_(0.05).triu(1).add_(at::eye(128));
-  const at::Tensor scale = at::full({kOut, 1}, 0.3), group = at::zeros({128}, at::kInt), block_weight = at::randn({kOut, 128});
+  const at::Tensor scale = at::full({kOut, 1}, 0.3), group = at::zeros({128}, at::kInt),
+                   block_weight = at::randn({kOut, 128});
   const auto sweep = [=](int64_t keep, int64_t of) {
-    static at::Tensor w = at::empty_like(block_weight), errors = at::empty_like(w), codes = at::empty(w.sizes(), at::kChar);
+    static at::Tensor w = at::empty_like(block_weight), errors = at::empty_like(w),
+                      codes = at::empty(w.sizes(), at::kChar);
     w.copy_(block_weight);
     ops::column_sweep_(w, errors, codes, factor, scale, std::nullopt, group, -8, 7, keep, of);
   };
   add("column_sweep_", "4096 rows x 128 columns, int4", [=] { sweep(0, 0); });
   add("column_sweep_", "the same, 2:4", [=] { sweep(2, 4); });
   const at::Tensor gram = at::matmul(wide.t(), wide).div_(static_cast<double>(kOut));
-  const at::Tensor blocks = gram.view({8, kGroup, 8, kGroup}).diagonal(0, 0, 2).permute({2, 0, 1}).contiguous();
+  const at::Tensor blocks =
+      gram.view({8, kGroup, 8, kGroup}).diagonal(0, 0, 2).permute({2, 0, 1}).contiguous();
   const at::Tensor part = wide.narrow(0, 0, 1024);
-  add("gram_ranges", "1024 x 1024, int4 with zero points", [=] { ops::gram_ranges(part, blocks, int4_zero); });
+  add("gram_ranges", "1024 x 1024, int4 with zero points",
+      [=] { ops::gram_ranges(part, blocks, int4_zero); });
   const at::Tensor scales = at::rand({16, 1024}).add_(0.5), sample = wide.narrow(0, 0, 128);
-  add("scale_losses", "128 x 1024, 16 candidates", [=] { ops::scale_losses(sample, scales, gram, {}, int4_zero, {}); });
+  add("scale_losses", "128 x 1024, 16 candidates",
+      [=] { ops::scale_losses(sample, scales, gram, {}, int4_zero, {}); });
   return all;
 }
 
@@ -96,12 +109,23 @@ Status run(bool json, const std::string& only) {
   SLIM_TRY(backend->open({}));
   for (const Bench& bench : all) fast.push_back(seconds(bench.run));
   nlohmann::ordered_json results = nlohmann::ordered_json::array();
-  if (!json) std::printf("%d threads\n%-17s %-36s %12s %12s %7s\n", at::get_num_threads(), "operator", "input", "reference ms", "kernel ms", "times");
+  if (!json)
+    std::printf("%d threads\n%-17s %-36s %12s %12s %7s\n", at::get_num_threads(), "operator", "input",
+                "reference ms", "kernel ms", "times");
   for (size_t i = 0; i < all.size(); ++i) {
-    results.push_back({{"op", all[i].op}, {"input", all[i].input}, {"reference_s", reference[i]}, {"kernel_s", fast[i]}, {"ratio", reference[i] / fast[i]}});
-    if (!json) std::printf("%-17s %-36s %12.2f %12.2f %7.1f\n", all[i].op.c_str(), all[i].input.c_str(), 1e3 * reference[i], 1e3 * fast[i], reference[i] / fast[i]);
+    results.push_back({{"op", all[i].op},
+                       {"input", all[i].input},
+                       {"reference_s", reference[i]},
+                       {"kernel_s", fast[i]},
+                       {"ratio", reference[i] / fast[i]}});
+    if (!json)
+      std::printf("%-17s %-36s %12.2f %12.2f %7.1f\n", all[i].op.c_str(), all[i].input.c_str(),
+                  1e3 * reference[i], 1e3 * fast[i], reference[i] / fast[i]);
   }
-  if (json) std::printf("%s\n", nlohmann::ordered_json{{"threads", at::get_num_threads()}, {"results", results}}.dump(2).c_str());
+  if (json)
+    std::printf(
+        "%s\n",
+        nlohmann::ordered_json{{"threads", at::get_num_threads()}, {"results", results}}.dump(2).c_str());
   return {};
 }
 

@@ -8,11 +8,13 @@ using namespace slim;
 namespace {
 
 at::Tensor matrix(fuzz::Choices& choices) {
-  const int64_t n = 1 + static_cast<int64_t>(choices.below(200)), k = 1 + static_cast<int64_t>(choices.below(300));
+  const int64_t n = 1 + static_cast<int64_t>(choices.below(200)),
+                k = 1 + static_cast<int64_t>(choices.below(300));
   at::Tensor weight = at::zeros({n, k}, at::kChar);
   const size_t different = choices.below(256);
   int8_t* codes = weight.data_ptr<int8_t>();
-  for (int64_t i = 0; i < n * k && different > 0; ++i) codes[i] = static_cast<int8_t>(i * i % 251 % static_cast<int64_t>(different));
+  for (int64_t i = 0; i < n * k && different > 0; ++i)
+    codes[i] = static_cast<int8_t>(i * i % 251 % static_cast<int64_t>(different));
   return weight;
 }
 
@@ -36,6 +38,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   while (!choices.empty()) damage(choices, stored);
   const auto restored = decompress_weight(stored);
   FUZZ_REQUIRE(!whole || (restored.ok() && at::equal(*restored, weight)));
-  FUZZ_REQUIRE(!restored.ok() || restored->numel() <= 8 * stored.weight.numel() + 8 * kFractalRows * kFractalColumns * kTileFractals * kTileFractals);
+  FUZZ_REQUIRE(!restored.ok() ||
+               restored->numel() <= 8 * stored.weight.numel() +
+                                        8 * kFractalRows * kFractalColumns * kTileFractals * kTileFractals);
   return 0;
 }

@@ -41,7 +41,8 @@ QuantArgs quant_args(fuzz::Choices& choices) {
   QuantArgs args;
   args.type = choices.below(4) == 0 ? NumberType::kFloat : NumberType::kInt;
   args.bits = args.type == NumberType::kFloat ? 8 : std::array{2, 3, 4, 8}[choices.below(4)];
-  args.granularity = std::array{Granularity::kGroup, Granularity::kChannel, Granularity::kTensor, Granularity::kBlock}[choices.below(4)];
+  args.granularity = std::array{Granularity::kGroup, Granularity::kChannel, Granularity::kTensor,
+                                Granularity::kBlock}[choices.below(4)];
   args.group_size = int64_t{8} << choices.below(3);
   args.block_rows = args.block_columns = 16;
   args.symmetric = args.type == NumberType::kFloat || choices.below(2) == 0;
@@ -64,7 +65,8 @@ Solved solve(const Layer& layer, const Scheme& scheme, at::ScalarType scale_dtyp
   const auto params = quant::choose_params(weight, *scheme.weight, scale_dtype);
   FUZZ_REQUIRE(params.ok());
   Solved solved;
-  solved.weight = Quantized{*scheme.weight, quant::encode(weight, *params, *scheme.weight), params->scale, params->zero, {}};
+  solved.weight = Quantized{
+      *scheme.weight, quant::encode(weight, *params, *scheme.weight), params->scale, params->zero, {}};
   if (scheme.input && !scheme.input->dynamic) {
     solved.input_scale = at::full({1}, 0.5, scale_dtype);
     if (!scheme.input->symmetric) solved.input_zero = at::full({1}, -3, at::kChar);
@@ -75,13 +77,16 @@ Solved solve(const Layer& layer, const Scheme& scheme, at::ScalarType scale_dtyp
 /// Another name, dtype, shape or value of one tensor, or none of it.
 void damage(fuzz::Choices& choices, InMemory& reader) {
   if (reader.specs.empty()) return;
-  const auto chosen = std::next(reader.values.begin(), static_cast<ptrdiff_t>(choices.below(reader.values.size())));
+  const auto chosen =
+      std::next(reader.values.begin(), static_cast<ptrdiff_t>(choices.below(reader.values.size())));
   const std::string name = chosen->first;
   const at::Tensor value = chosen->second;
   switch (choices.below(6)) {
-    case 0: return reader.erase(name);
+    case 0:
+      return reader.erase(name);
     case 1: {
-      constexpr std::array kTypes = {at::kChar, at::kInt, at::kLong, at::kHalf, at::kBFloat16, at::kFloat, at::kFloat8_e4m3fn, at::kBool};
+      constexpr std::array kTypes = {at::kChar,     at::kInt,   at::kLong,          at::kHalf,
+                                     at::kBFloat16, at::kFloat, at::kFloat8_e4m3fn, at::kBool};
       return reader.put(name, value.to(at::kFloat).to(kTypes[choices.below(kTypes.size())]));
     }
     case 2: {
@@ -92,9 +97,16 @@ void damage(fuzz::Choices& choices, InMemory& reader) {
       return reader.put(name, at::zeros(shape, value.scalar_type()));
     }
     case 3:
-      reader.put(name.substr(0, name.size() - choices.below(name.size() + 1)) + static_cast<char>('a' + choices.below(26)), value);
+      reader.put(name.substr(0, name.size() - choices.below(name.size() + 1)) +
+                     static_cast<char>('a' + choices.below(26)),
+                 value);
       return;
-    case 4: return reader.put(name, value.numel() > 0 ? value.flatten().slice(0, 0, static_cast<int64_t>(choices.below(static_cast<size_t>(value.numel()) + 1))) : value);
+    case 4:
+      return reader.put(
+          name, value.numel() > 0
+                    ? value.flatten().slice(
+                          0, 0, static_cast<int64_t>(choices.below(static_cast<size_t>(value.numel()) + 1)))
+                    : value);
     default: {
       at::Tensor changed = value.clone();
       if (changed.nbytes() == 0) return;
@@ -109,7 +121,8 @@ void damage(fuzz::Choices& choices, InMemory& reader) {
 void damage(fuzz::Choices& choices, std::string& text) {
   if (text.empty()) return;
   const size_t at = choices.number(2) % text.size();
-  constexpr std::array<std::string_view, 10> kParts = {"0", "-1", "null", "true", "9999999999999999999", "[]", "{}", "1e999", "\"\"", "128"};
+  constexpr std::array<std::string_view, 10> kParts = {"0",  "-1", "null",  "true", "9999999999999999999",
+                                                       "[]", "{}", "1e999", "\"\"", "128"};
   const size_t kind = choices.below(kParts.size() + 1);
   if (kind == kParts.size()) {
     text[at] = static_cast<char>(choices.byte());
@@ -122,7 +135,8 @@ void damage(fuzz::Choices& choices, std::string& text) {
   if (end != std::string::npos) text.replace(colon + 1, end - colon - 1, kParts[kind]);
 }
 
-std::string config_of(const Format& format, const Layer& layer, const Scheme& scheme, const InMemory& reader) {
+std::string config_of(const Format& format, const Layer& layer, const Scheme& scheme,
+                      const InMemory& reader) {
   ModelPlan plan;
   plan.blocks.emplace_back();
   plan.blocks[0].layers.push_back(layer);
@@ -157,7 +171,8 @@ void read_all(const Format& format, const InMemory& reader, const std::string& c
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   slim_error error{};
-  static const std::unique_ptr<Format> format(static_cast<Format*>(slim_plugin_v1.components[0].create(nullptr, &error)));
+  static const std::unique_ptr<Format> format(
+      static_cast<Format*>(slim_plugin_v1.components[0].create(nullptr, &error)));
   FUZZ_REQUIRE(format != nullptr);
   fuzz::Choices choices({data, size});
   Layer layer;
@@ -166,14 +181,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   layer.in = 8 * static_cast<int64_t>(1 + choices.below(8));
   const Scheme chosen = scheme(choices);
   if (!format->layout(layer, chosen, at::kBFloat16).ok()) return 0;
-  const auto tensors = format->encode(layer, chosen, solve(layer, chosen, format->scale_dtype(chosen, at::kBFloat16)), at::kBFloat16);
+  const auto tensors = format->encode(
+      layer, chosen, solve(layer, chosen, format->scale_dtype(chosen, at::kBFloat16)), at::kBFloat16);
   if (!tensors.ok()) return 0;
   InMemory reader;
   for (const auto& [name, value] : *tensors) reader.put(name, value);
   std::string config = config_of(*format, layer, chosen, reader);
   const bool whole = choices.empty();
   const bool any_config = choices.below(4) == 3;
-  while (!any_config && !choices.empty()) choices.below(2) ? damage(choices, reader) : damage(choices, config);
+  while (!any_config && !choices.empty())
+    choices.below(2) ? damage(choices, reader) : damage(choices, config);
   if (any_config) config = fuzz::text_of(choices.rest().data(), choices.rest().size());
   read_all(*format, reader, config, whole);
   return 0;

@@ -18,7 +18,9 @@ class Folder {
   Folder() : outer_(fs::temp_directory_path() / ("slim-fuzz-index-" + std::to_string(::getpid()))) {
     fs::create_directories(path());
     write(path() / "config.json", "{}");
-    const auto shard = [](const char* name) { return safetensors_header({{name, Dtype::kF32, {1}}}) + std::string(4, '\0'); };
+    const auto shard = [](const char* name) {
+      return safetensors_header({{name, Dtype::kF32, {1}}}) + std::string(4, '\0');
+    };
     write(path() / "a.safetensors", shard("a"));
     write(path() / "b.safetensors", shard("b"));
     write(outer_ / "outside.safetensors", shard("outside"));

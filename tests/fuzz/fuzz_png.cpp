@@ -13,7 +13,8 @@ std::string with_checksums(std::string_view png) {
     const size_t length = byte(at) << 24 | byte(at + 1) << 16 | byte(at + 2) << 8 | byte(at + 3);
     if (length > fixed.size() - at - kFrame) break;
     const size_t end = at + 8 + length;
-    const auto sum = ::crc32(0, reinterpret_cast<const Bytef*>(fixed.data() + at + 4), static_cast<uInt>(length + 4));
+    const auto sum =
+        ::crc32(0, reinterpret_cast<const Bytef*>(fixed.data() + at + 4), static_cast<uInt>(length + 4));
     for (size_t i = 0; i < 4; ++i) fixed[end + i] = static_cast<char>(sum >> (24 - 8 * i) & 0xff);
     at = end + 4;
   }

@@ -9,8 +9,13 @@ namespace {
 std::string tokenizer_json() {
   std::string vocab;
   int id = 0;
-  const auto add = [&](const std::string& token) { vocab += (id ? ",\"" : "\"") + token + "\":" + std::to_string(id); ++id; };
-  for (int c = 0x21; c < 0x7F; ++c) add(c == '"' || c == '\\' ? std::string("\\") + static_cast<char>(c) : std::string(1, static_cast<char>(c)));
+  const auto add = [&](const std::string& token) {
+    vocab += (id ? ",\"" : "\"") + token + "\":" + std::to_string(id);
+    ++id;
+  };
+  for (int c = 0x21; c < 0x7F; ++c)
+    add(c == '"' || c == '\\' ? std::string("\\") + static_cast<char>(c)
+                              : std::string(1, static_cast<char>(c)));
   for (int c = 0xA1; c < 0x144; ++c) {  // how byte-level BPE spells the bytes that are no printable ASCII
     if (c != 0xAD) add({static_cast<char>(0xC0 | c >> 6), static_cast<char>(0x80 | (c & 0x3F))});
   }

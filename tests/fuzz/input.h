@@ -15,12 +15,12 @@
 namespace slim::fuzz {
 
 /// A property that must hold for every input; the fuzzer reports where it did not.
-#define FUZZ_REQUIRE(condition)                                                        \
-  do {                                                                                 \
-    if (!(condition)) {                                                                \
+#define FUZZ_REQUIRE(condition)                                                          \
+  do {                                                                                   \
+    if (!(condition)) {                                                                  \
       std::fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
-      std::abort();                                                                    \
-    }                                                                                  \
+      std::abort();                                                                      \
+    }                                                                                    \
   } while (0)
 
 inline std::string_view text_of(const uint8_t* data, size_t size) {

@@ -130,6 +130,4 @@ Status run(const std::vector<std::string>& arguments) {
 
 }  // namespace
 
-int main(int count, char** values) {
-  return tools::exit_code(run({values + 1, values + count}));
-}
+int main(int count, char** values) { return tools::exit_code(run({values + 1, values + count})); }

@@ -75,7 +75,8 @@ TEST_CASE("config/ every shipped file means the same in both dialects of quant_m
       const size_t quote = value.find('"');
       const std::string weight = method ? value.substr(quote, value.find('"', quote + 1) + 1 - quote) : "";
       plain += method ? "quant_method = " + weight + "\n" : line + "\n";
-      table += method ? value.starts_with("{") ? line + "\n" : "quant_method = { weight = " + weight + " }\n" : line + "\n";
+      table += method ? value.starts_with("{") ? line + "\n" : "quant_method = { weight = " + weight + " }\n"
+                      : line + "\n";
     }
     INFO(entry.path().string());
     CHECK(plain != table);
@@ -90,9 +91,14 @@ TEST_CASE("config/ every shipped file means the same in both dialects of quant_m
 }
 
 TEST_CASE("config/ AngelSlim's class names stand for adapters") {
-  for (const auto& [name, adapter] : {std::pair("Qwen", "qwen"), {"QwenVL", "qwen2_5_vl"}, {"Qwen3VL", "qwen3vl"},
-                                      {"Qwen3VLMoE", "qwen3vl"}, {"HunyuanDense", "hunyuan"}, {"HunyuanMoE", "hunyuan"},
-                                      {"Llama", "qwen"}, {"qwen3vl", "qwen3vl"}}) {
+  for (const auto& [name, adapter] : {std::pair("Qwen", "qwen"),
+                                      {"QwenVL", "qwen2_5_vl"},
+                                      {"Qwen3VL", "qwen3vl"},
+                                      {"Qwen3VLMoE", "qwen3vl"},
+                                      {"HunyuanDense", "hunyuan"},
+                                      {"HunyuanMoE", "hunyuan"},
+                                      {"Llama", "qwen"},
+                                      {"qwen3vl", "qwen3vl"}}) {
     CHECK(read_ok(std::string("[model]\nname = '") + name + "'\n").adapter == adapter);
   }
 }
@@ -170,8 +176,10 @@ data_path = "./calib.jsonl"
   const RunConfig fp8 = read_ok(quantization("name = 'fp8_static'\nquant_method = 'per-tensor'"));
   CHECK(fp8.plugins == std::vector<std::string>{"fp8"});
   CHECK(fp8.scheme == "fp8_static");
-  CHECK(read_ok(quantization("name = 'fp8_static'\nquant_method = 'per-channel'")).scheme == "fp8_static_channel");
-  CHECK(read_ok(quantization("name = 'fp8_dynamic'\nquant_method = 'per-tensor'")).scheme == "fp8_dynamic_tensor");
+  CHECK(read_ok(quantization("name = 'fp8_static'\nquant_method = 'per-channel'")).scheme ==
+        "fp8_static_channel");
+  CHECK(read_ok(quantization("name = 'fp8_dynamic'\nquant_method = 'per-tensor'")).scheme ==
+        "fp8_dynamic_tensor");
   CHECK(read_ok(quantization("name = 'fp8_dynamic'")).scheme == "fp8_dynamic");
   CHECK(read_ok(quantization("name = 'fp8_blockwise'")).scheme == "fp8_block");
   CHECK(read_ok(quantization("name = 'int8_dynamic'")).scheme == "w8a8");
@@ -316,7 +324,8 @@ TEST_CASE("config/ a rule that says nothing, or what no rule has, is an error wi
   check_error("[[rule]]\nmatch = 'a'\ngroup_size = 'x'\n", {".toml:3", "integer"});
   check_error("[rule]\nmatch = 'a'\n", {"[[rule]]"});
   RunConfig config;
-  for (const char* text : {"", "w8a16", "=w8a16", "a="}) CHECK_MESSAGE(!set_config_key("compression.rule", {text}, config).ok(), text);
+  for (const char* text : {"", "w8a16", "=w8a16", "a="})
+    CHECK_MESSAGE(!set_config_key("compression.rule", {text}, config).ok(), text);
 }
 
 TEST_CASE("config/ each of several outputs says only what differs") {
@@ -360,7 +369,8 @@ scheme = "none"
 }
 
 TEST_CASE("config/ outputs alone name algorithm and path for the run") {
-  const RunConfig config = read_ok("[[output]]\npath = 'a'\nalgorithm = 'rtn'\n[[output]]\npath = 'b'\nplugin = 'awq,gptq'\n");
+  const RunConfig config =
+      read_ok("[[output]]\npath = 'a'\nalgorithm = 'rtn'\n[[output]]\npath = 'b'\nplugin = 'awq,gptq'\n");
   CHECK(config.plugins == std::vector<std::string>{"rtn"});
   CHECK(config.output == "a");
   const auto all = output_configs(config);
@@ -374,8 +384,10 @@ TEST_CASE("config/ outputs without a path, with the same one, or beside --output
     if (flag) REQUIRE(set_config_key("output.path", {flag}, config).ok());
     return output_configs(config).status().message();
   };
-  CHECK(message("[[output]]\npath = 'a'\n[[output]]\nscheme = 'w4a16'\n", nullptr).find("without path") != std::string::npos);
-  CHECK(message("[[output]]\npath = 'a'\n[[output]]\npath = 'a'\n", nullptr).find("path a") != std::string::npos);
+  CHECK(message("[[output]]\npath = 'a'\n[[output]]\nscheme = 'w4a16'\n", nullptr).find("without path") !=
+        std::string::npos);
+  CHECK(message("[[output]]\npath = 'a'\n[[output]]\npath = 'a'\n", nullptr).find("path a") !=
+        std::string::npos);
   CHECK(message("[[output]]\npath = 'a'\n", "b").find("exclude each other") != std::string::npos);
   check_error("[[output]]\npath = 'a'\nsheme = 'w4a16'\n", {".toml:3", "sheme"});
 }

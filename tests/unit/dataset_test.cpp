@@ -341,8 +341,9 @@ TEST_CASE("dataset/ a row of a table is a sample, with images as bytes") {
     const auto dataset = read_dataset(file, {.parquet = table.reader()});
     return dataset.ok() ? shape_of(dataset->documents[0]) : dataset.status().message();
   };
-  CHECK(read({{"image", {{"bytes", bytes}, {"path", "x.png"}}}, {"query", "q"}, {"label", {"first", "second"}}}) ==
-        "user bytes(hi) q | assistant first");
+  CHECK(read({{"image", {{"bytes", bytes}, {"path", "x.png"}}},
+              {"query", "q"},
+              {"label", {"first", "second"}}}) == "user bytes(hi) q | assistant first");
   CHECK(read({{"image", bytes}, {"question", "q"}, {"answer", nullptr}}) == "user bytes(hi) q");
   CHECK(read({{"image", {{"bytes", nullptr}, {"path", "a.png"}}}, {"query", "q"}}) == "user img(a.png) q");
   CHECK(read({{"images", {{{"bytes", bytes}}, bytes}}, {"query", "<image> or <image>?"}}) ==
@@ -356,7 +357,8 @@ TEST_CASE("dataset/ a row of a table is a sample, with images as bytes") {
 TEST_CASE("dataset/ a row that is no CBOR map, claims impossible lengths or nests without end is an error") {
   const Folder folder;
   const std::string file = folder.write("t.parquet", "PAR1");
-  const std::vector<uint8_t> no_map = {0x01}, endless(100'000, 0x81), huge = {0xbb, 0x87, 0xdd, 0x96, 0x9c, 0x73, 0x6e, 0x74, 0x75};
+  const std::vector<uint8_t> no_map = {0x01}, endless(100'000, 0x81),
+                             huge = {0xbb, 0x87, 0xdd, 0x96, 0x9c, 0x73, 0x6e, 0x74, 0x75};
   for (const auto& row : {no_map, endless, huge}) {
     const TableReader reader = [&](const std::string&, const TableSink& sink) -> Status {
       SLIM_TRY(sink.columns({"text"}).status());
@@ -372,7 +374,8 @@ TEST_CASE("dataset/ of a table only the columns and rows that are needed are rea
   const Folder folder;
   const std::string file = folder.write("t.parquet", "PAR1");
   Rows table{{{{"id", 1}, {"text", "a"}}, {{"id", 2}, {"text", nullptr}}, {{"id", 3}, {"text", "c"}}}};
-  CHECK(mentions(read_dataset(file, {.parquet = table.reader()}).status().message(), "t.parquet:2: expected"));
+  CHECK(
+      mentions(read_dataset(file, {.parquet = table.reader()}).status().message(), "t.parquet:2: expected"));
   CHECK(table.wanted == std::vector<bool>{false, true});
   table.read = 0;
   CHECK(read_dataset(file, {.num_samples = 1, .parquet = table.reader()})->documents.size() == 1);
@@ -380,7 +383,9 @@ TEST_CASE("dataset/ of a table only the columns and rows that are needed are rea
   const auto skipping = read_dataset(file, {.skip_bad_samples = true, .parquet = table.reader()});
   CHECK(texts(*skipping) == std::vector<std::string>{"a", "c"});
   CHECK(skipping->skipped.size() == 1);
-  const TableReader broken = [](const std::string&, const TableSink&) { return Status(Code::kCorrupt, "no footer"); };
+  const TableReader broken = [](const std::string&, const TableSink&) {
+    return Status(Code::kCorrupt, "no footer");
+  };
   CHECK(read_dataset(file, {.parquet = broken}).status().message() == "no footer");
 }
 
@@ -391,7 +396,8 @@ TEST_CASE("dataset/ a text file may be one document") {
   REQUIRE(dataset.ok());
   CHECK(texts(*dataset) == std::vector<std::string>{"one\n\ntwo\n"});
   CHECK(dataset->documents[0].origin == "d.txt");
-  CHECK(mentions(read_dataset(folder.write("e.txt", " \n"), {.text = TextUnit::kFile}).status().message(), "no document"));
+  CHECK(mentions(read_dataset(folder.write("e.txt", " \n"), {.text = TextUnit::kFile}).status().message(),
+                 "no document"));
   CHECK(mentions(read_dataset(folder.write("f.txt", "a\n\xC3"), {.text = TextUnit::kFile}).status().message(),
                  "f.txt: not UTF-8"));
 }

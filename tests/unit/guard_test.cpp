@@ -28,7 +28,9 @@ TEST_CASE("guard/ an error is led by where it came from") {
 }
 
 TEST_CASE("guard/ a name that the error begins with already is not said twice") {
-  const auto message = [](const char* where, const char* error) { return led_by(where, Status(Code::kNumeric, error)).message(); };
+  const auto message = [](const char* where, const char* error) {
+    return led_by(where, Status(Code::kNumeric, error)).message();
+  };
   CHECK(message("awq: layers.7", "layers.7: NaN") == "awq: layers.7: NaN");
   CHECK(message("a.jsonl:7", "a.jsonl:7: no image") == "a.jsonl:7: no image");
   CHECK(message("awq: layers.7", "layers.7.q_proj: NaN") == "awq: layers.7: layers.7.q_proj: NaN");

@@ -24,8 +24,8 @@ Histogram histogram_of(std::initializer_list<at::Tensor> batches) {
 
 bool equal(const TensorMap& a, const TensorMap& b) {
   return a.size() == b.size() && std::all_of(a.begin(), a.end(), [&](const auto& entry) {
-    return b.contains(entry.first) && at::equal(entry.second, b.at(entry.first));
-  });
+           return b.contains(entry.first) && at::equal(entry.second, b.at(entry.first));
+         });
 }
 
 QuantArgs activation(NumberType type, bool symmetric) {
@@ -38,8 +38,12 @@ QuantArgs activation(NumberType type, bool symmetric) {
 }
 
 double rounding_error(const at::Tensor& x, const QuantArgs& args, const ValueRange& range) {
-  const auto params = quant::params_from_range(at::full({1}, range.low, at::kFloat), at::full({1}, range.high, at::kFloat), args, at::kFloat);
-  return (quant::fake_quantize_activation(x, args, params.scale, params.zero) - x).square().mean().item<double>();
+  const auto params = quant::params_from_range(at::full({1}, range.low, at::kFloat),
+                                               at::full({1}, range.high, at::kFloat), args, at::kFloat);
+  return (quant::fake_quantize_activation(x, args, params.scale, params.zero) - x)
+      .square()
+      .mean()
+      .item<double>();
 }
 
 }  // namespace
@@ -69,8 +73,10 @@ TEST_CASE("histogram/ at least half of the bins of one side are in use") {
   }
 }
 
-TEST_CASE("histogram/ batches in any order, merged parts and resumed runs give the same counts, bit for bit") {
-  const at::Tensor a = values(7, 9, 1, 0.01), b = values(5, 9, 2, 20).to(at::kBFloat16).to(at::kFloat), c = at::zeros({2, 9});
+TEST_CASE(
+    "histogram/ batches in any order, merged parts and resumed runs give the same counts, bit for bit") {
+  const at::Tensor a = values(7, 9, 1, 0.01), b = values(5, 9, 2, 20).to(at::kBFloat16).to(at::kFloat),
+                   c = at::zeros({2, 9});
   const Histogram all = histogram_of({a, b, c});
   CHECK(equal(all.state(), histogram_of({at::cat({a, b, c})}).state()));
   CHECK(equal(all.state(), histogram_of({c, b, a}).state()));
@@ -134,7 +140,8 @@ TEST_CASE("histogram/ nothing seen, zeros only, and values that are not finite")
     for (const Histogram& empty : {none, zeros}) {
       const ValueRange percentile = quant::percentile_range(empty, 99, symmetric);
       const ValueRange least = quant::least_squares_range(empty, activation(NumberType::kInt, symmetric));
-      CHECK((std::abs(percentile.low) < 1e-25 && std::abs(percentile.high) < 1e-25 && least.low == 0 && least.high == 0));
+      CHECK((std::abs(percentile.low) < 1e-25 && std::abs(percentile.high) < 1e-25 && least.low == 0 &&
+             least.high == 0));
     }
   }
   CHECK(quant::quantile_stepping_range(none).high == 0);
@@ -155,10 +162,13 @@ TEST_CASE("histogram/ percentiles leave out their share of the values, to within
   const at::Tensor x = values(500, 40, 3), absolute = x.abs();
   const Histogram histogram = histogram_of({x});
   const double width = histogram.width(), count = static_cast<double>(x.numel());
-  const auto above = [](const at::Tensor& y, double bound) { return static_cast<double>((y > bound).sum().item<int64_t>()); };
+  const auto above = [](const at::Tensor& y, double bound) {
+    return static_cast<double>((y > bound).sum().item<int64_t>());
+  };
   for (const double percent : {50.0, 99.0, 99.9, 100.0}) {
     const double outside = count * (100 - percent) / 100;
-    const ValueRange symmetric = quant::percentile_range(histogram, percent, true), both = quant::percentile_range(histogram, percent, false);
+    const ValueRange symmetric = quant::percentile_range(histogram, percent, true),
+                     both = quant::percentile_range(histogram, percent, false);
     CHECK(symmetric.low == -symmetric.high);
     CHECK(above(absolute, symmetric.high + width) <= outside + 1);
     CHECK(above(absolute, symmetric.high - width) >= outside);
@@ -170,7 +180,9 @@ TEST_CASE("histogram/ percentiles leave out their share of the values, to within
   }
 }
 
-TEST_CASE("histogram/ the least-squares range rounds the values themselves better than extremes and percentiles do") {
+TEST_CASE(
+    "histogram/ the least-squares range rounds the values themselves better than extremes and percentiles "
+    "do") {
   for (const bool symmetric : {true, false}) {
     for (const NumberType type : {NumberType::kInt, NumberType::kFloat}) {
       if (type == NumberType::kFloat && !symmetric) continue;
@@ -201,5 +213,6 @@ TEST_CASE("histogram/ stepping quantiles clips the tail that costs less than it 
   CHECK(quant::spread_error(histogram, found) < quant::spread_error(histogram, all));
   // Values spread evenly over 256 steps: the error of each step is width² / 12.
   const at::Tensor even = at::arange(65536, at::kDouble).add_(0.5).div_(65536).to(at::kFloat).view({-1, 1});
-  CHECK(quant::spread_error(histogram_of({even}), {0, 1}) == doctest::Approx(1.0 / (256 * 256 * 12)).epsilon(0.01));
+  CHECK(quant::spread_error(histogram_of({even}), {0, 1}) ==
+        doctest::Approx(1.0 / (256 * 256 * 12)).epsilon(0.01));
 }

@@ -6,7 +6,8 @@
 
 using namespace slim;
 
-TEST_CASE("ops/ gram_ adds the product of the transposed rows with the rows, in fp32 from every float dtype") {
+TEST_CASE(
+    "ops/ gram_ adds the product of the transposed rows with the rows, in fp32 from every float dtype") {
   at::manual_seed(1);
   for (const auto dtype : {at::kBFloat16, at::kHalf, at::kFloat}) {
     for (const int64_t tokens : {1, 5, 4096, 4100}) {
@@ -33,7 +34,8 @@ TEST_CASE("ops/ a Gram matrix of more channels than one block is exactly symmetr
 TEST_CASE("ops/ channel_moments_ adds sums and widens extremes") {
   at::manual_seed(2);
   const at::Tensor x = at::randn({4100, 5});
-  at::Tensor sum_abs = at::ones({5}), sum_square = at::ones({5}), min = at::full({5}, -0.5), max = at::full({5}, 100.0);
+  at::Tensor sum_abs = at::ones({5}), sum_square = at::ones({5}), min = at::full({5}, -0.5),
+             max = at::full({5}, 100.0);
   ops::channel_moments_(sum_abs, sum_square, min, max, x);
   CHECK(at::allclose(sum_abs, x.abs().sum(0) + 1, 1e-5));
   CHECK(at::allclose(sum_square, x.square().sum(0) + 1, 1e-5));

@@ -15,12 +15,20 @@ struct Talker final : Format {
   std::map<std::string, std::string> entries;
 
   c10::ScalarType scale_dtype(const Scheme&, c10::ScalarType dtype) const override { return dtype; }
-  Result<std::vector<TensorSpec>> layout(const Layer&, const Scheme&, c10::ScalarType) const override { return std::vector<TensorSpec>{}; }
-  Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&, c10::ScalarType) const override { return TensorMap{}; }
+  Result<std::vector<TensorSpec>> layout(const Layer&, const Scheme&, c10::ScalarType) const override {
+    return std::vector<TensorSpec>{};
+  }
+  Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&, c10::ScalarType) const override {
+    return TensorMap{};
+  }
   Result<std::string> quantization_config(const OutputModel&) const override { return quantization; }
-  Result<std::map<std::string, std::string>> config_entries(const OutputModel&) const override { return entries; }
+  Result<std::map<std::string, std::string>> config_entries(const OutputModel&) const override {
+    return entries;
+  }
   bool recognises(std::string_view, const std::vector<std::string>&) const override { return false; }
-  Result<std::vector<StoredLayer>> stored_layers(const TensorReader&, std::string_view) const override { return std::vector<StoredLayer>{}; }
+  Result<std::vector<StoredLayer>> stored_layers(const TensorReader&, std::string_view) const override {
+    return std::vector<StoredLayer>{};
+  }
   Result<Solved> decode(const StoredLayer&, const TensorReader&) const override { return Solved{}; }
 };
 
@@ -46,7 +54,10 @@ TEST_CASE("output_config/ the format's quantization_config is added") {
 
 TEST_CASE("output_config/ entries go where their parent exists, and nowhere else") {
   Talker format;
-  format.entries = {{"quantize", R"("w8a8")"}, {"text_config.quantize", R"("w8a8")"}, {"vision_config.quantize", R"("w8a8")"}, {"zeta.quantize", "1"}};
+  format.entries = {{"quantize", R"("w8a8")"},
+                    {"text_config.quantize", R"("w8a8")"},
+                    {"vision_config.quantize", R"("w8a8")"},
+                    {"zeta.quantize", "1"}};
   const auto config = config_of(format);
   CHECK(config["quantize"] == "w8a8");
   CHECK(config["text_config"].dump() == R"({"width":4,"quantize":"w8a8"})");

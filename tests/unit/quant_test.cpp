@@ -31,14 +31,18 @@ QuantArgs e4m3(Granularity granularity) {
   return args;
 }
 
-constexpr Granularity kWeightGranularities[] = {Granularity::kTensor, Granularity::kChannel, Granularity::kGroup, Granularity::kBlock};
+constexpr Granularity kWeightGranularities[] = {Granularity::kTensor, Granularity::kChannel,
+                                                Granularity::kGroup, Granularity::kBlock};
 
 /// Scales spread over the elements that they serve.
 at::Tensor per_element(const at::Tensor& scale, const QuantArgs& args, int64_t out, int64_t in) {
   at::Tensor all = scale.to(at::kFloat);
   if (args.granularity == Granularity::kGroup) all = all.repeat_interleave(args.group_size, 1);
   if (args.granularity == Granularity::kBlock) {
-    all = all.repeat_interleave(args.block_rows, 0).repeat_interleave(args.block_columns, 1).narrow(0, 0, out).narrow(1, 0, in);
+    all = all.repeat_interleave(args.block_rows, 0)
+              .repeat_interleave(args.block_columns, 1)
+              .narrow(0, 0, out)
+              .narrow(1, 0, in);
   }
   return all.expand({out, in});
 }
@@ -58,7 +62,8 @@ TEST_CASE("quant/ rounding errs by half a scale at most, for every width, granul
       const at::Tensor codes = quant::encode(w, *params, args);
       CHECK(codes.min().item<int64_t>() >= args.min_code());
       CHECK(codes.max().item<int64_t>() <= args.max_code());
-      const at::Tensor error = (quant::decode(codes, *params, args) - w) / per_element(params->scale, args, 7, 48);
+      const at::Tensor error =
+          (quant::decode(codes, *params, args) - w) / per_element(params->scale, args, 7, 48);
       // The range ends at max_code + 1/2 when symmetric, and half a code is lost to the rounding of the zero point.
       CHECK(max_abs(error) <= (symmetric ? 0.5 : 1.0) + 1e-3);
     }
@@ -67,12 +72,16 @@ TEST_CASE("quant/ rounding errs by half a scale at most, for every width, granul
 
 TEST_CASE("quant/ scales have the shapes of slim::Quantized") {
   const at::Tensor w = random({7, 48}, 1);
-  const auto shape = [&](Granularity g) { return quant::choose_params(w, integer(4, g, 16, false), at::kBFloat16)->scale.sizes().vec(); };
+  const auto shape = [&](Granularity g) {
+    return quant::choose_params(w, integer(4, g, 16, false), at::kBFloat16)->scale.sizes().vec();
+  };
   CHECK((shape(Granularity::kTensor) == std::vector<int64_t>{1, 1}));
   CHECK((shape(Granularity::kChannel) == std::vector<int64_t>{7, 1}));
   CHECK((shape(Granularity::kGroup) == std::vector<int64_t>{7, 3}));
   CHECK((shape(Granularity::kBlock) == std::vector<int64_t>{3, 10}));
-  CHECK((quant::choose_params(w, integer(4, Granularity::kGroup, 16, false), at::kHalf)->scale.scalar_type() == at::kHalf));
+  CHECK(
+      (quant::choose_params(w, integer(4, Granularity::kGroup, 16, false), at::kHalf)->scale.scalar_type() ==
+       at::kHalf));
 }
 
 TEST_CASE("quant/ decoding codes and encoding them again changes nothing") {
@@ -94,7 +103,8 @@ TEST_CASE("quant/ a weight that needs several slices is rounded as its rows are"
     options.method = method;
     options.steps = 5;
     const at::Tensor whole = *quant::fake_quantize(w, args, at::kBFloat16, options);
-    CHECK(at::equal(whole.narrow(0, 250, 3), *quant::fake_quantize(w.narrow(0, 250, 3), args, at::kBFloat16, options)));
+    CHECK(at::equal(whole.narrow(0, 250, 3),
+                    *quant::fake_quantize(w.narrow(0, 250, 3), args, at::kBFloat16, options)));
   }
 }
 
@@ -108,7 +118,8 @@ TEST_CASE("quant/ rows of zeros get scale 1 and codes that decode to zero") {
       CHECK(max_abs(quant::decode(quant::encode(w, params, args), params, args)) == 0);
     }
     const auto params = *quant::choose_params(w, e4m3(granularity), at::kBFloat16);
-    CHECK(max_abs(quant::decode(quant::encode(w, params, e4m3(granularity)), params, e4m3(granularity))) == 0);
+    CHECK(max_abs(quant::decode(quant::encode(w, params, e4m3(granularity)), params, e4m3(granularity))) ==
+          0);
   }
 }
 
@@ -123,14 +134,16 @@ TEST_CASE("quant/ NaN and Inf are refused wherever they are") {
     for (const Granularity granularity : kWeightGranularities) {
       at::Tensor w = random({6, 32}, 6);
       w[5][31] = bad;
-      CHECK(quant::choose_params(w, integer(4, granularity, 16, true), at::kBFloat16).status().code() == Code::kNumeric);
+      CHECK(quant::choose_params(w, integer(4, granularity, 16, true), at::kBFloat16).status().code() ==
+            Code::kNumeric);
     }
   }
 }
 
 TEST_CASE("quant/ groups that do not divide the row are refused") {
-  CHECK(quant::choose_params(random({4, 40}, 7), integer(4, Granularity::kGroup, 16, true), at::kBFloat16).status().code() ==
-        Code::kInvalidArgument);
+  CHECK(quant::choose_params(random({4, 40}, 7), integer(4, Granularity::kGroup, 16, true), at::kBFloat16)
+            .status()
+            .code() == Code::kInvalidArgument);
 }
 
 TEST_CASE("quant/ E4M3 saturates and rounds ties to even") {
@@ -141,7 +154,9 @@ TEST_CASE("quant/ E4M3 saturates and rounds ties to even") {
   CHECK(at::equal(quant::decode(quant::encode(w, one, args), one, args), expected));
 }
 
-TEST_CASE("quant/ a shrunk range never has a larger weighted error than the extremes, and is smaller with outliers") {
+TEST_CASE(
+    "quant/ a shrunk range never has a larger weighted error than the extremes, and is smaller with "
+    "outliers") {
   for (const Granularity granularity : kWeightGranularities) {
     for (const bool symmetric : {true, false}) {
       const QuantArgs args = integer(3, granularity, 16, symmetric);
@@ -152,7 +167,9 @@ TEST_CASE("quant/ a shrunk range never has a larger weighted error than the extr
       mse.importance = random({64}, 9).square() + 0.01;
       mse.importance[3] = 0.001;
       const auto error = [&](const quant::RangeOptions& options) {
-        return ((*quant::fake_quantize(w, args, at::kBFloat16, options) - w).square() * mse.importance).sum().item<double>();
+        return ((*quant::fake_quantize(w, args, at::kBFloat16, options) - w).square() * mse.importance)
+            .sum()
+            .item<double>();
       };
       CHECK(error(mse) < error({}));
     }
@@ -162,7 +179,8 @@ TEST_CASE("quant/ a shrunk range never has a larger weighted error than the extr
 TEST_CASE("quant/ layers that an engine fuses share their per-tensor scale") {
   quant::RangeOptions options;
   options.fused_abs_max = 44.8;
-  const auto params = *quant::choose_params(random({4, 16}, 10), e4m3(Granularity::kTensor), at::kFloat, options);
+  const auto params =
+      *quant::choose_params(random({4, 16}, 10), e4m3(Granularity::kTensor), at::kFloat, options);
   CHECK(params.scale.item<float>() == doctest::Approx(0.1));
 }
 
@@ -171,7 +189,8 @@ TEST_CASE("quant/ a group index picks each channel's scale") {
   const at::Tensor w = random({5, 32}, 11), order = at::randperm(32);
   const auto params = *quant::choose_params(w, args, at::kFloat);
   const at::Tensor codes = quant::encode(w, params, args);
-  Quantized shuffled{args, codes.index_select(1, order), params.scale, params.zero, order.div(16, "floor").to(at::kInt)};
+  Quantized shuffled{args, codes.index_select(1, order), params.scale, params.zero,
+                     order.div(16, "floor").to(at::kInt)};
   CHECK(at::equal(quant::decode(shuffled), quant::decode(codes, params, args).index_select(1, order)));
 }
 
@@ -191,6 +210,7 @@ TEST_CASE("quant/ dynamic activations use a scale per token, and keep dtype and 
 TEST_CASE("quant/ static activations clip at the range of their scale and zero point") {
   QuantArgs args = integer(8, Granularity::kTensor, 0, false);
   const at::Tensor x = at::tensor({-5.0f, 0.0f, 1.0f, 300.0f}).view({1, 4});
-  const at::Tensor q = quant::fake_quantize_activation(x, args, at::ones({1}), at::full({1}, -128, at::kChar));
+  const at::Tensor q =
+      quant::fake_quantize_activation(x, args, at::ones({1}), at::full({1}, -128, at::kChar));
   CHECK(at::equal(q, at::tensor({0.0f, 0.0f, 1.0f, 255.0f}).view({1, 4})));
 }

@@ -42,10 +42,13 @@ TEST_CASE("scheme/ the facts of each family") {
   CHECK((fp8_block.input->granularity == Granularity::kGroup && fp8_block.input->group_size == 128 &&
          fp8_block.input->dynamic));
   CHECK_FALSE(scheme_from_name("fp8_a16")->input);
-  const Scheme per_tensor = *scheme_from_name("fp8_dynamic_tensor"), channel = *scheme_from_name("fp8_static_channel");
-  CHECK((per_tensor.weight == fp8_static.weight && per_tensor.input->granularity == Granularity::kTensor && per_tensor.input->dynamic));
+  const Scheme per_tensor = *scheme_from_name("fp8_dynamic_tensor"),
+               channel = *scheme_from_name("fp8_static_channel");
+  CHECK((per_tensor.weight == fp8_static.weight && per_tensor.input->granularity == Granularity::kTensor &&
+         per_tensor.input->dynamic));
   CHECK((channel.weight == fp8_dynamic.weight && channel.input == fp8_static.input));
-  CHECK((scheme_from_name("w8a8_static_sym")->input->symmetric && !scheme_from_name("w8a8_static_sym")->input->dynamic));
+  CHECK((scheme_from_name("w8a8_static_sym")->input->symmetric &&
+         !scheme_from_name("w8a8_static_sym")->input->dynamic));
   const Scheme w8a8s = *scheme_from_name("w8a8s");
   CHECK((w8a8s.weight->granularity == Granularity::kChannel && w8a8s.weight->type == NumberType::kInt &&
          w8a8s.input));

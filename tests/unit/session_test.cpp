@@ -33,9 +33,12 @@ std::string source(const std::string& name) {
 
 SessionOptions options(const std::string& plugin, const std::string& output) {
   SessionOptions options;
-  options.settings = {{"compression.plugin", {plugin}, ""},          {"model.path", {source("tests/data/toy-qwen3vl")}, ""},
-                      {"dataset.path", {source("tests/data/samples/calib.jsonl")}, ""}, {"dataset.num_samples", {"4"}, ""},
-                      {"output.path", {output}, ""},                 {"run.threads", {"1"}, ""}};
+  options.settings = {{"compression.plugin", {plugin}, ""},
+                      {"model.path", {source("tests/data/toy-qwen3vl")}, ""},
+                      {"dataset.path", {source("tests/data/samples/calib.jsonl")}, ""},
+                      {"dataset.num_samples", {"4"}, ""},
+                      {"output.path", {output}, ""},
+                      {"run.threads", {"1"}, ""}};
   return options;
 }
 
@@ -66,7 +69,8 @@ std::string contents(const std::string& folder) {
   for (const auto& entry : fs::directory_iterator(folder)) files.push_back(entry.path());
   std::sort(files.begin(), files.end());
   for (const fs::path& file : files) {
-    if (file.extension() == ".safetensors") text << file.filename() << std::ifstream(file, std::ios::binary).rdbuf();
+    if (file.extension() == ".safetensors")
+      text << file.filename() << std::ifstream(file, std::ios::binary).rdbuf();
   }
   return text.str();
 }
@@ -83,7 +87,8 @@ TEST_CASE("session/ opening names what is wrong before anything is read") {
   const Setting model{"model.path", {"/nowhere"}, ""}, rtn{"compression.plugin", {"rtn"}, ""};
   CHECK(refused({}).find("model.path") != std::string::npos);
   CHECK(refused({model}).find("compression.plugin") != std::string::npos);
-  CHECK(refused({model, {"compression.plugin", {"rtm"}, ""}}).find("did you mean 'rtn'?") != std::string::npos);
+  CHECK(refused({model, {"compression.plugin", {"rtm"}, ""}}).find("did you mean 'rtn'?") !=
+        std::string::npos);
   CHECK(refused({model, rtn, {"rtn.rnge", {"mse"}, ""}}).find("'rnge'") != std::string::npos);
   CHECK(refused({model, rtn, {"output.formt", {"x"}, "line 3"}}).starts_with("line 3: "));
   CHECK(refused({model, rtn, {"run.seed=x", {}, ""}}).find("run.seed") != std::string::npos);
@@ -143,7 +148,8 @@ TEST_CASE("session/ two sessions in two threads give the bits that each gives al
     REQUIRE(open(options(plugin, folder.file(std::string(plugin) + "-alone")))->run(progress).ok());
   }
   std::vector<std::unique_ptr<Session>> sessions;
-  for (const char* plugin : {"rtn", "awq"}) sessions.push_back(open(options(plugin, folder.file(std::string(plugin) + "-together"))));
+  for (const char* plugin : {"rtn", "awq"})
+    sessions.push_back(open(options(plugin, folder.file(std::string(plugin) + "-together"))));
   std::vector<Status> results(2);
   std::vector<std::thread> threads;
   for (size_t i = 0; i < 2; ++i) {
@@ -170,7 +176,8 @@ TEST_CASE("session/ the C interface gives codes, messages, progress and the repo
   CHECK(std::string(error.message).find("model.path") != std::string::npos);
   CHECK(slim_session_open(nullptr, nullptr, 3, nullptr) == nullptr);
 
-  const std::string model = "model.path=" + source("tests/data/toy-qwen3vl"), output = "output.path=" + folder.file("out");
+  const std::string model = "model.path=" + source("tests/data/toy-qwen3vl"),
+                    output = "output.path=" + folder.file("out");
   const char* settings[] = {"compression.plugin=rtn", model.c_str(), output.c_str()};
   slim_session* session = slim_session_open(nullptr, settings, 3, &error);
   REQUIRE_MESSAGE(session, error.message);

@@ -54,7 +54,9 @@ TEST_CASE("statistic_set/ what cannot follow a scale is stale until it was fed a
   feed(expected, x / s);
   expected.finish(128);
   for (const PortId port : {0, 1}) {
-    const auto counts = [&](const StatisticSet& each) { return static_cast<const Histogram*>(each.find(port, Histogram::kId))->counts(); };
+    const auto counts = [&](const StatisticSet& each) {
+      return static_cast<const Histogram*>(each.find(port, Histogram::kId))->counts();
+    };
     CHECK(at::equal(counts(set), counts(expected)));
     CHECK(at::allclose(static_cast<const ChannelMoments*>(set.find(port, ChannelMoments::kId))->max(),
                        static_cast<const ChannelMoments*>(expected.find(port, ChannelMoments::kId))->max()));

@@ -43,8 +43,8 @@ bool close(const TensorMap& a, const TensorMap& b) {
 
 bool equal(const TensorMap& a, const TensorMap& b) {
   return a.size() == b.size() && std::all_of(a.begin(), a.end(), [&](const auto& entry) {
-    return b.contains(entry.first) && at::equal(entry.second, b.at(entry.first));
-  });
+           return b.contains(entry.first) && at::equal(entry.second, b.at(entry.first));
+         });
 }
 
 }  // namespace
@@ -76,7 +76,8 @@ TEST_CASE("statistic/ how tokens are batched, and empty batches, do not matter")
   for_each_statistic([&](auto whole) {
     auto parts = empty(*whole);
     whole->update(x);
-    for (const auto& [begin, size] : {std::pair<int64_t, int64_t>{0, 5}, {5, 0}, {5, 30}, {35, 2}}) parts->update(x.narrow(0, begin, size));
+    for (const auto& [begin, size] : {std::pair<int64_t, int64_t>{0, 5}, {5, 0}, {5, 30}, {35, 2}})
+      parts->update(x.narrow(0, begin, size));
     CHECK(close(whole->state(), parts->state()));
   });
 }
@@ -171,7 +172,8 @@ TEST_CASE("statistic/ rows are thinned evenly, whatever the batches") {
   const at::Tensor x = at::arange(tokens, at::kFloat).unsqueeze(1).expand({tokens, kFeatures});
   ActivationRows one(kFeatures, capacity), many(kFeatures, capacity);
   one.update(x);
-  for (int64_t begin = 0; begin < tokens; begin += 7) many.update(x.narrow(0, begin, std::min<int64_t>(7, tokens - begin)));
+  for (int64_t begin = 0; begin < tokens; begin += 7)
+    many.update(x.narrow(0, begin, std::min<int64_t>(7, tokens - begin)));
   CHECK(at::equal(one.rows(), many.rows()));
   CHECK(one.rows().size(0) <= capacity);
   CHECK(one.rows().size(0) > capacity / 2);

@@ -35,7 +35,8 @@ struct Fixture {
 
 }  // namespace
 
-TEST_CASE("tensor split/ column-parallel layers are split by rows, row-parallel ones by columns with one bias") {
+TEST_CASE(
+    "tensor split/ column-parallel layers are split by rows, row-parallel ones by columns with one bias") {
   const Fixture model({Role::kGate, Role::kDown, Role::kRouter});
   const auto splits = *split_of(model.plan, model.tensors, {}, 2);
   for (const char* part : {".weight", ".deq_scale", ".quant_bias", ".bias"})

@@ -24,7 +24,8 @@ struct Outcome {
 };
 
 Outcome validate(const std::string& file, const std::string& flags = "") {
-  FILE* const pipe = popen((build_dir() + "/bin/slim plugins validate " + file + " --json " + flags + " 2>&1").c_str(), "r");
+  FILE* const pipe =
+      popen((build_dir() + "/bin/slim plugins validate " + file + " --json " + flags + " 2>&1").c_str(), "r");
   REQUIRE(pipe);
   std::string text;
   for (int c = 0; (c = std::fgetc(pipe)) != EOF;) text += static_cast<char>(c);
@@ -38,7 +39,8 @@ Outcome validate(const std::string& file, const std::string& flags = "") {
 std::string failures(const Outcome& outcome) {
   std::string text;
   for (const Json& check : outcome.json["checks"]) {
-    if (check["verdict"] == "failed") text += check["check"].get<std::string>() + ": " + check["message"].get<std::string>() + "\n";
+    if (check["verdict"] == "failed")
+      text += check["check"].get<std::string>() + ": " + check["message"].get<std::string>() + "\n";
   }
   return text;
 }
@@ -48,10 +50,13 @@ struct Misbehaving {
   fs::path folder = fs::temp_directory_path() / ("slim_validate_test_" + std::to_string(getpid()));
   explicit Misbehaving(const std::string& fault) {
     fs::create_directories(folder);
-    fs::copy_file(build_dir() + "/tests/plugins_bad/misbehaving/libslim_algorithm_misbehaving.so", file(fault));
+    fs::copy_file(build_dir() + "/tests/plugins_bad/misbehaving/libslim_algorithm_misbehaving.so",
+                  file(fault));
   }
   ~Misbehaving() { fs::remove_all(folder); }
-  std::string file(const std::string& fault) const { return (folder / ("libslim_algorithm_" + fault + ".so")).string(); }
+  std::string file(const std::string& fault) const {
+    return (folder / ("libslim_algorithm_" + fault + ".so")).string();
+  }
 };
 
 std::string own(const std::string& file) { return build_dir() + "/lib/slim/plugins/" + file; }
@@ -69,17 +74,19 @@ void check_fails(const std::string& fault, const std::string& check, const std::
 }  // namespace
 
 TEST_CASE("validate/ good plugins of every kind pass") {
-  for (const char* file : {"libslim_algorithm_awq.so", "libslim_algorithm_fp8.so", "libslim_algorithm_gptq.so", "libslim_algorithm_int8.so",
-                           "libslim_algorithm_rtn.so", "libslim_algorithm_smooth.so", "libslim_backend_cpu.so", "libslim_backend_npu.so",
-                           "libslim_format_awq.so", "libslim_format_compressed_tensors.so", "libslim_format_gptq.so",
-                           "libslim_format_gptq_v2.so"}) {
+  for (const char* file :
+       {"libslim_algorithm_awq.so", "libslim_algorithm_fp8.so", "libslim_algorithm_gptq.so",
+        "libslim_algorithm_int8.so", "libslim_algorithm_rtn.so", "libslim_algorithm_smooth.so",
+        "libslim_backend_cpu.so", "libslim_backend_npu.so", "libslim_format_awq.so",
+        "libslim_format_compressed_tensors.so", "libslim_format_gptq.so", "libslim_format_gptq_v2.so"}) {
     const Outcome outcome = validate(own(file));
     CHECK_MESSAGE(outcome.code == 0, file << ":\n" << failures(outcome));
     CHECK(outcome.json["passed"].get<int>() > 8);
   }
   const char* source = std::getenv("SLIM_SOURCE_DIR");
   REQUIRE(source);
-  const Outcome adapter = validate(own("libslim_adapter_qwen3vl.so"), "--model " + std::string(source) + "/tests/data/toy-qwen3vl");
+  const Outcome adapter = validate(own("libslim_adapter_qwen3vl.so"),
+                                   "--model " + std::string(source) + "/tests/data/toy-qwen3vl");
   CHECK_MESSAGE(adapter.code == 0, failures(adapter));
   CHECK(adapter.json["skipped"] == 0);
 }
@@ -99,7 +106,9 @@ TEST_CASE("validate/ results that depend on chance or order are found") {
     const Misbehaving plugin(fault);
     const Outcome outcome = validate(plugin.file(fault));
     CHECK(outcome.code == 3);
-    const bool found = failures(outcome).find(fault == std::string("not_deterministic") ? "algorithm/same-seed" : "algorithm/order") != std::string::npos;
+    const bool found = failures(outcome).find(fault == std::string("not_deterministic")
+                                                  ? "algorithm/same-seed"
+                                                  : "algorithm/order") != std::string::npos;
     CHECK_MESSAGE(found, failures(outcome));
   }
 }
@@ -108,12 +117,15 @@ TEST_CASE("validate/ a crash ends its check alone") {
   const Misbehaving plugin("crashes");
   const Outcome outcome = validate(plugin.file("crashes"));
   CHECK(outcome.code == 3);
-  CHECK_MESSAGE(failures(outcome).find("algorithm/scheme: it ended the process: Aborted") != std::string::npos, failures(outcome));
+  CHECK_MESSAGE(
+      failures(outcome).find("algorithm/scheme: it ended the process: Aborted") != std::string::npos,
+      failures(outcome));
   CHECK(outcome.json["passed"].get<int>() > 8);
 }
 
 TEST_CASE("validate/ exports besides the descriptor are named") {
-  const Outcome outcome = validate(build_dir() + "/tests/plugins_bad/misbehaving/libslim_algorithm_exports_too_much.so", "--only-failed");
+  const Outcome outcome = validate(
+      build_dir() + "/tests/plugins_bad/misbehaving/libslim_algorithm_exports_too_much.so", "--only-failed");
   CHECK(outcome.code == 3);
   REQUIRE_MESSAGE(outcome.json["checks"].size() == 1, failures(outcome));
   CHECK(failures(outcome).starts_with("library/exports: "));
@@ -121,7 +133,8 @@ TEST_CASE("validate/ exports besides the descriptor are named") {
 }
 
 TEST_CASE("validate/ a file that cannot be loaded fails its first check, with the reason") {
-  for (const char* id : {"other_torch", "other_cxx_abi", "second_torch", "no_descriptor", "no_metadata", "throws", "returns_null"}) {
+  for (const char* id : {"other_torch", "other_cxx_abi", "second_torch", "no_descriptor", "no_metadata",
+                         "throws", "returns_null"}) {
     const Outcome outcome = validate(build_dir() + "/tests/plugins_bad/libslim_algorithm_" + id + ".so");
     CHECK(outcome.code == 3);
     CHECK(outcome.json["failed"] == 1);

@@ -44,7 +44,8 @@ TEST_CASE("weight codec/ NZ order is that of its definition, and back, for every
 }
 
 TEST_CASE("weight codec/ every matrix comes back exactly") {
-  for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {16, 32}, {129, 257}, {200, 700}, {3, 1000}}) {
+  for (const auto& [n, k] :
+       {std::pair<int64_t, int64_t>{1, 1}, {16, 32}, {129, 257}, {200, 700}, {3, 1000}}) {
     for (const double deviation : {0.0, 0.3, 3.0, 40.0, 200.0}) {
       const at::Tensor weight = gaussian_codes(n, k, deviation);
       const CompressedWeight stored = compress_weight(weight);
@@ -133,7 +134,8 @@ TEST_CASE("weight codec/ random bytes never crash the reader") {
   for (int trial = 0; trial < 200; ++trial) {
     CompressedWeight noise = compress_weight(gaussian_codes(40, 70, 5.0));
     auto* bytes = noise.weight.mutable_data_ptr<int8_t>();
-    for (int64_t i = 5 + trial % 2 * 128; i < noise.weight.numel(); ++i) bytes[i] = static_cast<int8_t>(random());
+    for (int64_t i = 5 + trial % 2 * 128; i < noise.weight.numel(); ++i)
+      bytes[i] = static_cast<int8_t>(random());
     CHECK_FALSE(decompress_weight(noise).ok());
   }
 }
