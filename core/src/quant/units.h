@@ -19,7 +19,6 @@ class Units {
   int64_t unit_columns() const { return columns_; }
 
   /// Shape of the scale: [1,1], [out,1], [out,groups] or [block rows, block columns].
-  int64_t scale_rows() const { return whole_tensor_ ? 1 : steps_; }
   int64_t scale_columns() const { return units_; }
   /// Rows are processed in steps of this many.
   int64_t row_step() const { return row_step_; }
