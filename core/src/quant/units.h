@@ -18,7 +18,7 @@ class Units {
   int64_t unit_rows() const { return whole_tensor_ ? out_ : row_step_; }
   int64_t unit_columns() const { return columns_; }
 
-  /// Shape of the scale: [1,1], [out,1], [out,groups] or [block rows, block columns].
+  /// Columns of the scale, whose shape is [1,1], [out,1], [out,groups] or [block rows, block columns].
   int64_t scale_columns() const { return units_; }
   /// Rows are processed in steps of this many.
   int64_t row_step() const { return row_step_; }
