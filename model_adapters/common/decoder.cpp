@@ -158,13 +158,7 @@ Carry Decoder::next(const Carry& previous, const at::Tensor& token_ids, Exec& ex
 
 void Decoder::forward(const BlockPlan& block, Exec& exec, Carry& carry) const {
   if (block.stage == "head") return head(block, exec, carry);
-  auto hidden = carry.at("hidden");
-  for (const char* part : {kAttention, kMlp}) {
-    const auto id = region_id(block, part);
-    exec.region_input(id, hidden);
-    hidden = hidden + region(block, id, exec, carry, hidden);
-  }
-  carry["hidden"] = hidden;
+  carry["hidden"] = add_regions(*this, block, exec, carry);
 }
 
 at::Tensor Decoder::region(const BlockPlan& block, RegionId id, Exec& exec, const Carry& carry,

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "slim/adapter.hpp"
 #include "slim/dtype.hpp"
 #include "slim/plan.hpp"
 #include "slim/status.hpp"
@@ -85,5 +86,17 @@ class PlanBuilder {
 LayerId layer_id(const BlockPlan&, const std::string& name);
 /// The region of a block by its name, as above.
 RegionId region_id(const BlockPlan&, const std::string& name);
+
+/// The carry's "hidden" after a block that adds its regions to it, one after the other. `stage` has
+/// region(block, id, exec, carry, x), what a region adds.
+template <class Stage>
+at::Tensor add_regions(const Stage& stage, const BlockPlan& block, Exec& exec, const Carry& carry) {
+  at::Tensor hidden = carry.at("hidden");
+  for (const Region& part : block.regions) {
+    exec.region_input(part.id, hidden);
+    hidden = hidden + stage.region(block, part.id, exec, carry, hidden);
+  }
+  return hidden;
+}
 
 }  // namespace slim::model

@@ -189,9 +189,8 @@ void VisionTower::begin(const model::MultimodalBatch& batch, Exec& exec, Carry& 
 }
 
 void VisionTower::forward(const BlockPlan& block, Exec& exec, Carry& carry) const {
-  auto hidden = carry.at("hidden");
   if (block.regions.empty()) {
-    hidden = merge(block, exec, hidden);
+    auto hidden = merge(block, exec, carry.at("hidden"));
     if (const auto order = carry.find("window_order"); order != carry.end()) {
       hidden = at::empty_like(hidden).index_copy(0, order->second.to(hidden.device()), hidden);
       carry.erase(order);
@@ -200,12 +199,7 @@ void VisionTower::forward(const BlockPlan& block, Exec& exec, Carry& carry) cons
     carry["hidden"] = hidden;
     return;
   }
-  for (const char* part : {kAttention, kMlp}) {
-    const auto id = model::region_id(block, part);
-    exec.region_input(id, hidden);
-    hidden = hidden + region(block, id, exec, carry, hidden);
-  }
-  carry["hidden"] = hidden;
+  carry["hidden"] = model::add_regions(*this, block, exec, carry);
 }
 
 at::Tensor VisionTower::region(const BlockPlan& block, RegionId id, Exec& exec, const Carry& carry,

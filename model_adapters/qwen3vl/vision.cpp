@@ -161,16 +161,11 @@ at::Tensor VisionTower::position_embedding(const at::Tensor& grid_thw, const at:
 }
 
 void VisionTower::forward(const BlockPlan& block, Exec& exec, Carry& carry) const {
-  auto hidden = carry.at("hidden");
   if (block.name == kMerger) {
-    carry["hidden"] = merger(block, kMerger, false, exec, hidden);
+    carry["hidden"] = merger(block, kMerger, false, exec, carry.at("hidden"));
     return;
   }
-  for (const char* part : {kAttention, kMlp}) {
-    const auto id = model::region_id(block, part);
-    exec.region_input(id, hidden);
-    hidden = hidden + region(block, id, exec, carry, hidden);
-  }
+  const auto hidden = model::add_regions(*this, block, exec, carry);
   carry["hidden"] = hidden;
   for (size_t i = 0; i < config_.deepstack.size(); ++i) {
     if (block.name != block_name(config_.deepstack[i])) continue;

@@ -1,9 +1,7 @@
 // What an algorithm must do with a small block, whatever its method.
 #include <ATen/ATen.h>
-#include <unistd.h>
 
 #include <cmath>
-#include <fstream>
 #include <limits>
 
 #include "check.h"
@@ -346,13 +344,6 @@ Result<Outcome> host_failures(const Subject& subject) {
     }
   }
   return Outcome{};
-}
-
-int64_t resident_kilobytes() {
-  std::ifstream file("/proc/self/statm");
-  int64_t total = 0, resident = 0;
-  file >> total >> resident;
-  return resident * sysconf(_SC_PAGESIZE) / 1024;
 }
 
 Result<Outcome> memory(const Subject& subject) {

@@ -45,6 +45,9 @@ inline bool no_device(const Status& opened) {
   return opened.code() == Code::kNotFound || opened.code() == Code::kUnsupported;
 }
 
+/// Memory of this process that lies in RAM.
+int64_t resident_kilobytes();
+
 /// A failed check.
 inline Status failure(const std::string& message) { return Status(Code::kVerification, message); }
 

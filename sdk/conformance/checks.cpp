@@ -1,3 +1,7 @@
+#include <unistd.h>
+
+#include <fstream>
+
 #include "check.h"
 
 namespace slim::conformance {
@@ -11,6 +15,13 @@ std::vector<Check> checks_for(slim_kind kind) {
   if (kind == SLIM_BACKEND) add(backend_checks());
   if (kind == SLIM_FORMAT) add(format_checks());
   return checks;
+}
+
+int64_t resident_kilobytes() {
+  std::ifstream file("/proc/self/statm");
+  int64_t total = 0, resident = 0;
+  file >> total >> resident;
+  return resident * sysconf(_SC_PAGESIZE) / 1024;
 }
 
 }  // namespace slim::conformance

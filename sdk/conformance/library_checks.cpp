@@ -127,13 +127,6 @@ Result<Outcome> one_torch(const Subject& subject) {
   return Outcome{};
 }
 
-int64_t resident_kilobytes() {
-  std::ifstream file("/proc/self/statm");
-  int64_t total = 0, resident = 0;
-  file >> total >> resident;
-  return resident * sysconf(_SC_PAGESIZE) / 1024;
-}
-
 Result<Outcome> no_growth(const Subject& subject) {
   PluginRegistry registry;
   const auto many = [&](int times) -> Status {
