@@ -6,6 +6,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "common/format_checks.hpp"
 #include "description.h"
 #include "slim/abi.h"
 #include "slim/format.hpp"
@@ -19,17 +20,6 @@ using namespace slim::ascend;
 extern "C" const slim_plugin slim_plugin_v1;
 
 namespace {
-
-struct InMemory final : TensorReader {
-  const std::map<std::string, TensorSpec>& tensors() const override { return specs; }
-  Result<at::Tensor> read(std::string_view name) const override { return values.find(name)->second.clone(); }
-  void put(const std::string& name, const at::Tensor& value) {
-    specs[name] = {name, *from_scalar_type(value.scalar_type()), value.sizes().vec()};
-    values[name] = value;
-  }
-  std::map<std::string, TensorSpec> specs;
-  TensorMap values;
-};
 
 std::unique_ptr<Format> make_format() {
   slim_error error{};
@@ -61,7 +51,7 @@ Solved solve(const Layer& layer, const Scheme& scheme, at::ScalarType scale_dtyp
 }
 
 struct Written {
-  InMemory reader;
+  formats::checks::InMemory reader;
   std::string description;
 };
 

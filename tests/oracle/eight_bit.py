@@ -28,6 +28,21 @@ def same(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
+def calibration_samples(chats):
+    lines = CALIBRATION.read_text().splitlines()[:chats]
+    return toy_samples(AutoProcessor.from_pretrained(TOY), [json.loads(line)["messages"] for line in lines])
+
+
+def watch_linear_inputs(see, chats):
+    """see(name, x) for the input of every linear while transformers runs the toy in fp32 on the first calibration chats."""
+    model = Qwen3VLForConditionalGeneration.from_pretrained(TOY, dtype=torch.float32).eval()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda module, inputs, name=name: see(name, inputs[0]))
+    for sample in calibration_samples(chats):
+        expected_logits(model, sample)
+
+
 def weight_args(folder):
     config = json.loads((Path(folder) / "config.json").read_text())["quantization_config"]
     (group,) = QuantizationConfig.model_validate(config).config_groups.values()

@@ -8,12 +8,12 @@ import json
 import sys
 
 import torch
-from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 
-from eight_bit import CALIBRATION, TOY, check_transformers, check_weights, compress, same
+from eight_bit import CALIBRATION, TOY, calibration_samples, check_transformers, check_weights, compress, same
 from kit import run_checks, slim, tensors_of
-from vl_oracle import expected_logits, toy_samples
+from vl_oracle import expected_logits
 
 DATA_FREE = ("fp8_dynamic", "fp8_dynamic_tensor", "fp8_block", "fp8_a16")
 WITH_SAMPLES = ("fp8_static", "fp8_static_channel")
@@ -53,11 +53,6 @@ def check_fused(checks, build, work):
             checks.expect(same(found[f"{prefix}{name}.weight_scale"], (largest / 448).reshape(1)), f"shared scale of {names}")
 
 
-def calibration_samples():
-    lines = CALIBRATION.read_text().splitlines()[:CALIBRATION_CHATS]
-    return toy_samples(AutoProcessor.from_pretrained(TOY), [json.loads(line)["messages"] for line in lines])
-
-
 class Observed:
     """Largest |x| of every linear's input, and of rotated keys and values, while transformers runs."""
 
@@ -86,7 +81,7 @@ def check_activations(checks, build, work):
              "--dtype", "float32", "--set", "run.propagate=float")
     model = Qwen3VLForConditionalGeneration.from_pretrained(TOY, dtype=torch.float32).eval()
     observed = Observed(model)
-    for sample in calibration_samples():
+    for sample in calibration_samples(CALIBRATION_CHATS):
         expected_logits(model, sample)
     found = tensors_of(work / "cache")
     layers = model.config.text_config.num_hidden_layers

@@ -11,11 +11,9 @@ import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import save_file
-from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
-from eight_bit import CALIBRATION, TOY, check_transformers, check_weights, compress, same
+from eight_bit import CALIBRATION, TOY, check_transformers, check_weights, compress, same, watch_linear_inputs
 from kit import run_checks, slim, tensors_of
-from vl_oracle import expected_logits, toy_samples
 
 WITH_SAMPLES = ("w8a8_static", "w8a8_static_sym")
 CALIBRATION_CHATS = 6
@@ -38,19 +36,13 @@ def check_schemes(checks, build, work):
 
 def observed_ranges():
     """Extremes of every linear's input over the calibration samples, by module name."""
-    model = Qwen3VLForConditionalGeneration.from_pretrained(TOY, dtype=torch.float32).eval()
     ranges = {}
 
     def see(name, x):
         low, high = ranges.get(name, (x.min(), x.max()))
         ranges[name] = torch.minimum(low, x.min()), torch.maximum(high, x.max())
 
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(lambda module, inputs, name=name: see(name, inputs[0]))
-    lines = CALIBRATION.read_text().splitlines()[:CALIBRATION_CHATS]
-    for sample in toy_samples(AutoProcessor.from_pretrained(TOY), [json.loads(line)["messages"] for line in lines]):
-        expected_logits(model, sample)
+    watch_linear_inputs(see, CALIBRATION_CHATS)
     return ranges
 
 

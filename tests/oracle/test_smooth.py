@@ -7,11 +7,11 @@ import json
 import sys
 
 import torch
-from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration
 
-from eight_bit import CALIBRATION, TOY, check_transformers, compress
+from eight_bit import CALIBRATION, TOY, calibration_samples, check_transformers, compress, watch_linear_inputs
 from kit import SAMPLES, run_checks, slim, tensors_of, unpacked
-from vl_oracle import expected_logits, toy_samples
+from vl_oracle import expected_logits
 
 CALIBRATION_CHATS = 6
 QUALITY_CHATS = 32
@@ -20,19 +20,13 @@ LARGEST_SHARE = 0.33  # of the KL without smoothing
 
 def largest_inputs():
     """max|x| per channel of every linear's input, by module name."""
-    model = Qwen3VLForConditionalGeneration.from_pretrained(TOY, dtype=torch.float32).eval()
     largest = {}
 
     def see(name, x):
         channels = x.abs().reshape(-1, x.shape[-1]).amax(0)
         largest[name] = torch.maximum(largest[name], channels) if name in largest else channels
 
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(lambda module, inputs, name=name: see(name, inputs[0]))
-    lines = CALIBRATION.read_text().splitlines()[:CALIBRATION_CHATS]
-    for sample in toy_samples(AutoProcessor.from_pretrained(TOY), [json.loads(line)["messages"] for line in lines]):
-        expected_logits(model, sample)
+    watch_linear_inputs(see, CALIBRATION_CHATS)
     return largest
 
 
@@ -68,7 +62,7 @@ def check_quality(checks, build, work):
     for name, plugin, method in (("plain", "int8", ()), ("smoothquant", "smooth,int8", ()), ("m2", "smooth,int8", ("--set", "smooth.method=m2")),
                                  ("iterative", "smooth,int8", ("--set", "smooth.method=iterative"))):
         compress(build, plugin, "w8a8", work / name, "--calib", CALIBRATION, "--num-samples", QUALITY_CHATS, *method)
-        kl[name] = json.loads(slim(build, "eval", work / name, "--reference", TOY, "--data", SAMPLES, "--no-generate", "--json", "--quiet"))["text_kl"]
+        kl[name] = json.loads(slim(build, "eval", work / name, "--reference", TOY, "--data", SAMPLES, "--no-generate", "--json"))["text_kl"]
     print("KL:", ", ".join(f"{name} {value:.5f}" for name, value in kl.items()))
     for name in ("smoothquant", "m2", "iterative"):
         checks.expect(kl[name] < LARGEST_SHARE * kl["plain"], f"{name}: KL {kl[name]:.5f} is not far below {kl['plain']:.5f}")
@@ -86,8 +80,7 @@ def check_cached_values(checks, build, work):
         if name.endswith("v_proj"):
             module.register_forward_hook(
                 lambda module, inputs, output, name=name: largest.update({name: max(largest.get(name, 0), output.abs().max().item())}))
-    lines = CALIBRATION.read_text().splitlines()[:QUALITY_CHATS]
-    for sample in toy_samples(AutoProcessor.from_pretrained(TOY), [json.loads(line)["messages"] for line in lines]):
+    for sample in calibration_samples(QUALITY_CHATS):
         expected_logits(model, sample)
     found = tensors_of(folder)
     for name, value in largest.items():
