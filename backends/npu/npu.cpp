@@ -1,5 +1,6 @@
 #include <ATen/Context.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "slim/plugin.hpp"
@@ -7,6 +8,19 @@
 
 namespace {
 using namespace slim;
+
+/// Where torch_npu's allocator tells.
+void read_memory(c10::DeviceIndex device, DeviceInfo& info) {
+  auto* const allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(c10::DeviceType::PrivateUse1));
+  if (!allocator) return;
+  try {
+    const auto [free, total] = allocator->getMemoryInfo(device);
+    info.free_bytes = static_cast<int64_t>(free);
+    info.total_bytes = static_cast<int64_t>(total);
+  } catch (const c10::Error&) {
+    info.free_bytes = info.total_bytes = 0;  // unknown
+  }
+}
 
 /// Ascend NPUs through torch_npu, opened at run time. Operators run on the core's reference kernels, which are composed of LibTorch's.
 class NpuBackend final : public Backend {
@@ -19,7 +33,10 @@ class NpuBackend final : public Backend {
   }
   Result<std::vector<DeviceInfo>> devices() const override {
     std::vector<DeviceInfo> infos(static_cast<size_t>(at::detail::getPrivateUse1Hooks().deviceCount()));
-    for (size_t i = 0; i < infos.size(); ++i) infos[i].name = "Ascend NPU " + std::to_string(i);
+    for (size_t i = 0; i < infos.size(); ++i) {
+      infos[i].name = "Ascend NPU " + std::to_string(i);
+      read_memory(static_cast<c10::DeviceIndex>(i), infos[i]);
+    }
     return infos;
   }
   bool accelerates(std::string_view) const override { return false; }

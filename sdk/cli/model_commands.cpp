@@ -28,7 +28,8 @@ std::vector<Flag> eval_flags() {
           {"max-new-tokens", "N", "longest answer", ""},
           {"batch-size", "N", "samples that run together", ""},
           {"adapter", "ID", "model architecture (default: by config.json)", ""},
-          {"backend", "ID", "see `slim plugins list`", ""},
+          {"backend", "ID", "cpu, cuda, npu (default: the best that opens; see `slim doctor`)", ""},
+          {"kernels", "KIND", "fast | reference: the backend's kernels, or the core's plain ones", ""},
           {"dtype", "TYPE", "auto | float32 | bfloat16 | float16", ""},
           {"threads", "N", "CPU threads", ""}};
 }
@@ -42,6 +43,10 @@ Result<EvalConfig> read_eval(const Arguments& arguments) {
     return Status(Code::kInvalidArgument, "--data is missing: questions or texts to evaluate on");
   config.adapter = arguments.text("adapter");
   config.backend = arguments.text("backend", config.backend);
+  config.kernels = arguments.text("kernels", config.kernels);
+  if (config.kernels != "fast" && config.kernels != "reference") {
+    return Status(Code::kInvalidArgument, "--kernels '" + config.kernels + "' is unknown; use fast or reference");
+  }
   config.dtype = arguments.text("dtype", config.dtype);
   SLIM_ASSIGN(config.limit, arguments.integer("limit", config.limit, 0));
   SLIM_ASSIGN(config.batch_size, arguments.integer("batch-size", config.batch_size, 1));

@@ -4,6 +4,8 @@
 #include <c10/core/GradMode.h>
 
 #include "plugin/guard.h"
+#include "run/device_moves.h"
+#include "run/spill.h"
 
 namespace slim {
 namespace {
@@ -51,8 +53,11 @@ Result<at::Tensor> BlockTransform::region_output(RegionId region, size_t batch, 
   exec_.set_statistics(nullptr);
   exec_.set_overrides(overrides);
   auto output = guarded(model_.adapter_id + ": " + state_.plan->name, [&] {
-    return model_.adapter->forward_region(*state_.plan, region, exec_, carries_[batch], exec_.region_inputs()[region][batch]);
+    const at::Tensor input = moved(exec_.region_inputs()[region][batch], exec_.device());
+    return model_.adapter->forward_region(*state_.plan, region, exec_, carry_on(carries_[batch], exec_.device()), input);
   });
+  Spill::release(carries_[batch]);
+  Spill::release({{"input", exec_.region_inputs()[region][batch]}});
   exec_.set_overrides(nullptr);
   return output;
 }
@@ -66,22 +71,23 @@ Result<double> BlockTransform::loss(RegionId region, const Overrides& overrides)
   for (size_t batch = 0; batch < carries_.size(); ++batch) {
     if (references.size() <= batch) {
       SLIM_ASSIGN(at::Tensor reference, region_output(region, batch, nullptr));
-      references.push_back(std::move(reference));
+      references.push_back(moved(reference, at::kCPU));
     }
     SLIM_ASSIGN(const at::Tensor output, region_output(region, batch, &overrides));
-    squared += (output.to(at::kFloat) - references[batch].to(at::kFloat)).square().sum().item<double>();
+    squared += (output.to(at::kFloat) - moved(references[batch], exec_.device()).to(at::kFloat)).square().sum().item<double>();
     count += static_cast<double>(output.numel());
   }
   return count > 0 ? squared / count : 0.0;
 }
 
-Result<at::Tensor> BlockTransform::fold(const ScaleEdge& edge, const at::Tensor& s) {
+Result<at::Tensor> BlockTransform::fold(const ScaleEdge& edge, const at::Tensor& scale) {
+  const at::Tensor s = moved(scale, exec_.device());
   const int64_t features = state_.plan->ports.at(edge.port).features;
   SLIM_TRY(check_scale(edge, s, features));
   SLIM_ASSIGN(const at::Tensor applied, edge.fold == Fold::kLinearRows ? fold_rows(edge, s) : fold_norm(edge, s));
   const at::Tensor columns = consumer_scale(edge, applied);
   for (const LayerId id : edge.consumers) {
-    state_.weights.weight[id] = weight(id) * columns;
+    state_.weights.weight[id] = weight(id).mul_(columns);
     state_.changed_layers.insert(id);
     state_.rounded = state_.rounded || stays_in_float(id);
   }
@@ -117,7 +123,7 @@ Result<at::Tensor> BlockTransform::fold_rows(const ScaleEdge& edge, const at::Te
     if (cached) statistics_.rescale(site.value, s);
   }
   for (const LayerId id : edge.producers) {
-    state_.weights.weight[id] = weight(id) / s.unsqueeze(1);
+    state_.weights.weight[id] = weight(id).div_(s.unsqueeze(1));
     state_.changed_layers.insert(id);
     state_.rounded = state_.rounded || stays_in_float(id);
     at::Tensor& bias = state_.weights.bias[id];
@@ -135,7 +141,7 @@ Status BlockTransform::set_weight(LayerId id, const at::Tensor& weight) {
     return {Code::kInternal, layer.name + ": a weight of shape " + shape_string(weight.sizes().vec()) + " was set; expected " +
                                  shape_string({layer.out, layer.in})};
   }
-  state_.weights.weight[id] = weight.to(at::kFloat);
+  state_.weights.weight[id] = weight.to(exec_.device(), at::kFloat);
   state_.changed_layers.insert(id);
   function_changed_ = true;
   return {};

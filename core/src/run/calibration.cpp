@@ -9,6 +9,7 @@
 #include "data/dataset.h"
 #include "data/shuffle.h"
 #include "plugin/guard.h"
+#include "run/device_moves.h"
 
 namespace slim {
 namespace {
@@ -47,7 +48,7 @@ class BatchBuilder {
       fewest_ = tokens_;
       calibration_.smallest = calibration_.batches.size();
     }
-    SLIM_ASSIGN(Carry stored, spill_.store(std::move(carry)));
+    SLIM_ASSIGN(Carry stored, spill_.store(carry_on(carry, at::kCPU)));
     calibration_.batches.push_back(std::move(stored));
     pending_.clear();
     tokens_ = 0;

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include "run/device_moves.h"
+
 namespace slim {
 namespace {
 
@@ -26,15 +28,15 @@ std::string percent(double value) {
 
 }  // namespace
 
-Result<EquivalenceProof> EquivalenceProof::before(const Model& model, const BlockState& state, const Carry& carry) {
-  EquivalenceProof proof(model, to_float(carry));
+Result<EquivalenceProof> EquivalenceProof::before(const Model& model, const BlockState& state, const Carry& carry, at::Device device) {
+  EquivalenceProof proof(model, to_float(carry_on(carry, device)), device);
   SLIM_ASSIGN(proof.reference_, proof.contribution(state));
   return proof;
 }
 
 Result<at::Tensor> EquivalenceProof::contribution(const BlockState& state) const {
   const c10::NoGradGuard no_grad;
-  BlockExec exec(*model_->weights, at::kFloat);
+  BlockExec exec(*model_->weights, at::kFloat, device_);
   exec.set_block(state.plan, &state.weights);
   Carry carry = carry_;
   SLIM_TRY(model_->forward(*state.plan, exec, carry));
@@ -58,9 +60,10 @@ Status EquivalenceProof::name_edge(const BlockState& after, const Folds& folds, 
   const BlockPlan& block = *after.plan;
   BlockState state;
   state.plan = &block;
-  SLIM_ASSIGN(state.weights, model_->weights->load(block));
+  SLIM_ASSIGN(BlockWeights weights, model_->weights->load(block));
+  state.weights = moved(std::move(weights), device_);
   StatisticSet none(block, 0);
-  BlockExec exec(*model_->weights, at::kFloat);
+  BlockExec exec(*model_->weights, at::kFloat, device_);
   RunNotes notes;
   const std::vector<Carry> carries;
   BlockTransform again(*model_, run, 0, at::kFloat, state, none, exec, carries, notes);

@@ -6,13 +6,15 @@
 #include <fstream>
 
 #include "plugin/guard.h"
+#include "run/device_memory.h"
 
 namespace slim {
 namespace {
 
 constexpr std::string_view kLanguageStage = "language";
 
-int64_t available_memory() {
+int64_t available_memory(at::Device device) {
+  if (!device.is_cpu()) return free_device_memory(device);
   std::ifstream file("/proc/meminfo");
   std::string key;
   for (int64_t kilobytes; file >> key >> kilobytes; file.ignore(256, '\n')) {
@@ -64,13 +66,14 @@ struct EvalSubject::AnswerBatch {
   }
 };
 
-EvalSubject::EvalSubject(Model model, at::ScalarType dtype, const EvalConfig& config)
-    : config_(config), model_(std::move(model)), pass_(model_, dtype, available_memory() / 4) {}
+EvalSubject::EvalSubject(Model model, at::ScalarType dtype, const EvalConfig& config, at::Device device)
+    : config_(config), model_(std::move(model)), pass_(model_, dtype, available_memory(device) / 4, device) {}
 
-Result<std::unique_ptr<EvalSubject>> EvalSubject::open(const std::string& folder, const EvalConfig& config, PluginRegistry& registry) {
+Result<std::unique_ptr<EvalSubject>> EvalSubject::open(const std::string& folder, const EvalConfig& config, PluginRegistry& registry,
+                                                       at::Device device) {
   SLIM_ASSIGN(Model model, Model::open(folder, config.adapter, registry));
   SLIM_ASSIGN(const at::ScalarType dtype, model.compute_dtype(config.dtype));
-  return std::unique_ptr<EvalSubject>(new EvalSubject(std::move(model), dtype, config));
+  return std::unique_ptr<EvalSubject>(new EvalSubject(std::move(model), dtype, config, device));
 }
 
 Result<std::vector<Carry>> EvalSubject::run(const EvalSet& set, Progress& progress) {
@@ -136,7 +139,7 @@ Result<std::vector<at::Tensor>> EvalSubject::next_tokens(const std::vector<Carry
   std::vector<at::Tensor> tokens;
   for (const Carry& carry : batches) {
     SLIM_ASSIGN(const at::Tensor logits, pass_.logits(carry, carry.at("lengths").cumsum(0) - 1));
-    tokens.push_back(logits.argmax(-1));
+    tokens.push_back(logits.argmax(-1).cpu());
   }
   return tokens;
 }

@@ -9,7 +9,9 @@
 #include "run/commands.h"
 #include "run/eval_set.h"
 #include "run/eval_subject.h"
+#include "run/open_backend.h"
 #include "run/run_report.h"
+#include "slim/ops.hpp"
 
 namespace slim {
 namespace {
@@ -44,12 +46,14 @@ class Evaluation {
   Result<Report> run() {
     const c10::NoGradGuard no_grad;
     SLIM_ASSIGN(const auto files, evaluation_files(config_.data));
-    SLIM_ASSIGN(model_, EvalSubject::open(config_.model, config_, registry_));
+    SLIM_ASSIGN(backend_, open_backend(config_.backend, registry_));
+    ops::force_reference(config_.kernels == "reference");
+    SLIM_ASSIGN(model_, EvalSubject::open(config_.model, config_, registry_, backend_.device));
     if (!config_.reference.empty()) {
-      SLIM_ASSIGN(reference_, EvalSubject::open(config_.reference, config_, registry_));
+      SLIM_ASSIGN(reference_, EvalSubject::open(config_.reference, config_, registry_, backend_.device));
     }
     SLIM_ASSIGN(processor_, guarded(model_->model().adapter_id, [&] { return model_->model().adapter->processor(config_.model); }));
-    nlohmann::ordered_json json = {{"model", config_.model}};
+    nlohmann::ordered_json json = {{"model", config_.model}, {"backend", backend_.id}};
     describe(*model_, json);
     if (reference_) describe(*reference_, json["reference"] = {{"model", config_.reference}});
     for (const std::string& file : files) SLIM_TRY(evaluate_file(file, json));
@@ -106,8 +110,9 @@ class Evaluation {
     const auto [rows, targets] = scored_rows(set, first, std::min(set.sequences.size(), first + config_.batch_size));
     for (int64_t begin = 0; begin < rows.size(0); begin += kRowsAtOnce) {
       const int64_t count = std::min(kRowsAtOnce, rows.size(0) - begin);
-      const at::Tensor some = rows.narrow(0, begin, count), target = targets.narrow(0, begin, count).unsqueeze(1);
+      const at::Tensor some = rows.narrow(0, begin, count);
       SLIM_ASSIGN(const at::Tensor log_p, model_->log_probabilities(carry, some));
+      const at::Tensor target = targets.narrow(0, begin, count).unsqueeze(1).to(log_p.device());
       scores.nll -= log_p.gather(1, target).sum().item<double>();
       scores.tokens += static_cast<double>(count);
       if (!reference) continue;
@@ -208,6 +213,7 @@ class Evaluation {
   const EvalConfig& config_;
   PluginRegistry& registry_;
   Progress& progress_;
+  OpenBackend backend_;
   std::unique_ptr<EvalSubject> model_, reference_;
   std::unique_ptr<Processor> processor_;
   Totals model_totals_, reference_totals_;

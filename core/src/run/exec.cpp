@@ -38,7 +38,7 @@ at::Tensor BlockExec::tap(PortId port, const at::Tensor& x) {
 }
 
 void BlockExec::region_input(RegionId region, const at::Tensor& x) {
-  if (statistics_ && statistics_->keeps(region)) region_inputs_[region].push_back(x.detach());
+  if (statistics_ && statistics_->keeps(region)) region_inputs_[region].push_back(x.detach().cpu());
 }
 
 at::Tensor BlockExec::param(std::string_view name) {

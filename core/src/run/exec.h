@@ -23,7 +23,7 @@ class SLIM_API BlockExec final : public Exec {
   void set_overrides(const Overrides* overrides) { overrides_ = overrides; }
   void set_cache(KeyValueCache* cache) { cache_ = cache; }
   void set_all_experts(bool all) { all_experts_ = all; }
-  /// Inputs of the regions that the statistics keep, one tensor per forward pass.
+  /// Inputs of the regions that the statistics keep, one tensor per forward pass, on the host.
   std::map<RegionId, std::vector<at::Tensor>>& region_inputs() { return region_inputs_; }
   /// Forgets tensors outside blocks that were read.
   void release_globals() { globals_.clear(); }

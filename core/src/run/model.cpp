@@ -6,6 +6,7 @@
 #include <set>
 
 #include "plugin/guard.h"
+#include "run/device_moves.h"
 
 namespace slim {
 namespace {
@@ -118,13 +119,14 @@ Status check_complete(const ModelPlan& plan, const std::map<std::string, TensorS
   return {};
 }
 
-ForwardPass::ForwardPass(const Model& model, at::ScalarType dtype, int64_t cache_bytes)
-    : model_(model), exec_(*model.weights, dtype), cache_bytes_(cache_bytes) {}
+ForwardPass::ForwardPass(const Model& model, at::ScalarType dtype, int64_t cache_bytes, at::Device device)
+    : model_(model), exec_(*model.weights, dtype, device), cache_bytes_(cache_bytes) {}
 
 Result<const BlockWeights*> ForwardPass::weights(const BlockPlan& block) {
   if (const auto it = cached_.find(block.index); it != cached_.end()) return &it->second;
   current_ = {};
-  SLIM_ASSIGN(current_, model_.weights->load(block));
+  SLIM_ASSIGN(BlockWeights loaded, model_.weights->load(block));
+  SLIM_ASSIGN(current_, guarded(block.name, [&]() -> Result<BlockWeights> { return moved(std::move(loaded), exec_.device()); }));
   const int64_t bytes = bytes_of(current_);
   if (cached_bytes_ + bytes > cache_bytes_) return &current_;
   cached_bytes_ += bytes;
@@ -142,10 +144,12 @@ Status ForwardPass::run(std::vector<Carry>& batches, std::string_view first_stag
     if (!reached) continue;
     SLIM_ASSIGN(const BlockWeights* loaded, weights(block));
     for (size_t i = 0; i < batches.size(); ++i) {
-      if (!first_here && starts_stage(model_.plan, block)) SLIM_TRY(model_.enter(block, exec_, batches[i]));
+      Carry there = carry_on(batches[i], exec_.device());
+      if (!first_here && starts_stage(model_.plan, block)) SLIM_TRY(model_.enter(block, exec_, there));
       exec_.set_block(&block, loaded);
       exec_.set_cache(caches ? &(*caches)[i] : nullptr);
-      SLIM_TRY(model_.forward(block, exec_, batches[i]));
+      SLIM_TRY(model_.forward(block, exec_, there));
+      batches[i] = carry_on(there, at::kCPU);
       if (progress && progress->cancelled()) return {Code::kCancelled, "interrupted"};
     }
     if (progress) progress->step(block.name);
@@ -156,7 +160,7 @@ Status ForwardPass::run(std::vector<Carry>& batches, std::string_view first_stag
 
 Result<at::Tensor> ForwardPass::logits(const Carry& carry, const at::Tensor& rows) {
   const c10::NoGradGuard no_grad;
-  Carry head = carry;
+  Carry head = carry_on(carry, exec_.device());
   head["logit_rows"] = rows;
   for (const BlockPlan& block : model_.plan.blocks) {
     if (block.stage != kHeadStage) continue;

@@ -32,15 +32,16 @@ SLIM_API bool starts_stage(const ModelPlan&, const BlockPlan&);
 /// Checks that the plan names every tensor of the checkpoint exactly once.
 SLIM_API Status check_complete(const ModelPlan&, const std::map<std::string, TensorSpec>& tensors);
 
-/// Runs whole forward passes block by block, each block's weights read once per pass and kept while they fit the budget.
+/// Runs whole forward passes block by block on a device, each block's weights read once per pass and kept there while they fit the
+/// budget. Batches lie on the host between blocks.
 class SLIM_API ForwardPass {
  public:
-  ForwardPass(const Model& model, at::ScalarType dtype, int64_t cache_bytes);
+  ForwardPass(const Model& model, at::ScalarType dtype, int64_t cache_bytes, at::Device device = at::kCPU);
   BlockExec& exec() { return exec_; }
   /// From begin() or next() to the end of the last block before the head, for all batches together. `first_stage`: skip the
   /// blocks before it ("language" when generating).
   Status run(std::vector<Carry>& batches, std::string_view first_stage, std::vector<MemoryCache>* caches, Progress* progress);
-  /// Logits [rows, vocabulary] fp32 of the given rows of the carry's hidden states.
+  /// Logits [rows, vocabulary] fp32 of the given rows of the carry's hidden states, on the device.
   Result<at::Tensor> logits(const Carry& carry, const at::Tensor& rows);
 
  private:

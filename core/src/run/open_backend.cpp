@@ -7,25 +7,32 @@
 namespace slim {
 namespace {
 
+bool is_there(const std::string& id, const PluginRegistry& registry) {
+  const std::vector<PluginInfo> plugins = registry.list();
+  return std::any_of(plugins.begin(), plugins.end(), [&](const PluginInfo& info) {
+    return info.kind == SLIM_BACKEND && info.id == id && info.shadowed_by.empty() && info.compatible.ok();
+  });
+}
+
 Result<OpenBackend> open_one(const std::string& id, PluginRegistry& registry) {
   SLIM_ASSIGN(Owned<Backend> backend, registry.backend(id));
   SLIM_TRY(guarded("backend " + id, [&] { return backend->open({}); }));
-  if (backend->device_type() != c10::DeviceType::CPU) {
-    return Status(Code::kUnsupported, "backend " + id + ": the device is there, but runs compute on the CPU only in this version; use --backend cpu");
+  OpenBackend opened{id, std::move(backend), at::kCPU, {}};
+  if (opened.backend->device_type() == c10::DeviceType::CPU) return opened;
+  opened.device = at::Device(opened.backend->device_type(), 0);
+  if (is_there("cpu", registry)) {
+    SLIM_ASSIGN(opened.host, registry.backend("cpu"));
+    SLIM_TRY(guarded("backend cpu", [&] { return opened.host->open({}); }));
   }
-  return OpenBackend{id, std::move(backend)};
+  return opened;
 }
 
 }  // namespace
 
 Result<OpenBackend> open_backend(const std::string& wanted, PluginRegistry& registry) {
   if (wanted != "auto") return open_one(wanted, registry);
-  const std::vector<PluginInfo> plugins = registry.list();
   for (const std::string id : kBackendsByRank) {
-    const bool there = std::any_of(plugins.begin(), plugins.end(), [&](const PluginInfo& info) {
-      return info.kind == SLIM_BACKEND && info.id == id && info.shadowed_by.empty() && info.compatible.ok();
-    });
-    if (!there) continue;
+    if (!is_there(id, registry)) continue;
     Result<OpenBackend> opened = open_one(id, registry);
     if (opened.ok() || id == std::string("cpu")) return opened;
   }

@@ -8,10 +8,12 @@ namespace slim {
 struct OpenBackend {
   std::string id;
   Owned<Backend> backend;
+  at::Device device = at::kCPU;  ///< the first of its devices: what runs compute on
+  Owned<Backend> host;           ///< kernels for what stays on the host (packing), where the device is another
 };
 
-/// The backend of run.backend, opened. "auto": the first of cuda, npu and cpu that opens and that runs can compute on; why the others
-/// do not open is what `slim doctor` tells. Backends' errors name what is missing.
+/// The backend of run.backend, opened. "auto": the first of cuda, npu and cpu that opens; why the others do not open is what `slim
+/// doctor` tells. Backends' errors name what is missing.
 Result<OpenBackend> open_backend(const std::string& wanted, PluginRegistry&);
 
 /// Order in which "auto" tries them.

@@ -4,8 +4,10 @@
 
 #include "plugin/guard.h"
 #include "quant/quantize.h"
+#include "run/device_moves.h"
 #include "run/equivalence.h"
 #include "run/output_config.h"
+#include "run/spill.h"
 #include "slim/quant.hpp"
 
 namespace slim {
@@ -54,6 +56,7 @@ Status OutputRun::create(bool resume) {
   options.stem = plan_.recipe.format->weights_stem(plan_.recipe.scheme);
   options.overwrite = config.overwrite;
   options.inputs = {config.model};
+  options.checksums = true;
   options.resume = resume;
   SLIM_ASSIGN(writer_, CheckpointWriter::create(options, plan_.plan.outputs));
   return {};
@@ -71,7 +74,7 @@ Status OutputRun::check_cancelled(const std::string& where) {
 Status OutputRun::make_block(BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration) {
   SLIM_TRY(transform(state, statistics, exec, calibration));
   if (statistics.stale()) SLIM_TRY(collect_stale(state, statistics, exec, calibration));
-  SLIM_TRY(solve(state, statistics));
+  SLIM_TRY(solve(state, statistics, exec.device()));
   SLIM_TRY(write_changed(state));
   if (plan_.plan.kv_cache) SLIM_TRY(write_cache_scales(*state.plan, statistics));
   report_.record_experts(*state.plan, statistics);
@@ -83,7 +86,7 @@ Status OutputRun::transform(BlockState& state, StatisticSet& statistics, BlockEx
   if (statistics.empty()) return {};
   std::optional<EquivalenceProof> proof;
   if (!calibration.batches.empty()) {
-    SLIM_ASSIGN(proof, EquivalenceProof::before(model_, state, calibration.batches[calibration.smallest]));
+    SLIM_ASSIGN(proof, EquivalenceProof::before(model_, state, calibration.batches[calibration.smallest], exec.device()));
   }
   Folds folds;
   bool function_changed = false;
@@ -121,52 +124,69 @@ Status OutputRun::collect_stale(const BlockState& state, StatisticSet& statistic
   exec.set_statistics(fresh.get());
   Status status;
   for (size_t i = 0; i < calibration.batches.size() && status.ok(); ++i) {
-    Carry carry = calibration.batches[i];
+    Carry carry = carry_on(calibration.batches[i], exec.device());
     status = model_.forward(*state.plan, exec, carry);
+    Spill::release(calibration.batches[i]);
   }
   exec.set_statistics(nullptr);
   if (status.ok()) statistics.renew(*fresh);
   return status;
 }
 
-Status OutputRun::solve(BlockState& state, const StatisticSet& statistics) {
+/// Layers that read one input are solved together, and then at once on their way: their statistics, often the largest tensors of
+/// all, are not needed any more. Layers that engines merge read one input.
+Status OutputRun::solve(BlockState& state, StatisticSet& statistics, at::Device device) {
   const BlockPlan& block = *state.plan;
-  std::map<std::pair<size_t, PortId>, TensorMap> port_caches;
-  std::vector<Solved> solved(block.layers.size());
+  std::map<PortId, std::vector<const Layer*>> left;
   for (const Layer& layer : block.layers) {
-    const LayerDecision& decision = plan_.plan.layers[block.index][layer.id];
-    if (!decision.scheme) continue;
-    SLIM_TRY(check_cancelled(layer.name));
-    const RecipePart& part = plan_.recipe.parts[decision.part];
-    Algorithm* solver = part.solver();
-    LayerSolve context(plan_.plan, state, layer, statistics, scale_dtype(*decision.scheme), plan_.config.seed,
-                       port_caches[{decision.part, layer.input}], notes());
-    SLIM_ASSIGN(solved[layer.id], guarded(part.solver_id() + ": " + layer.name, [&] {
-                  return solver ? solver->solve(context) : quant::round_to_nearest(context);
-                }));
+    if (plan_.plan.scheme(block.index, layer.id)) left[layer.input].push_back(&layer);
   }
   for (const Layer& layer : block.layers) {
-    if (plan_.plan.scheme(block.index, layer.id)) SLIM_TRY(commit(state, layer, std::move(solved[layer.id])));
+    const auto readers = left.find(layer.input);
+    if (readers == left.end()) continue;
+    SLIM_TRY(solve_readers(state, readers->second, statistics, device));
+    statistics.release(layer.input);
+    left.erase(readers);
   }
   return {};
 }
 
+Status OutputRun::solve_readers(BlockState& state, const std::vector<const Layer*>& layers, const StatisticSet& statistics, at::Device device) {
+  std::map<size_t, TensorMap> port_caches;
+  std::vector<Solved> solved;
+  for (const Layer* layer : layers) {
+    const LayerDecision& decision = plan_.plan.layers[state.plan->index][layer->id];
+    SLIM_TRY(check_cancelled(layer->name));
+    const RecipePart& part = plan_.recipe.parts[decision.part];
+    Algorithm* solver = part.solver();
+    LayerSolve context(plan_.plan, state, *layer, statistics, scale_dtype(*decision.scheme), plan_.config.seed,
+                       port_caches[decision.part], notes());
+    SLIM_ASSIGN(solved.emplace_back(), guarded(part.solver_id() + ": " + layer->name, [&] {
+                  return solver ? solver->solve(context) : quant::round_to_nearest(context);
+                }));
+  }
+  port_caches.clear();
+  for (size_t i = 0; i < layers.size(); ++i) SLIM_TRY(commit(state, *layers[i], std::move(solved[i]), device));
+  return {};
+}
+
 /// The layer as engines will compute it, for the next block's input; and its tensors on their way to the disk.
-Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved) {
+Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved, at::Device device) {
   const Scheme& scheme = *plan_.plan.scheme(state.plan->index, layer.id);
   at::Tensor& weight = state.weights.weight[layer.id];
   notes().metric(layer.name, "relative_error", relative_error(weight, solved.weight));
   if (const auto* quantized = std::get_if<Quantized>(&solved.weight); quantized && quant::has_scattered_groups(*quantized)) {
     report_.record_scattered_groups();
   }
-  weight = state.runs_again ? decoded(solved.weight).to(model_.weights->dtype()) : at::Tensor();
+  weight = state.runs_again ? decoded(solved.weight).to(device, model_.weights->dtype()) : at::Tensor();
   state.changed_layers.erase(layer.id);
-  if (scheme.input) state.weights.activation[layer.id] = ActivationQuantization{*scheme.input, solved.input_scale, solved.input_zero};
+  if (scheme.input) state.weights.activation[layer.id] = ActivationQuantization{*scheme.input, moved(solved.input_scale, device), moved(solved.input_zero, device)};
   if (solved.bias.defined() && !layer.bias.empty()) {
-    state.weights.bias[layer.id] = solved.bias.to(state.weights.bias[layer.id].scalar_type());
+    state.weights.bias[layer.id] = solved.bias.to(device, state.weights.bias[layer.id].scalar_type());
     state.changed_tensors.insert(layer.bias);
   }
   if (!layer.bias.empty()) solved.bias = state.weights.bias[layer.id].to(at::kFloat);  // formats that fold it into integers need it
+  solved = moved(std::move(solved), at::kCPU);
   const int64_t bytes = layer.out * layer.in;
   return jobs_.submit(bytes, [this, &layer, &scheme, solved = std::move(solved)]() -> Status {
     SLIM_ASSIGN(const TensorMap tensors, guarded(layer.name, [&] {
@@ -177,8 +197,9 @@ Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved) {
   });
 }
 
-Status OutputRun::put_later(const std::string& name, const at::Tensor& tensor) {
+Status OutputRun::put_later(const std::string& name, const at::Tensor& made) {
   written_.insert(name);
+  const at::Tensor tensor = moved(made, at::kCPU);
   return jobs_.submit(static_cast<int64_t>(tensor.nbytes()), [this, name, tensor] { return writer_->put(name, tensor); });
 }
 
@@ -218,7 +239,7 @@ Status OutputRun::write_cache_scales(const BlockPlan& block, const StatisticSet&
     SLIM_ASSIGN(const at::Tensor key, cache_scale(statistics, site.key, site.name + ": keys"));
     SLIM_ASSIGN(const at::Tensor value, cache_scale(statistics, site.value, site.name + ": values"));
     SLIM_ASSIGN(const TensorMap tensors, guarded(plan_.recipe.format_id, [&] {
-                  return plan_.recipe.format->encode_cache(site, key, value, model_.weights->dtype());
+                  return plan_.recipe.format->encode_cache(site, moved(key, at::kCPU), moved(value, at::kCPU), model_.weights->dtype());
                 }));
     for (const auto& [name, tensor] : tensors) SLIM_TRY(put_later(name, tensor));
     notes().metric(site.name, "key cache scale", key.item<float>());

@@ -45,8 +45,9 @@ class OutputRun {
   Status transform(BlockState&, StatisticSet&, BlockExec&, const Calibration&);
   Status transform_parts(BlockState&, StatisticSet&, BlockExec&, const Calibration&, Folds&, bool& function_changed);
   Status collect_stale(const BlockState&, StatisticSet&, BlockExec&, const Calibration&);
-  Status solve(BlockState&, const StatisticSet&);
-  Status commit(BlockState&, const Layer&, Solved);
+  Status solve(BlockState&, StatisticSet&, at::Device);
+  Status solve_readers(BlockState&, const std::vector<const Layer*>&, const StatisticSet&, at::Device);
+  Status commit(BlockState&, const Layer&, Solved, at::Device);
   Status write_changed(BlockState&);
   Status write_cache_scales(const BlockPlan&, const StatisticSet&);
   Status put_later(const std::string& name, const at::Tensor&);

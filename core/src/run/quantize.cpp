@@ -15,6 +15,7 @@
 #include "run/block_context.h"
 #include "run/calibration.h"
 #include "run/commands.h"
+#include "run/device_moves.h"
 #include "run/fingerprint.h"
 #include "run/join_reports.h"
 #include "run/journal.h"
@@ -159,7 +160,7 @@ class QuantizeRun {
     }
     state.calibration = calibration_;
     SLIM_TRY(journal_->record(tensors, state));
-    for (const Carry& carry : calibration_.batches) spill_->release(carry);
+    for (const Carry& carry : calibration_.batches) Spill::release(carry);
     keep_partial(true);
     return {};
   }
@@ -205,7 +206,7 @@ class QuantizeRun {
     SLIM_TRY(make_run_plans(plans, model_));
     SLIM_ASSIGN(memory_, choose_memory_mode(config_, model_, plans));
     SLIM_ASSIGN(const at::ScalarType dtype, model_.compute_dtype(config_.dtype));
-    exec_ = std::make_unique<BlockExec>(*model_.weights, dtype);
+    exec_ = std::make_unique<BlockExec>(*model_.weights, dtype, backend_.device);
     exec_->set_all_experts(config_.all_experts);
     for (OutputPlan& plan : plans) outputs_.push_back(std::make_unique<OutputRun>(std::move(plan), model_, jobs_, progress_));
     find_last_observed();
@@ -327,7 +328,8 @@ class QuantizeRun {
       state.runs_again = block.index < last_forward_ && !float_inputs_;
       if (!next.valid()) next = load_ahead(i);
       if (next.valid()) {
-        SLIM_ASSIGN(state.weights, next.get());
+        SLIM_ASSIGN(BlockWeights weights, next.get());
+        SLIM_ASSIGN(state.weights, guarded(block.name, [&]() -> Result<BlockWeights> { return moved(std::move(weights), backend_.device); }));
       }
       if (memory_.read_ahead) next = load_ahead(i + 1);
       SLIM_TRY(run_block(state));
@@ -352,8 +354,9 @@ class QuantizeRun {
     const BlockPlan& block = *state.plan;
     if (block.index <= last_forward_ && starts_stage(model_.plan, block)) {
       for (Carry& carry : calibration_.batches) {
-        SLIM_TRY(model_.enter(block, *exec_, carry));
-        SLIM_ASSIGN(carry, spill_->store(std::move(carry)));
+        Carry there = carry_on(carry, backend_.device);
+        SLIM_TRY(model_.enter(block, *exec_, there));
+        SLIM_ASSIGN(carry, kept(std::move(there)));
       }
     }
     if (changes(block)) {
@@ -394,7 +397,7 @@ class QuantizeRun {
   /// block's too.
   Status gather(const BlockState& state, StatisticSet& statistics, std::vector<Carry>& float_outputs) {
     if (statistics_file_) {
-      SLIM_TRY(statistics_file_->restore(*state.plan, statistics));
+      SLIM_TRY(statistics_file_->restore(*state.plan, statistics, backend_.device));
     } else {
       SLIM_TRY(collect(state, statistics, float_outputs));
     }
@@ -409,14 +412,23 @@ class QuantizeRun {
     if (statistics.empty() && !wants_output) return {};
     exec_->set_statistics(&statistics);
     for (const Carry& carry : calibration_.batches) {
-      Carry output = carry;
+      Carry output = carry_on(carry, backend_.device);
       SLIM_TRY(forward(state, output));
-      spill_->release(carry);
+      SLIM_TRY(keep_region_inputs());
+      Spill::release(carry);
       if (!wants_output) continue;
-      SLIM_ASSIGN(output, spill_->store(std::move(output)));
-      float_outputs.push_back(std::move(output));
+      SLIM_ASSIGN(float_outputs.emplace_back(), kept(std::move(output)));
     }
     exec_->set_statistics(nullptr);
+    return {};
+  }
+
+  /// What a batch has put into regions that are replayed lies where batches do.
+  Status keep_region_inputs() {
+    for (auto& [region, inputs] : exec_->region_inputs()) {
+      SLIM_ASSIGN(const Carry stored, spill_->store({{"input", inputs.back()}}));
+      inputs.back() = stored.at("input");
+    }
     return {};
   }
 
@@ -444,14 +456,27 @@ class QuantizeRun {
 
   Status advance(const BlockState& state, std::vector<Carry>& batches) {
     for (Carry& carry : batches) {
-      SLIM_TRY(forward(state, carry));
-      SLIM_ASSIGN(carry, spill_->store(std::move(carry)));
+      Carry there = carry_on(carry, backend_.device);
+      SLIM_TRY(forward(state, there));
+      SLIM_ASSIGN(carry, kept(std::move(there)));
     }
     return {};
   }
 
+  /// A batch between blocks lies on the host, or in files.
+  Result<Carry> kept(Carry carry) const { return spill_->store(carry_on(carry, at::kCPU)); }
+
   // ---- after the last block ----
+  /// What was read at different times must have been one model.
+  Status check_input_unchanged() const {
+    const auto begun = journal_->fingerprint().find(kWeightFiles);
+    if (begun != journal_->fingerprint().end() && begun->second == weight_files_stamp(model_)) return {};
+    return {Code::kCorrupt, config_.model + ": its weight files were changed or removed during the run, so that the output may mix two models; "
+                                            "begin anew, or put the old files back as they were"};
+  }
+
   Result<Report> finish() {
+    SLIM_TRY(check_input_unchanged());
     if (float_inputs_ && config_.propagate == "auto" && runs_forward()) {
       note_all("later blocks saw the float model", "run.propagate", outputs_.size() > 1 ? "several outputs share one calibration" : "statistics were kept");
     }

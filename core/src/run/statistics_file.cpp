@@ -1,8 +1,10 @@
 #include "run/statistics_file.h"
 
 #include <ATen/ATen.h>
+#include <sys/file.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -10,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/leftovers.h"
+#include "run/device_moves.h"
 
 namespace slim {
 namespace {
@@ -41,11 +44,27 @@ Result<std::string> padded_header(const std::vector<TensorSpec>& tensors, int64_
   return prefix + text;
 }
 
+/// Two runs may not write one file. A file system without locks is no reason to fail.
+Status lock(const File& file) {
+  if (::flock(file.fd(), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return {};
+  return {Code::kInvalidArgument, file.path() + ": another process is writing these statistics; wait for it or choose another file"};
+}
+
+/// An empty file that nobody else writes; what a crash has left of one is emptied.
+Result<File> own_file(const std::string& path) {
+  auto left = File::open_write(path);
+  if (!left.ok()) left = File::create(path);
+  if (!left.ok()) return left;
+  SLIM_TRY(lock(*left));
+  if (::ftruncate(left->fd(), 0) != 0) return system_error(path, "empty", errno);
+  return left;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<StatisticsWriter>> StatisticsWriter::create(const std::string& path, int64_t statistics) {
   const int64_t header = std::min(kLargestHeader, kSmallestHeader + statistics * kHeaderBytesOfStatistic);
-  SLIM_ASSIGN(File file, File::create(path + ".partial"));
+  SLIM_ASSIGN(File file, own_file(path + ".partial"));
   add_leftover(file.path());
   if (::ftruncate(file.fd(), header) != 0) return system_error(file.path(), "reserve space", errno);
   return std::unique_ptr<StatisticsWriter>(new StatisticsWriter(path, std::move(file), header));
@@ -54,6 +73,7 @@ Result<std::unique_ptr<StatisticsWriter>> StatisticsWriter::create(const std::st
 Result<std::unique_ptr<StatisticsWriter>> StatisticsWriter::resume(const std::string& path, const std::string& state) try {
   const auto json = nlohmann::json::parse(state);
   SLIM_ASSIGN(File file, File::open_write(path + ".partial"));
+  SLIM_TRY(lock(file));
   std::unique_ptr<StatisticsWriter> writer(new StatisticsWriter(path, std::move(file), json.at("header").get<int64_t>()));
   writer->keep_partial_ = true;
   writer->end_ = json.at("end").get<int64_t>();
@@ -113,7 +133,8 @@ Status StatisticsWriter::finish(const Fingerprint& fingerprint) {
   SLIM_TRY(file_.sync());
   if (std::rename(file_.path().c_str(), path_.c_str()) != 0) return system_error(file_.path(), "rename to " + path_, errno);
   finished_ = true;
-  return {};
+  SLIM_ASSIGN(const File folder, File::open_folder(std::filesystem::absolute(path_).parent_path().string()));
+  return folder.sync();
 }
 
 Result<std::unique_ptr<StatisticsFile>> StatisticsFile::open(const std::string& path) {
@@ -137,10 +158,13 @@ Result<at::Tensor> StatisticsFile::read(const StoredTensor& stored) const {
   if (!type) return Status(Code::kCorrupt, path_ + ": " + stored.spec.name + " has a type that is not computed with");
   at::Tensor tensor = at::empty(stored.spec.shape, *type);
   SLIM_TRY(file_.read_at(stored.begin, {static_cast<std::byte*>(tensor.data_ptr()), tensor.nbytes()}));
+  const bool real = *type == at::kFloat || *type == at::kDouble;
+  const bool damaged = real && at::isnan(tensor).any().item<bool>();  // extremes of nothing are infinite
+  if (damaged) return Status(Code::kNumeric, path_ + ": " + stored.spec.name + " holds NaN; collect the statistics again");
   return tensor;
 }
 
-Status StatisticsFile::restore(const BlockPlan& block, StatisticSet& statistics) const {
+Status StatisticsFile::restore(const BlockPlan& block, StatisticSet& statistics, at::Device device) const {
   if (statistics.keeps_inputs()) {
     return {Code::kInvalidArgument, block.name + ": the algorithm replays a part of the model, whose inputs " + path_ +
                                         " cannot hold; leave out --statistics, or choose an objective without replay"};
@@ -155,7 +179,7 @@ Status StatisticsFile::restore(const BlockPlan& block, StatisticSet& statistics)
       return {Code::kInvalidArgument, path_ + ": holds no " + id + " of " + block.name + ", " + port.name +
                                           "; collect it with this algorithm and scheme (--save-statistics)"};
     }
-    return statistic.restore(state).in(path_ + ": " + prefix.substr(0, prefix.size() - 1));
+    return statistic.restore(moved(std::move(state), device)).in(path_ + ": " + prefix.substr(0, prefix.size() - 1));
   });
 }
 

@@ -44,9 +44,9 @@ class SLIM_API StatisticsFile {
  public:
   static Result<std::unique_ptr<StatisticsFile>> open(const std::string& path);
   const Fingerprint& fingerprint() const { return fingerprint_; }
-  /// Fills the statistics that are asked for; kInvalidArgument names one that the file does not hold, or a kept region input, which
+  /// Fills the statistics that are asked for, on the device; kInvalidArgument names one that the file does not hold, or a kept region input, which
   /// no file holds.
-  Status restore(const BlockPlan&, StatisticSet&) const;
+  Status restore(const BlockPlan&, StatisticSet&, at::Device device = at::kCPU) const;
 
  private:
   StatisticsFile(std::string path, File file) : path_(std::move(path)), file_(std::move(file)) {}
