@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # Sourced by quickstart.sh and test.sh, in the repository's root: system packages, LibTorch, the build. Every step does nothing
 # when it is already done. SLIM_TORCH=DIR uses a LibTorch of your own; CMAKE_BUILD_PARALLEL_LEVEL sets the number of jobs.
 export DEBIAN_FRONTEND=noninteractive PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
