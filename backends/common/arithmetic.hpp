@@ -33,6 +33,8 @@ template <>
 struct Bits<float> {
   using Int = int32_t;
   using Unsigned = uint32_t;
+  SLIM_KERNEL static Int truncated(float x) { return static_cast<Int>(x); }
+  SLIM_KERNEL static float from(Int x) { return static_cast<float>(x); }
 };
 
 template <class To, class From>
@@ -85,6 +87,24 @@ SLIM_KERNEL F round_to_half(F x) {
   return bit_cast<F>(magnitude | sign);
 }
 
+/// Bin of a value, counted from zero: floor(x * per_bin) in [-bins, bins - 1]. NaN falls into the first.
+template <class F>
+SLIM_KERNEL typename Bits<F>::Int bin_of(F x, float per_bin, float bins) {
+  using I = typename Bits<F>::Int;
+  F at = x * per_bin;
+  at = at >= -bins ? at : F{} - bins;
+  at = at <= bins - 1 ? at : F{} + (bins - 1);
+  const I bin = Bits<F>::truncated(at);
+  return Bits<F>::from(bin) > at ? bin - 1 : bin;
+}
+
+/// What sparsity_mask compares: |w| * importance, NaN as Inf.
+template <class F>
+SLIM_KERNEL F mask_score(F w, F importance) {
+  const F score = (w < 0.0F ? -w : w) * importance;
+  return score != score ? F{} + bit_cast<float>(0x7f800000u) : score;
+}
+
 template <class F>
 SLIM_KERNEL F rounded_to(F x, Float type) {
   if (type == Float::kBFloat16) return round_to_bfloat16(x);
@@ -122,7 +142,8 @@ template <class F>
 SLIM_KERNEL F e4m3_to_float(typename Bits<F>::Unsigned byte) {
   using U = typename Bits<F>::Unsigned;
   const U size = byte & 0x7fu, sign = (byte & 0x80u) << 24;
-  const F magnitude = bit_cast<F>(size << 20) * 1.329227995784916e36F;  // 2^120, right for subnormal numbers too
+  const F magnitude =
+      bit_cast<F>(size << 20) * 1.329227995784916e36F;  // 2^120, right for subnormal numbers too
   return bit_cast<F>(bit_cast<U>(magnitude) | sign);
 }
 
@@ -167,6 +188,35 @@ SLIM_KERNEL ScaleZero<F> params_of(F low, F high, const Range& range, Float scal
     params.zero = round_even(clamp(zero, range.min, range.max));
   }
   return params;
+}
+
+/// The search of gram_ranges (slim/ops.hpp): factors of the extremes of least error(low, high). F: one group, or several side by side.
+template <class F, class Range, class Error>
+SLIM_KERNEL void search_factors(const Range& range, Error&& error, F& low, F& high) {
+  constexpr double kSmallest = 0.5, kStep = 0.025;
+  const F one = F{} + 1.0F;
+  low = high = one;
+  F best = error(low, high);
+  const auto keep_if_better = [&](F a, F b) {
+    const F candidate = error(a, b);
+    const auto better = candidate < best;
+    best = better ? candidate : best;
+    low = better ? a : low;
+    high = better ? b : high;
+  };
+  // 2^b codes lie unevenly around zero: a symmetric range a little wider than the extremes keeps the largest weight unclipped.
+  const double largest_ratio =
+      range.symmetric ? static_cast<double>(-range.min) / static_cast<double>(range.max) : 1;
+  for (double ratio = largest_ratio; ratio >= kSmallest; ratio -= kStep) {
+    const F factor = F{} + static_cast<float>(ratio);
+    keep_if_better(factor, factor);
+  }
+  if (range.symmetric) return;
+  constexpr double kMoves[] = {-4 * kStep, -2 * kStep, 2 * kStep, 4 * kStep};
+  const F start = low, end = high;
+  for (const double move : kMoves) keep_if_better(smaller(F(start + static_cast<float>(move)), one), end);
+  const F moved = low;
+  for (const double move : kMoves) keep_if_better(moved, smaller(F(end + static_cast<float>(move)), one));
 }
 
 }  // namespace slim::kernels

@@ -1,9 +1,8 @@
 #include <doctest/doctest.h>
 
 #include <map>
-#include <set>
 
-#include "common/op_table.hpp"
+#include "conformance/op_table.h"
 #include "ops.h"
 #include "plugin/registry.h"
 
@@ -33,19 +32,19 @@ Owned<Backend> cpu_backend(PluginRegistry& registry, const Options& options) {
 }
 }  // namespace
 
-TEST_CASE("cpu/ every kernel of every instruction set agrees with the reference, and the matrix of support says which there are") {
+TEST_CASE(
+    "cpu/ every kernel of every instruction set agrees with the reference, and the matrix of support says "
+    "which there are") {
   PluginRegistry registry;
   const std::vector<op_table::Case> cases = op_table::table();
-  std::vector<std::vector<at::Tensor>> expected;
-  ops::force_reference(true);
-  for (const auto& test : cases) expected.push_back(test.run(at::kCPU));
-  ops::force_reference(false);
+  const std::vector<std::vector<at::Tensor>> expected = op_table::expected(cases);
   for (const std::string& set : cpu::instruction_sets()) {
     const auto backend = cpu_backend(registry, {{"instructions", set}});
     std::map<std::string, std::pair<int, double>> matrix;
     for (size_t i = 0; i < cases.size(); ++i) {
       const double difference = op_table::difference(expected[i], cases[i].run(at::kCPU));
-      CHECK_MESSAGE(difference <= cases[i].bound, set << ": " << cases[i].op << " (" << cases[i].variant << ") differs by " << difference);
+      CHECK_MESSAGE(difference <= cases[i].bound,
+                    set << ": " << cases[i].op << " (" << cases[i].variant << ") differs by " << difference);
       auto& [count, worst] = matrix[cases[i].op];
       ++count;
       worst = std::max(worst, difference);

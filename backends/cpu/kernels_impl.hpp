@@ -62,17 +62,24 @@ struct Extremes {
   U16 size;  // largest |x| by its bits: beyond those of Inf for NaN
 };
 
+SLIM_KERNEL void widen(Extremes& e, F16 v) {
+  const U16 size = bit_cast<U16>(v) & 0x7fffffffu;
+  e.low = v < e.low ? v : e.low;
+  e.high = v > e.high ? v : e.high;
+  e.size = size > e.size ? size : e.size;
+}
 template <class T>
 SLIM_KERNEL void widen(Extremes& extremes, const T* x, int64_t count) {
   Extremes e = extremes;
-  for_each_vector(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-    const F16 v = load_some(x + i, n);
-    const U16 size = bit_cast<U16>(v) & 0x7fffffffu;
-    e.low = v < e.low ? v : e.low;
-    e.high = v > e.high ? v : e.high;
-    e.size = size > e.size ? size : e.size;
-  });
+  for_each_vector(
+      count, [&](int64_t i, int64_t n) __attribute__((always_inline)) { widen(e, load_some(x + i, n)); });
   extremes = e;
+}
+/// The ends; both NaN where one value is.
+SLIM_KERNEL void finish(const Extremes& e, float& low, float& high) {
+  const bool has_nan = largest((e.size > 0x7f800000u) ? broadcast(1) : F16{}) > 0;
+  low = has_nan ? __builtin_nanf("") : smallest(e.low);
+  high = has_nan ? __builtin_nanf("") : largest(e.high);
 }
 
 template <class T>
@@ -81,9 +88,7 @@ void extremes_of(const Matrix& w, const Step& step, float* low, float* high) {
     const F16 first = load_some(row_of<T>(w, step.row) + begin, count);
     Extremes e{first, first, U16{}};
     for (int64_t r = 0; r < step.rows; ++r) widen(e, row_of<T>(w, step.row + r) + begin, count);
-    const bool has_nan = largest((e.size > 0x7f800000u) ? broadcast(1) : F16{}) > 0;
-    low[unit] = has_nan ? __builtin_nanf("") : smallest(e.low);
-    high[unit] = has_nan ? __builtin_nanf("") : largest(e.high);
+    finish(e, low[unit], high[unit]);
   });
 }
 
@@ -91,7 +96,8 @@ void extremes(const Matrix& w, const Step& step, float* low, float* high) {
   with_type(w.type, [&](auto type) { extremes_of<decltype(type)>(w, step, low, high); });
 }
 
-void params(const float* low, const float* high, int64_t units, const CodeRange& range, Float scale_type, float* scale, float* zero) {
+void params(const float* low, const float* high, int64_t units, const CodeRange& range, Float scale_type,
+            float* scale, float* zero) {
   for_each_vector(units, [&](int64_t i, int64_t n) {
     const ScaleZero<F16> p = params_of(load_some(low + i, n), load_some(high + i, n), range, scale_type);
     store_some(scale + i, p.scale, n);
@@ -101,35 +107,40 @@ void params(const float* low, const float* high, int64_t units, const CodeRange&
 
 /// Σ importance |ŵ - w|^norm over one row of a unit.
 template <class T, class Range>
-SLIM_KERNEL double row_error(const T* w, const float* importance, int64_t count, const Range& range, float scale, float zero,
-                             double norm) {
+SLIM_KERNEL double row_error(const T* w, const float* importance, int64_t count, const Range& range,
+                             float scale, float zero, double norm) {
   const F16 s = broadcast(scale), z = broadcast(zero);
   F16 total{};
-  for_each_vector(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-    const F16 x = load_some(w + i, n);
-    const F16 e = decoded(code_value(x, s, z, range, Float::kFloat), s, z, range) - x;
-    F16 power = e * e;
-    if (norm != 2) {
-      for (int k = 0; k < kLanes; ++k) power[k] = __builtin_powf(__builtin_fabsf(e[k]), static_cast<float>(norm));
-    }
-    if (importance) power *= load_some(importance + i, n);
-    total += keep_first(power, n);
-  });
+  for_each_vector(
+      count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+        const F16 x = load_some(w + i, n);
+        const F16 e = decoded(code_value(x, s, z, range, Float::kFloat), s, z, range) - x;
+        F16 power = e * e;
+        if (norm != 2) {
+          for (int k = 0; k < kLanes; ++k)
+            power[k] = __builtin_powf(__builtin_fabsf(e[k]), static_cast<float>(norm));
+        }
+        if (importance) power *= load_some(importance + i, n);
+        total += keep_first(power, n);
+      });
   return sum_double(total);
 }
 
 template <class T, class Range>
-void shrink_units(const Matrix& w, const Step& step, const Shrink& options, const Range& range, Float scale_type, float* low, float* high) {
+void shrink_units(const Matrix& w, const Step& step, const Shrink& options, const Range& range,
+                  Float scale_type, float* low, float* high) {
   for_each_unit(w.columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
     const float* importance = options.importance ? options.importance + begin : nullptr;
     double best_error = 0;
     float best = 1;
     for (int64_t k = 0; k <= options.steps; ++k) {
-      const auto ratio = static_cast<float>(1.0 - options.max_shrink * static_cast<double>(k) / static_cast<double>(options.steps));
+      const auto ratio = static_cast<float>(1.0 - options.max_shrink * static_cast<double>(k) /
+                                                      static_cast<double>(options.steps));
       const ScaleZero<float> p = params_of(low[unit] * ratio, high[unit] * ratio, range, scale_type);
       double error = 0;
       for (int64_t r = 0; r < step.rows && (k == 0 || error < best_error); ++r) {
-        error += row_error(row_of<T>(w, step.row + r) + begin, importance, count, range, p.scale, p.zero, options.norm);
+        error += row_error(row_of<T>(w, step.row + r) + begin, importance, count, range, p.scale, p.zero,
+                           options.norm);
       }
       if (k == 0 || error < best_error) {
         best_error = error;
@@ -141,18 +152,23 @@ void shrink_units(const Matrix& w, const Step& step, const Shrink& options, cons
   });
 }
 
-void shrink(const Matrix& w, const Step& step, const Shrink& options, const CodeRange& codes, Float scale_type, float* low, float* high) {
+void shrink(const Matrix& w, const Step& step, const Shrink& options, const CodeRange& codes,
+            Float scale_type, float* low, float* high) {
   with_type(w.type, [&](auto type) {
-    with_range(codes, [&](auto range) { shrink_units<decltype(type)>(w, step, options, range, scale_type, low, high); });
+    with_range(codes, [&](auto range) {
+      shrink_units<decltype(type)>(w, step, options, range, scale_type, low, high);
+    });
   });
 }
 
-double shared_error(const Matrix& w, const Step& step, const Shrink& options, const CodeRange& codes, float scale, float zero) {
+double shared_error(const Matrix& w, const Step& step, const Shrink& options, const CodeRange& codes,
+                    float scale, float zero) {
   double error = 0;
   with_type(w.type, [&](auto type) {
     with_range(codes, [&](auto range) {
       for (int64_t r = 0; r < step.rows; ++r) {
-        error += row_error(row_of<decltype(type)>(w, step.row + r), options.importance, w.columns, range, scale, zero, options.norm);
+        error += row_error(row_of<decltype(type)>(w, step.row + r), options.importance, w.columns, range,
+                           scale, zero, options.norm);
       }
     });
   });
@@ -177,8 +193,8 @@ SLIM_KERNEL UB16 load_codes(const uint8_t* from, int64_t count) {
   return bytes;
 }
 
-void encode(const Matrix& w, const Step& step, const float* scale, const float* zero, const CodeRange& codes, Float type,
-            uint8_t* out) {
+void encode(const Matrix& w, const Step& step, const float* scale, const float* zero, const CodeRange& codes,
+            Float type, uint8_t* out) {
   with_type(w.type, [&](auto element) {
     with_range(codes, [&](auto range) {
       with_arithmetic(type, [&](auto arithmetic) {
@@ -186,10 +202,12 @@ void encode(const Matrix& w, const Step& step, const float* scale, const float* 
           const auto* from = row_of<decltype(element)>(w, step.row + r);
           for_each_unit(w.columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
             const F16 s = broadcast(scale[unit]), z = range.symmetric ? F16{} : broadcast(zero[unit]);
-            for_each_vector(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-              const F16 x = scaled(load_some(from + begin + i, n), s, z, range, decltype(arithmetic)::value);
-              store_some(out + begin + i, bytes_of(x, range.is_e4m3), n);
-            });
+            for_each_vector(
+                count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+                  const F16 x =
+                      scaled(load_some(from + begin + i, n), s, z, range, decltype(arithmetic)::value);
+                  store_some(out + begin + i, bytes_of(x, range.is_e4m3), n);
+                });
           });
         }
       });
@@ -197,22 +215,24 @@ void encode(const Matrix& w, const Step& step, const float* scale, const float* 
   });
 }
 
-void decode(const uint8_t* in, int64_t columns, const Step& step, const float* scale, const float* zero, const CodeRange& codes,
-            float* w) {
+void decode(const uint8_t* in, int64_t columns, const Step& step, const float* scale, const float* zero,
+            const CodeRange& codes, float* w) {
   with_range(codes, [&](auto range) {
     for (int64_t r = 0; r < step.rows; ++r, in += columns, w += columns) {
       for_each_unit(columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
         const F16 s = broadcast(scale[unit]), z = range.symmetric ? F16{} : broadcast(zero[unit]);
-        for_each_vector(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-          store_some(w + begin + i, decoded(code_from(load_codes(in + begin + i, n), range), s, z, range), n);
-        });
+        for_each_vector(
+            count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+              store_some(w + begin + i, decoded(code_from(load_codes(in + begin + i, n), range), s, z, range),
+                         n);
+            });
       });
     }
   });
 }
 
-void error(const Matrix& w, const uint8_t* in, const Step& step, const float* scale, const float* zero, const CodeRange& codes,
-           double* sums) {
+void error(const Matrix& w, const uint8_t* in, const Step& step, const float* scale, const float* zero,
+           const CodeRange& codes, double* sums) {
   with_type(w.type, [&](auto element) {
     with_range(codes, [&](auto range) {
       for (int64_t r = 0; r < step.rows; ++r, in += w.columns) {
@@ -220,12 +240,14 @@ void error(const Matrix& w, const uint8_t* in, const Step& step, const float* sc
         F16 error{}, size{};
         for_each_unit(w.columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
           const F16 s = broadcast(scale[unit]), z = range.symmetric ? F16{} : broadcast(zero[unit]);
-          for_each_vector(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-            const F16 x = keep_first(load_some(from + begin + i, n), n);
-            const F16 e = keep_first(decoded(code_from(load_codes(in + begin + i, n), range), s, z, range), n) - x;
-            error += e * e;
-            size += x * x;
-          });
+          for_each_vector(
+              count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+                const F16 x = keep_first(load_some(from + begin + i, n), n);
+                const F16 e =
+                    keep_first(decoded(code_from(load_codes(in + begin + i, n), range), s, z, range), n) - x;
+                error += e * e;
+                size += x * x;
+              });
         });
         sums[0] += sum_double(error);
         sums[1] += sum_double(size);
@@ -241,8 +263,10 @@ void pack(const int8_t* codes, int64_t count, int bits, uint32_t* words) {
   int64_t i = 0;
   int held = 0;
   if (bits <= 4) {
-    const uint64_t in_bytes = mask * 0x0101010101010101u, in_pairs = ((mask << bits) | mask) * 0x0001000100010001u;
-    const uint64_t in_fours = ((uint64_t{1} << 4 * bits) - 1) * 0x0000000100000001u, all = (uint64_t{1} << 8 * bits) - 1;
+    const uint64_t in_bytes = mask * 0x0101010101010101u,
+                   in_pairs = ((mask << bits) | mask) * 0x0001000100010001u;
+    const uint64_t in_fours = ((uint64_t{1} << 4 * bits) - 1) * 0x0000000100000001u,
+                   all = (uint64_t{1} << 8 * bits) - 1;
     const uint64_t sign = static_cast<uint64_t>(offset) * 0x0101010101010101u;
     for (; i + 8 <= count; i += 8) {
       // The low bits of eight bytes are drawn together in three steps.
@@ -273,12 +297,87 @@ void pack(const int8_t* codes, int64_t count, int bits, uint32_t* words) {
   if (held > 0) *words = static_cast<uint32_t>(pending);
 }
 
+void pack_columns(const int8_t* codes, int64_t rows, int64_t count, int bits, int64_t stride,
+                  uint32_t* scratch, uint32_t* words) {
+  const int64_t length = (count * bits + 31) / 32;
+  for (int64_t r = 0; r < rows; ++r) pack(codes + r * count, count, bits, scratch + r * length);
+  for (int64_t i = 0; i < length; ++i) {
+    for (int64_t r = 0; r < rows; ++r) words[i * stride + r] = scratch[r * length + i];
+  }
+}
+
+void pack_awq(const int8_t* codes, int64_t words, int64_t count, int64_t begin, int64_t end,
+              uint32_t* packed) {
+  constexpr int64_t kOrder[] = {0, 2, 4, 6, 1, 3, 5, 7};  // position -> channel of its eight
+  uint32_t tile[kLanes][kAwqColumns];
+  for (int64_t column = begin; column < end; column += kAwqColumns) {
+    const int64_t columns = smaller(kAwqColumns, end - column);
+    for (int64_t first = 0; first < words; first += kLanes) {
+      const int64_t tile_words = smaller(int64_t{kLanes}, words - first);
+      for (int64_t w = 0; w < tile_words; ++w) {
+        for_each_vector(
+            columns, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+              U16 word{};
+              for (int64_t k = 0; k < 8; ++k) {
+                const UB16 bytes = load_codes(reinterpret_cast<const uint8_t*>(codes) +
+                                                  (8 * (first + w) + kOrder[k]) * count + column + i,
+                                              n);
+                word |= ((__builtin_convertvector(bytes, U16) & 15u) ^ 8u) << static_cast<uint32_t>(4 * k);
+              }
+              store_some(tile[w] + i, word, kLanes);
+            });
+      }
+      for (int64_t i = 0; i < columns; ++i) {
+        for (int64_t w = 0; w < tile_words; ++w) packed[(column + i) * words + first + w] = tile[w][i];
+      }
+    }
+  }
+}
+
+// ---- n:m masks --------------------------------------------------------------------------------------------------------
+
+template <class T>
+void scores_of(const T* w, const float* importance, int64_t columns, float* score) {
+  for_each_vector(
+      columns, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+        const F16 channel = importance ? load_some(importance + i, n) : broadcast(1);
+        store_some(score + i, mask_score(load_some(w + i, n), channel), n);
+      });
+}
+
+/// Every score is compared with its neighbours at each distance, where they belong to the same run.
+void mask(const Matrix& w, int64_t row, const float* importance, int64_t keep, int64_t of, float* scratch,
+          uint8_t* out) {
+  float* const score = scratch + of;
+  with_type(w.type,
+            [&](auto type) { scores_of(row_of<decltype(type)>(w, row), importance, w.columns, score); });
+  for (int64_t i = w.columns; i < w.columns + of + kLanes; ++i) score[i] = -1;  // behind everything
+  int32_t position[kLongestRun + kLanes];
+  for (int64_t i = 0; i < of + kLanes; ++i) position[i] = static_cast<int32_t>(i % of);
+  for_each_vector(
+      w.columns, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+        const F16 mine = load(score + i);
+        const I16 place = load_bytes<I16>(position + i % of);
+        I16 rank{};
+        for (int64_t d = 1; d < of; ++d) {
+          const auto distance = static_cast<int32_t>(d), run = static_cast<int32_t>(of);
+          rank -= (load(score + i - d) >= mine) & (place >= distance);  // true is -1
+          rank -= (load(score + i + d) > mine) & (place < run - distance);
+        }
+        const I16 kept = rank < static_cast<int32_t>(keep);
+        store_some(out + i, UB16(bit_cast<UB16>(__builtin_convertvector(kept, B16)) & uint8_t{1}), n);
+      });
+}
+
 // ---- AWQ --------------------------------------------------------------------------------------------------------------
 
-void scaled_error(const float* w, const float* s, int64_t columns, int64_t unit_columns, const Shrink& options, const CodeRange& codes,
-                  Float scale_type, float* scratch, float* delta) {
+void scaled_error(const float* w, const float* s, int64_t columns, int64_t unit_columns,
+                  const Shrink& options, const CodeRange& codes, Float scale_type, float* scratch,
+                  float* delta) {
   float* const product = scratch;
-  for_each_vector(columns, [&](int64_t i, int64_t n) { store_some(product + i, load_some(w + i, n) * load_some(s + i, n), n); });
+  for_each_vector(columns, [&](int64_t i, int64_t n) {
+    store_some(product + i, load_some(w + i, n) * load_some(s + i, n), n);
+  });
   with_range(codes, [&](auto range) {
     for_each_unit(columns, unit_columns, [&](int64_t, int64_t begin, int64_t count) {
       float ends[2];
@@ -287,26 +386,30 @@ void scaled_error(const float* w, const float* s, int64_t columns, int64_t unit_
       extremes_of<float>(unit, step, &ends[0], &ends[1]);
       Shrink shrinking = options;
       if (options.importance) shrinking.importance = options.importance + begin;
-      if (options.steps > 0) shrink_units<float>(unit, step, shrinking, range, scale_type, &ends[0], &ends[1]);
+      if (options.steps > 0)
+        shrink_units<float>(unit, step, shrinking, range, scale_type, &ends[0], &ends[1]);
       const ScaleZero<float> p = params_of(ends[0], ends[1], range, scale_type);
       const F16 scale = broadcast(p.scale), zero = broadcast(p.zero);
-      for_each_vector(count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-        const F16 x = load_some(product + begin + i, n);
-        const F16 rounded = decoded(code_value(x, scale, zero, range, Float::kFloat), scale, zero, range);
-        store_some(delta + begin + i, rounded / load_some(s + begin + i, n) - load_some(w + begin + i, n), n);
-      });
+      for_each_vector(
+          count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+            const F16 x = load_some(product + begin + i, n);
+            const F16 rounded = decoded(code_value(x, scale, zero, range, Float::kFloat), scale, zero, range);
+            store_some(delta + begin + i, rounded / load_some(s + begin + i, n) - load_some(w + begin + i, n),
+                       n);
+          });
     });
   });
 }
 
-constexpr int64_t kGroupRows = 16;   // rows whose ranges are searched together: one lane each
+constexpr int64_t kGroupRows = 16;  // rows whose ranges are searched together: one lane each
 constexpr int64_t kLargestGroup = 256;
 
 /// Error of kGroupRows candidates of one group.
 template <class Range>
 class GroupError {
  public:
-  GroupError(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle, const Range& range, Float scale_type)
+  GroupError(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle,
+             const Range& range, Float scale_type)
       : group_(group), triangle_(triangle), range_(range), scale_type_(scale_type) {
     for (int64_t r = 0; r < kGroupRows; ++r) {
       const float* from = w + (r < rows ? r : 0) * row_stride;  // lanes beyond the last row repeat the first
@@ -328,7 +431,8 @@ class GroupError {
       const F16 scale = broadcast(p.scale[r]), zero = broadcast(p.zero[r]);
       for (int64_t i = 0; i < group_; i += kLanes) {
         const F16 x = load(w_ + r * group_ + i);
-        store(delta_ + r * group_ + i, decoded(code_value(x, scale, zero, range_, Float::kFloat), scale, zero, range_) - x);
+        store(delta_ + r * group_ + i,
+              decoded(code_value(x, scale, zero, range_, Float::kFloat), scale, zero, range_) - x);
       }
     }
     F16 error{};
@@ -349,9 +453,11 @@ class GroupError {
       F16 product[kTile] = {};
       for (int64_t i = 0; i < column + kLanes; ++i) {
         const F16 t = load(triangle_ + i * group_ + column);
-        for (int64_t r = 0; r < kTile; ++r) product[r] = multiply_add(broadcast(delta[r * group_ + i]), t, product[r]);
+        for (int64_t r = 0; r < kTile; ++r)
+          product[r] = multiply_add(broadcast(delta[r * group_ + i]), t, product[r]);
       }
-      for (int64_t r = 0; r < kTile; ++r) total[r] = multiply_add(product[r], load(delta + r * group_ + column), total[r]);
+      for (int64_t r = 0; r < kTile; ++r)
+        total[r] = multiply_add(product[r], load(delta + r * group_ + column), total[r]);
     }
     for (int64_t r = 0; r < kTile; ++r) error[first + r] = sum(total[r]);
   }
@@ -364,36 +470,20 @@ class GroupError {
 };
 
 template <class Range>
-void search_ranges(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle, const Range& range,
-                   Float scale_type, float* low_out, float* high_out) {
-  constexpr double kSmallest = 0.5, kStep = 0.025;
+void search_ranges(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle,
+                   const Range& range, Float scale_type, float* low_out, float* high_out) {
   GroupError<Range> error(w, row_stride, rows, group, triangle, range, scale_type);
-  F16 low = broadcast(1), high = low, best = error(low, high);
-  const auto keep_if_better = [&](F16 a, F16 b) {
-    const F16 candidate = error(a, b);
-    const I16 better = candidate < best;
-    best = better ? candidate : best;
-    low = better ? a : low;
-    high = better ? b : high;
-  };
-  const double largest_ratio = range.symmetric ? static_cast<double>(-range.min) / static_cast<double>(range.max) : 1;
-  for (double ratio = largest_ratio; ratio >= kSmallest; ratio -= kStep) {
-    keep_if_better(broadcast(static_cast<float>(ratio)), broadcast(static_cast<float>(ratio)));
-  }
-  if (!range.symmetric) {
-    constexpr double kMoves[] = {-4 * kStep, -2 * kStep, 2 * kStep, 4 * kStep};
-    const F16 one = broadcast(1), start = low, end = high;
-    for (const double move : kMoves) keep_if_better(smaller(F16(start + static_cast<float>(move)), one), end);
-    const F16 moved = low;
-    for (const double move : kMoves) keep_if_better(moved, smaller(F16(end + static_cast<float>(move)), one));
-  }
+  F16 low, high;
+  search_factors(range, error, low, high);
   store_some(low_out, F16(error.min * low), rows);
   store_some(high_out, F16(error.max * high), rows);
 }
 
-void gram_ranges(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle, const CodeRange& codes,
-                 Float scale_type, float* low, float* high) {
-  with_range(codes, [&](auto range) { search_ranges(w, row_stride, rows, group, triangle, range, scale_type, low, high); });
+void gram_ranges(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle,
+                 const CodeRange& codes, Float scale_type, float* low, float* high) {
+  with_range(codes, [&](auto range) {
+    search_ranges(w, row_stride, rows, group, triangle, range, scale_type, low, high);
+  });
 }
 
 // ---- activations ------------------------------------------------------------------------------------------------------
@@ -402,8 +492,9 @@ void gram_ranges(const float* w, int64_t row_stride, int64_t rows, int64_t group
 constexpr int64_t kMomentRows = 1024;
 
 template <int kVectors, class T>
-SLIM_KERNEL void moments_of_columns(const Matrix& x, int64_t begin_row, int64_t end_row, int64_t column, int64_t count, float* sum_abs,
-                                    float* sum_square, float* min, float* max) {
+SLIM_KERNEL void moments_of_columns(const Matrix& x, int64_t begin_row, int64_t end_row, int64_t column,
+                                    int64_t count, float* sum_abs, float* sum_square, float* min,
+                                    float* max) {
   F16 abs[kVectors] = {}, square[kVectors] = {}, low[kVectors], high[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     low[v] = load_some(min + column + v * kLanes, count);
@@ -429,18 +520,50 @@ SLIM_KERNEL void moments_of_columns(const Matrix& x, int64_t begin_row, int64_t 
 }
 
 template <class T>
-void moments_of(const Matrix& x, int64_t rows, int64_t begin, int64_t end, float* sum_abs, float* sum_square, float* min, float* max) {
+void moments_of(const Matrix& x, int64_t rows, int64_t begin, int64_t end, float* sum_abs, float* sum_square,
+                float* min, float* max) {
   constexpr int64_t kWide = 4 * kLanes;
   for (int64_t r = 0; r < rows; r += kMomentRows) {
     const int64_t last = smaller(r + kMomentRows, rows);
     int64_t c = begin;
-    for (; c + kWide <= end; c += kWide) moments_of_columns<4, T>(x, r, last, c, kLanes, sum_abs, sum_square, min, max);
-    for (; c < end; c += kLanes) moments_of_columns<1, T>(x, r, last, c, smaller(kLanes, end - c), sum_abs, sum_square, min, max);
+    for (; c + kWide <= end; c += kWide)
+      moments_of_columns<4, T>(x, r, last, c, kLanes, sum_abs, sum_square, min, max);
+    for (; c < end; c += kLanes)
+      moments_of_columns<1, T>(x, r, last, c, smaller(kLanes, end - c), sum_abs, sum_square, min, max);
   }
 }
 
-void moments(const Matrix& x, int64_t rows, int64_t begin, int64_t end, float* sum_abs, float* sum_square, float* min, float* max) {
-  with_type(x.type, [&](auto type) { moments_of<decltype(type)>(x, rows, begin, end, sum_abs, sum_square, min, max); });
+void moments(const Matrix& x, int64_t rows, int64_t begin, int64_t end, float* sum_abs, float* sum_square,
+             float* min, float* max) {
+  with_type(x.type, [&](auto type) {
+    moments_of<decltype(type)>(x, rows, begin, end, sum_abs, sum_square, min, max);
+  });
+}
+
+template <class T>
+void histogram_of(const Matrix& x, int64_t begin, int64_t end, float per_bin, int64_t bins_per_side,
+                  uint32_t* counts, float* ends) {
+  const F16 first = load_some(row_of<T>(x, begin), x.columns);
+  Extremes e{first, first, U16{}};
+  uint32_t* const middle = counts + bins_per_side;
+  for (int64_t r = begin; r < end; ++r) {
+    const T* const row = row_of<T>(x, r);
+    for_each_vector(
+        x.columns, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+          const F16 v = load_some(row + i, n);
+          widen(e, v);
+          const I16 bin = bin_of(v, per_bin, static_cast<float>(bins_per_side));
+          for (int64_t k = 0; k < n; ++k) ++middle[k % kHistogramTables * 2 * bins_per_side + bin[k]];
+        });
+  }
+  finish(e, ends[0], ends[1]);
+}
+
+void histogram(const Matrix& x, int64_t begin, int64_t end, float per_bin, int64_t bins_per_side,
+               uint32_t* counts, float* ends) {
+  with_type(x.type, [&](auto type) {
+    histogram_of<decltype(type)>(x, begin, end, per_bin, bins_per_side, counts, ends);
+  });
 }
 
 // ---- the column sweep -------------------------------------------------------------------------------------------------
@@ -497,7 +620,8 @@ class Tile {
         if (sweep_.of > 0) choose_kept(run, last);
         for (int64_t i = run; i < last; ++i) {
           subtract(i, run, i);
-          for (int v = 0; v < kTileVectors; ++v) settle(i, v, sweep_.of > 0 ? kept_[i - run].v[v] : broadcast(1));
+          for (int v = 0; v < kTileVectors; ++v)
+            settle(i, v, sweep_.of > 0 ? kept_[i - run].v[v] : broadcast(1));
         }
       }
     }
@@ -592,7 +716,7 @@ class Tile {
   }
 
   const Sweep& sweep_;
-  Pair *weight_, *error_, *code_;           // by column
+  Pair *weight_, *error_, *code_;            // by column
   Pair *scale_, *zero_, *salience_, *kept_;  // by group; by column of a run
 };
 
@@ -609,8 +733,9 @@ void sweep(const Sweep& sweep, const SweepRows& rows, float* scratch) {
 }  // namespace
 
 const Kernels& SLIM_KERNELS() {
-  static constexpr Kernels kernels = {SLIM_KERNELS_NAME, extremes, params,       shrink,  shared_error, encode, decode, error,
-                                      scaled_error,      gram_ranges, moments, pack,    sweep,        sweep_scratch};
+  static constexpr Kernels kernels = {
+      SLIM_KERNELS_NAME, extremes, params,    shrink, shared_error, encode,   decode, error, scaled_error,
+      gram_ranges,       moments,  histogram, pack,   pack_columns, pack_awq, mask,   sweep, sweep_scratch};
   return kernels;
 }
 

@@ -21,6 +21,8 @@ template <>
 struct Bits<F16> {
   using Int = I16;
   using Unsigned = U16;
+  SLIM_KERNEL static I16 truncated(F16 x) { return __builtin_convertvector(x, I16); }
+  SLIM_KERNEL static F16 from(I16 x) { return __builtin_convertvector(x, F16); }
 };
 
 struct BFloat16 {
@@ -42,7 +44,9 @@ SLIM_KERNEL F16 load(const float* from) { return load_bytes<F16>(from); }
 SLIM_KERNEL F16 load(const BFloat16* from) {
   return from_bfloat16<F16>(__builtin_convertvector(load_bytes<H16>(from), U16));
 }
-SLIM_KERNEL F16 load(const Half* from) { return from_half<F16>(__builtin_convertvector(load_bytes<H16>(from), U16)); }
+SLIM_KERNEL F16 load(const Half* from) {
+  return from_half<F16>(__builtin_convertvector(load_bytes<H16>(from), U16));
+}
 SLIM_KERNEL void store(float* to, F16 v) { memcpy(to, &v, sizeof v); }
 
 /// The first `count` elements; the other lanes repeat the first, which changes no extreme.
@@ -93,10 +97,12 @@ SLIM_KERNEL float reduce(F16 v, F&& combine) {
   return v[0];
 }
 SLIM_KERNEL float largest(F16 v) {
-  return reduce(v, [](F16 a, F16 b) __attribute__((always_inline)) { return a > b ? a : b; });
+  return reduce(
+      v, [](F16 a, F16 b) __attribute__((always_inline)) { return a > b ? a : b; });
 }
 SLIM_KERNEL float smallest(F16 v) {
-  return reduce(v, [](F16 a, F16 b) __attribute__((always_inline)) { return a < b ? a : b; });
+  return reduce(
+      v, [](F16 a, F16 b) __attribute__((always_inline)) { return a < b ? a : b; });
 }
 
 /// The first `count` lanes of v, the others 0.

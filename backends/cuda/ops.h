@@ -4,7 +4,7 @@
 
 namespace slim::cuda {
 
-/// Names of the `slim::` operators that have a kernel here; those that LibTorch's CUDA operators serve well stay with the reference.
+/// Names of the `slim::` operators that have a kernel here.
 const std::vector<std::string>& accelerated_ops();
 /// Waits for all work of the current device.
 void synchronize();

@@ -6,14 +6,14 @@
 #include <cmath>
 #include <limits>
 
+#include "slim/ops.hpp"
 #include "slim/quant.hpp"
 
 namespace slim {
 namespace {
 
 constexpr int64_t kHalf = Histogram::kBinsPerSide, kBins = 2 * kHalf;
-constexpr int kSmallestExponent = -100;      // 1 / width stays finite in fp32
-constexpr int64_t kValuesPerChunk = 1 << 20;  // bounds the temporary indices
+constexpr int kSmallestExponent = -100;  // 1 / width stays finite in fp32
 
 /// The smallest width 2^k of which kHalf bins hold every |x| <= largest.
 int exponent_for(double largest) {
@@ -24,21 +24,10 @@ int exponent_for(double largest) {
   return std::max(exponent - kHalfExponent, kSmallestExponent);
 }
 
-at::Tensor counts_of(const at::Tensor& x, int exponent) {
-  at::Tensor counts = at::zeros({kBins}, x.options().dtype(at::kDouble).device(at::kCPU));
-  const at::Tensor values = x.reshape({-1});
-  const double per_bin = std::ldexp(1.0, -exponent);
-  for (int64_t begin = 0; begin < values.size(0); begin += kValuesPerChunk) {
-    const at::Tensor chunk = values.narrow(0, begin, std::min(kValuesPerChunk, values.size(0) - begin)).to(at::kFloat);
-    const at::Tensor index = (chunk * per_bin).floor_().to(at::kInt).add_(kHalf);  // exact: a power of two
-    counts.add_(at::bincount(index, {}, kBins).to(at::kCPU));
-  }
-  return counts;
-}
-
 /// Bins of width 2^(k + steps): pairs are added, so that zero stays an edge.
 at::Tensor coarser(const at::Tensor& counts, int steps) {
-  const at::Tensor index = at::arange(kBins, at::kLong).sub_(kHalf).bitwise_right_shift(std::min(steps, 62)).add_(kHalf);
+  const at::Tensor index =
+      at::arange(kBins, at::kLong).sub_(kHalf).bitwise_right_shift(std::min(steps, 62)).add_(kHalf);
   return at::zeros_like(counts).index_add_(0, index, counts);
 }
 
@@ -48,23 +37,26 @@ at::Tensor scalar(double value) { return at::full({1}, value, at::kDouble); }
 
 void Histogram::widen(int exponent) {
   if (exponent <= exponent_) return;
-  if (exponent_ != kNoExponent) counts_ = coarser(counts_, exponent - exponent_);  // without one only zeros were seen
+  if (exponent_ != kNoExponent)
+    counts_ = coarser(counts_, exponent - exponent_);  // without one only zeros were seen
   exponent_ = exponent;
 }
 
 void Histogram::update(const at::Tensor& x) {
   if (x.numel() == 0) return;
-  const auto [low, high] = at::aminmax(x);
-  const double min = low.item<double>(), max = high.item<double>();
   tokens += static_cast<double>(x.size(0));
-  if (!std::isfinite(min) || !std::isfinite(max)) {
+  const int exponent = std::max(exponent_, kSmallestExponent);
+  ops::BinCounts seen = ops::histogram(x, exponent, kHalf);
+  if (!std::isfinite(seen.min) || !std::isfinite(seen.max)) {
     finite_ = false;
     return;
   }
   if (!counts_.defined()) counts_ = at::zeros({kBins}, at::kDouble);
-  if (min != 0 || max != 0) widen(exponent_for(std::max(std::abs(min), std::abs(max))));
-  counts_.add_(counts_of(x, std::max(exponent_, kSmallestExponent)));
-  include(min, max);
+  if (seen.min != 0 || seen.max != 0) widen(exponent_for(std::max(std::abs(seen.min), std::abs(seen.max))));
+  if (exponent_ > exponent)
+    seen = ops::histogram(x, exponent_, kHalf);  // the bins were too narrow: rare after the first batch
+  counts_.add_(seen.counts);
+  include(seen.min, seen.max);
 }
 
 void Histogram::include(double min, double max) {
@@ -119,12 +111,13 @@ TensorMap Histogram::state() const {
 Status Histogram::restore(const TensorMap& state) {
   const auto entry = [&](const char* key, int64_t size) {
     const auto found = state.find(key);
-    const bool fits = found != state.end() && found->second.scalar_type() == at::kDouble && found->second.dim() == 1 &&
-                      found->second.size(0) == size;
+    const bool fits = found != state.end() && found->second.scalar_type() == at::kDouble &&
+                      found->second.dim() == 1 && found->second.size(0) == size;
     return fits ? found->second.to(at::kCPU).clone() : at::Tensor();
   };
   const auto damaged = [](const char* key) {
-    return Status(Code::kCorrupt, std::string("saved statistic: entry '") + key + "' is missing, or has another shape or type than this run's");
+    return Status(Code::kCorrupt, std::string("saved statistic: entry '") + key +
+                                      "' is missing, or has another shape or type than this run's");
   };
   *this = Histogram();
   const at::Tensor seen = entry("tokens", 1), finite = entry("finite", 1);
@@ -133,7 +126,8 @@ Status Histogram::restore(const TensorMap& state) {
   tokens = seen.item<double>();
   finite_ = finite.item<double>() != 0;
   if (!state.contains("counts")) return {};
-  const at::Tensor counts = entry("counts", kBins), range = entry("range", 2), exponent = entry("exponent", 1);
+  const at::Tensor counts = entry("counts", kBins), range = entry("range", 2),
+                   exponent = entry("exponent", 1);
   if (!counts.defined()) return damaged("counts");
   if (!range.defined()) return damaged("range");
   if (!exponent.defined()) return damaged("exponent");
@@ -199,7 +193,9 @@ double second_moment(double a, double b, double density) { return density * (b *
 
 /// Error of the values of one bin [begin, end), relative to the range's low end, rounded to centres of steps.
 double bin_error(double begin, double end, double density, double step, int64_t levels) {
-  const auto step_of = [&](double x) { return std::clamp(std::floor(x / step), 0.0, static_cast<double>(levels - 1)); };
+  const auto step_of = [&](double x) {
+    return std::clamp(std::floor(x / step), 0.0, static_cast<double>(levels - 1));
+  };
   const double first = step_of(begin), last = step_of(end), half = step / 2;
   const double whole = second_moment(-half, half, density);
   return second_moment(begin - (first * step + half), half, density) + (last - first - 1) * whole +
@@ -213,7 +209,8 @@ double spread_error(const Bins& bins, double low, double high, int64_t levels) {
   double error = 0;
   for (int64_t bin = 0; bin < bins.size(); ++bin) {
     if (bins.counts[bin] == 0) continue;
-    error += bin_error(bins.edge(bin) - low, bins.edge(bin + 1) - low, bins.counts[bin] / bins.width, step, levels);
+    error += bin_error(bins.edge(bin) - low, bins.edge(bin + 1) - low, bins.counts[bin] / bins.width, step,
+                       levels);
   }
   return error;
 }
@@ -224,7 +221,8 @@ class CentreError {
   CentreError(const Histogram& histogram, const QuantArgs& args) : args_(args) {
     const Bins bins(histogram);
     counts_ = at::tensor(bins.counts, at::kDouble);
-    centres_ = at::arange(bins.size(), at::kDouble).add_(0.5).mul_(bins.width).add_(bins.begin).to(at::kFloat);
+    centres_ =
+        at::arange(bins.size(), at::kDouble).add_(0.5).mul_(bins.width).add_(bins.begin).to(at::kFloat);
     centres_.clamp_(histogram.min(), histogram.max());
   }
   double operator()(const ValueRange& range) const {

@@ -7,6 +7,7 @@
 #include "common/bit_stream.hpp"
 #include "common/gptq_config.hpp"
 #include "common/stored_layer.hpp"
+#include "slim/ops.hpp"
 #include "slim/quant.hpp"
 
 namespace slim::formats {
@@ -128,7 +129,7 @@ Result<TensorMap> GptqFormat::encode(const Layer& layer, const Scheme& scheme, c
   const QuantArgs& args = quantized->args;
   const at::Tensor index = scattered ? quantized->group_index.to(at::kCPU, at::kInt) : plain_index(layer.in, args);
   TensorMap tensors;
-  tensors[layer.name + ".qweight"] = pack_rows(quantized->codes, args.bits).t().contiguous();
+  tensors[layer.name + ".qweight"] = ops::pack_columns(quantized->codes.to(at::kChar), args.bits).cpu();
   tensors[layer.name + ".qzeros"] = pack_rows(stored_zero(*quantized, version_), args.bits);
   tensors[layer.name + ".scales"] = quantized->scale.t().to(at::kCPU, at::kHalf).contiguous();
   tensors[layer.name + ".g_idx"] = index.contiguous();

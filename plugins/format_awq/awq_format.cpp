@@ -6,6 +6,7 @@
 #include "common/bit_stream.hpp"
 #include "common/stored_layer.hpp"
 #include "float_modules.h"
+#include "slim/ops.hpp"
 #include "slim/plugin.hpp"
 #include "slim/quant.hpp"
 
@@ -64,20 +65,13 @@ std::vector<TensorSpec> specs_of(const std::string& name, int64_t out, int64_t i
           {name + ".scales", scale, {groups, out}}};
 }
 
-/// [rows, out] with the channels of every word in the order of its positions, or back.
-at::Tensor reorder(const at::Tensor& codes, bool back) {
-  std::array<int64_t, kPerWord> order = kOrder;
-  if (back) {
-    for (int64_t k = 0; k < kPerWord; ++k) order[kOrder[k]] = k;
-  }
-  const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(order.data(), order.size()), at::kLong);
-  return codes.reshape({codes.size(0), -1, kPerWord}).index_select(2, index).reshape(codes.sizes());
-}
-
-/// Signed [out, n] -> words [n, out / 8], and back.
-at::Tensor pack(const at::Tensor& codes) { return pack_rows(reorder(codes.to(at::kCPU).t(), false), kBits); }
+/// Words [n, out / 8] -> signed codes [out, n].
 at::Tensor unpack(const at::Tensor& words, int64_t out) {
-  return reorder(unpack_rows(words, kBits, out), true).t().contiguous();
+  std::array<int64_t, kPerWord> position{};
+  for (int64_t k = 0; k < kPerWord; ++k) position[kOrder[k]] = k;
+  const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(position.data(), position.size()), at::kLong);
+  const at::Tensor codes = unpack_rows(words, kBits, out).view({words.size(0), -1, kPerWord}).index_select(2, index);
+  return codes.view({words.size(0), out}).t().contiguous();
 }
 
 // ---- writing --------------------------------------------------------------------------------------------------------
@@ -95,8 +89,8 @@ Result<TensorMap> AwqFormat::encode(const Layer& layer, const Scheme& scheme, co
     return unsupported(layer.name, "has no index of groups; use static groups, or format gptq");
   const at::Tensor zero = quantized->zero.defined() ? quantized->zero : at::zeros_like(quantized->scale, at::kChar);
   TensorMap tensors;
-  tensors[layer.name + ".qweight"] = pack(quantized->codes);
-  tensors[layer.name + ".qzeros"] = pack(zero);
+  tensors[layer.name + ".qweight"] = ops::pack_awq(quantized->codes.to(at::kChar)).cpu();
+  tensors[layer.name + ".qzeros"] = ops::pack_awq(zero.to(at::kChar)).cpu();
   tensors[layer.name + ".scales"] = quantized->scale.t().to(at::kCPU, at::kHalf).contiguous();
   return tensors;
 }

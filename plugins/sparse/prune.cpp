@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "slim/feedback.hpp"
+#include "slim/ops.hpp"
 
 namespace slim::sparse {
 namespace {
@@ -52,16 +53,17 @@ at::Tensor mean_square(LayerContext& context) {
 
 at::Tensor pruned_by_score(const PruneOptions& options, LayerContext& context) {
   const at::Tensor weight = context.weight();
-  at::Tensor score = weight.abs();
+  at::Tensor importance;
   if (options.method != PruneOptions::Method::kMagnitude) {
     const at::Tensor square = mean_square(context);
     if (square.defined()) {
-      score.mul_(square.sqrt());
+      importance = square.sqrt();
     } else {
       context.notes().note("pruned by magnitude", context.layer().name, "no calibration token reached this layer");
     }
   }
-  return weight * largest_of_each_run(score, *context.scheme().sparsity);
+  const Sparsity& sparsity = *context.scheme().sparsity;
+  return weight * ops::sparsity_mask(weight, importance, sparsity.keep, sparsity.of);
 }
 
 /// Scales of a group, found on its compensated weights; those that will be dropped are small and hardly move them.
@@ -138,16 +140,6 @@ void observe_pruning(const PruneOptions& options, const Layer& layer, const Sche
   const bool static_input = scheme.input && !scheme.input->dynamic;
   if (options.method == PruneOptions::Method::kSparseGpt) observations.want<Gram>(layer.input, features);
   if (options.method == PruneOptions::Method::kWanda || static_input) observations.want<ChannelMoments>(layer.input, features);
-}
-
-at::Tensor largest_of_each_run(const at::Tensor& score, const Sparsity& sparsity) {
-  const int64_t in = score.size(1), runs = (in + sparsity.of - 1) / sparsity.of;
-  // Padding ranks behind everything.
-  const at::Tensor padded = at::constant_pad_nd(score, {0, runs * sparsity.of - in}, -1).view({score.size(0), runs, sparsity.of});
-  const at::Tensor order = std::get<1>(at::sort(padded, /*stable=*/true, /*dim=*/-1, /*descending=*/true));
-  at::Tensor mask = at::zeros_like(padded);
-  mask.scatter_(-1, order.narrow(-1, 0, sparsity.keep), 1);
-  return mask.view({score.size(0), -1}).narrow(1, 0, in);
 }
 
 Result<Solved> solve_pruning(const PruneOptions& options, LayerContext& context) {

@@ -25,8 +25,4 @@ void observe_pruning(const PruneOptions&, const Layer&, const Scheme&, int64_t f
 /// A layer that no token reached is pruned by magnitude, and noted.
 Result<Solved> solve_pruning(const PruneOptions&, LayerContext&);
 
-/// 1 for the `keep` largest of every `of` consecutive columns of a row (of those in a shorter last run too), else 0; of equals the
-/// earlier is kept. score [rows, in], not negative.
-at::Tensor largest_of_each_run(const at::Tensor& score, const Sparsity&);
-
 }  // namespace slim::sparse

@@ -13,7 +13,7 @@ int run_doctor(const Arguments& arguments) {
     return fail(Status(Code::kInvalidArgument, "unexpected argument '" + arguments.positional()[0] + "'"));
   }
   PluginRegistry registry(*dirs);
-  return print(doctor(registry), arguments.has("json"));
+  return print(report_of(examine(registry)), arguments.has("json"));
 }
 
 }  // namespace

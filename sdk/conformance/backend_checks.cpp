@@ -1,11 +1,13 @@
 // A backend's devices, and its kernels against the reference kernels.
 #include <ATen/ATen.h>
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
-#include <functional>
+#include <algorithm>
+#include <cstdio>
+#include <map>
 
 #include "check.h"
+#include "op_table.h"
 #include "plugin/guard.h"
 #include "slim/ops.hpp"
 #include "util/nearest.h"
@@ -28,94 +30,64 @@ Result<Outcome> devices(const Subject& subject) {
   SLIM_ASSIGN(const auto found, guarded("devices", [&] { return (*backend)->devices(); }));
   if (found.empty()) return failure("open() succeeds, but there is no device");
   for (const DeviceInfo& device : found) {
-    const bool sound = !device.name.empty() && device.total_bytes > 0 && device.free_bytes >= 0 && device.free_bytes <= device.total_bytes;
-    if (!sound) return failure("device '" + device.name + "': its name or its memory (" + std::to_string(device.free_bytes) + " of " +
-                               std::to_string(device.total_bytes) + " bytes free) makes no sense");
+    const bool sound = !device.name.empty() && device.total_bytes > 0 && device.free_bytes >= 0 &&
+                       device.free_bytes <= device.total_bytes;
+    if (!sound)
+      return failure("device '" + device.name + "': its name or its memory (" +
+                     std::to_string(device.free_bytes) + " of " + std::to_string(device.total_bytes) +
+                     " bytes free) makes no sense");
   }
   return Outcome{false, std::to_string(found.size()) + " devices, the first " + found.front().name};
 }
 
-/// One kernel at work: its inputs are made on the host and moved, what it wrote comes back.
-using Work = std::function<std::vector<at::Tensor>(at::Device, at::ScalarType, const at::Generator&)>;
-
-std::vector<at::Tensor> gram(at::Device device, at::ScalarType dtype, const at::Generator& generator) {
-  const at::Tensor x = at::randn({200, 96}, generator).to(dtype).to(device);
-  const at::Tensor sum = at::ones({96, 96}).to(device);
-  ops::gram_(sum, x);
-  return {sum.cpu()};
-}
-
-std::vector<at::Tensor> moments(at::Device device, at::ScalarType dtype, const at::Generator& generator) {
-  const at::Tensor x = at::randn({200, 96}, generator).to(dtype).to(device);
-  std::vector<at::Tensor> sums;
-  for (int i = 0; i < 4; ++i) sums.push_back(at::zeros({96}).to(device));
-  ops::channel_moments_(sums[0], sums[1], sums[2], sums[3], x);
-  for (at::Tensor& sum : sums) sum = sum.cpu();
-  return sums;
-}
-
-std::vector<at::Tensor> sweep(at::Device device, at::ScalarType, const at::Generator& generator) {
-  const at::Tensor weight = at::randn({24, 64}, generator).to(device), errors = at::zeros({24, 64}).to(device);
-  const at::Tensor codes = at::zeros({24, 64}, at::kChar).to(device);
-  const at::Tensor factor = (at::randn({64, 64}, generator) * 0.05 + at::eye(64)).triu().contiguous().to(device);
-  const at::Tensor scale = at::full({24, 2}, 0.25).to(device), group = at::arange(64, at::kInt).div(32, "floor").to(at::kInt).to(device);
-  ops::column_sweep_(weight, errors, codes, factor, scale, std::nullopt, group, -8, 7, 0, 0);
-  return {weight.cpu(), errors.cpu(), codes.to(at::kFloat).cpu()};
-}
-
-struct Kernel {
-  std::string op;
-  std::vector<at::ScalarType> dtypes;
-  Work work;
+/// One operator over all of its cases.
+struct Comparison {
+  int cases = 0;
+  double worst = 0;
 };
 
-const std::vector<Kernel>& kernels() {
-  static const std::vector<Kernel> all = {{"gram_", {at::kFloat, at::kBFloat16, at::kHalf}, &gram},
-                                          {"channel_moments_", {at::kFloat, at::kBFloat16, at::kHalf}, &moments},
-                                          {"column_sweep_", {at::kFloat}, &sweep}};
-  return all;
-}
-
-std::vector<std::vector<at::Tensor>> results(at::Device device, uint64_t seed) {
-  std::vector<std::vector<at::Tensor>> all;
-  for (const Kernel& kernel : kernels()) {
-    for (const at::ScalarType dtype : kernel.dtypes) all.push_back(kernel.work(device, dtype, at::detail::createCPUGenerator(seed)));
-  }
-  return all;
-}
-
-/// Squared error over squared values.
-double normalized_error(const at::Tensor& a, const at::Tensor& b) {
-  return ((a - b).square().sum() / b.square().sum().clamp_min(1e-20)).item<double>();
+std::string line_of(const std::string& op, const Comparison& comparison, bool has_kernel) {
+  char text[128];
+  std::snprintf(text, sizeof text, "%s %.1e in %d cases%s", op.c_str(), comparison.worst, comparison.cases,
+                has_kernel ? "" : " (reference)");
+  return text;
 }
 
 Result<Outcome> reference(const Subject& subject) {
-  const auto expected = results(at::kCPU, subject.seed);  // before the plugin's kernels are there
+  const std::vector<op_table::Case> cases = op_table::table(subject.seed);
+  const auto expected = op_table::expected(cases);
   PluginRegistry registry;
   auto backend = open(subject, registry);
   if (no_device(backend.status())) return skipped("no device here: " + backend.status().message());
   if (!backend.ok()) return backend.status();
-  const auto found = results(at::Device((*backend)->device_type()), subject.seed);
-  std::vector<std::string> lines;
-  size_t i = 0;
-  for (const Kernel& kernel : kernels()) {
-    for (const at::ScalarType dtype : kernel.dtypes) {
-      double error = 0;
-      for (size_t output = 0; output < expected[i].size(); ++output) error = std::max(error, normalized_error(found[i][output], expected[i][output]));
-      char text[128];
-      std::snprintf(text, sizeof text, "%s %s %.1e%s", kernel.op.c_str(), c10::toString(dtype), error,
-                    (*backend)->accelerates(kernel.op) ? "" : " (reference)");
-      constexpr double kBound = 1e-9;  // fp32 sums in another order
-      if (!(error <= kBound)) return failure(std::string(text) + ": normalized squared error above 1e-9");
-      lines.emplace_back(text);
-      ++i;
+  const at::Device device((*backend)->device_type());
+  std::map<std::string, Comparison> comparisons;
+  for (size_t i = 0; i < cases.size(); ++i) {
+    const op_table::Case& test = cases[i];
+    SLIM_ASSIGN(const auto found,
+                guarded(test.op + " (" + test.variant + ")",
+                        [&]() -> Result<std::vector<at::Tensor>> { return test.run(device); }));
+    const double difference = op_table::difference(expected[i], found),
+                 bound = op_table::bound_on(test, device, (*backend)->accelerates(test.op));
+    if (!(difference <= bound)) {
+      char text[96];
+      std::snprintf(text, sizeof text,
+                    ": differs from the reference kernel by %.1e of its largest value; allowed are %.0e",
+                    difference, bound);
+      return failure(test.op + " (" + test.variant + ")" + text);
     }
+    Comparison& comparison = comparisons[test.op];
+    ++comparison.cases;
+    comparison.worst = std::max(comparison.worst, difference);
   }
-  return Outcome{false, join(lines)};
+  std::vector<std::string> lines;
+  for (const auto& [op, comparison] : comparisons)
+    lines.push_back(line_of(op, comparison, (*backend)->accelerates(op)));
+  return Outcome{false, "differences: " + join(lines)};
 }
 
 bool has_kernel(const std::string& op, c10::DeviceType type) {
-  const auto key = type == c10::DeviceType::CPU ? c10::DispatchKey::CPU
+  const auto key = type == c10::DeviceType::CPU    ? c10::DispatchKey::CPU
                    : type == c10::DeviceType::CUDA ? c10::DispatchKey::CUDA
                                                    : c10::DispatchKey::PrivateUse1;
   const auto handle = c10::Dispatcher::singleton().findOp({"slim::" + op, ""});
@@ -129,12 +101,15 @@ Result<Outcome> says_what_it_has(const Subject& subject) {
   if (!opened.ok()) return opened.status();
   const Owned<Backend> backend = *std::move(opened);
   std::vector<std::string> own;
-  for (const Kernel& kernel : kernels()) {
-    const bool there = has_kernel(kernel.op, backend->device_type()), said = backend->accelerates(kernel.op);
-    if (there != said) return failure("accelerates(\"" + kernel.op + "\") is " + (said ? "true" : "false") + ", a kernel of its own is " + (there ? "there" : "not there"));
-    if (there) own.push_back(kernel.op);
+  for (const std::string& op : ops::operator_names()) {
+    const bool there = has_kernel(op, backend->device_type()), said = backend->accelerates(op);
+    if (there != said)
+      return failure("accelerates(\"" + op + "\") is " + (said ? "true" : "false") +
+                     ", a kernel of its own is " + (there ? "there" : "not there"));
+    if (there) own.push_back(op);
   }
-  if (backend->accelerates("no_such_op")) return failure("accelerates() is true of an operator that does not exist");
+  if (backend->accelerates("no_such_op"))
+    return failure("accelerates() is true of an operator that does not exist");
   return Outcome{false, own.empty() ? "the reference kernels alone" : "kernels of its own: " + join(own)};
 }
 

@@ -1,17 +1,20 @@
-// bench_kernels [--json] [--threads N] [--only OPERATOR]: the cpu backend's kernels against the core's reference, measured in one run on this machine.
+// bench_kernels [--json] [--threads N] [--only OPERATOR]...: the cpu backend's kernels against the core's reference, measured in one run on this machine.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "plugin/registry.h"
 #include "slim/ops.hpp"
+#include "util/host_memory.h"
 
 namespace {
 using namespace slim;
@@ -43,6 +46,10 @@ std::vector<Bench> benches() {
     ops::choose_params(rows, int4, {{}, 0.6, 2, 40, 0});
   });
   const ops::RoundedUnits rounded = ops::round_units(weight, int4, {}, at::kFloat);
+  const ops::ScaleZero params = ops::choose_params(weight, int4),
+                       params_e4m3 = ops::choose_params(weight, e4m3);
+  add("encode", "int4", [=] { ops::encode(weight, params, int4, at::kFloat); });
+  add("cast_e4m3", "per channel", [=] { ops::encode(weight, params_e4m3, e4m3, at::kFloat); });
   add("decode", "int4", [=] { ops::decode(rounded.codes, {rounded.scale, rounded.zero}, int4); });
   add("rounding_error", "int4", [=] {
     ops::rounding_error(weight, rounded.codes, {rounded.scale, rounded.zero}, int4);
@@ -50,7 +57,12 @@ std::vector<Bench> benches() {
   for (const int64_t bits : {3, 4, 8}) {
     const at::Tensor codes = rounded.codes.clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1);
     all.push_back({"pack_codes", std::to_string(bits) + " bits", [=] { ops::pack_codes(codes, bits); }});
+    all.push_back({"pack_columns", std::to_string(bits) + " bits", [=] { ops::pack_columns(codes, bits); }});
   }
+  add("pack_awq", "4 bits", [=] { ops::pack_awq(rounded.codes); });
+  const at::Tensor importance = at::rand({kIn});
+  add("sparsity_mask", "2:4 by magnitude", [=] { ops::sparsity_mask(weight, {}, 2, 4); });
+  add("sparsity_mask", "4:8 with importance", [=] { ops::sparsity_mask(weight, importance, 4, 8); });
   const at::Tensor x = bf16({2048, 2048});
   add("gram_", "bf16 2048 tokens x 2048", [=] {
     static at::Tensor sum = at::zeros({2048, 2048});
@@ -61,6 +73,7 @@ std::vector<Bench> benches() {
                       max = at::zeros({2048});
     ops::channel_moments_(abs, square, min, max, x);
   });
+  add("histogram", "bf16 2048 tokens x 2048", [=] { ops::histogram(x, -8, 2048); });
   const at::Tensor factor = at::randn({128, 128}).mul_(0.05).triu(1).add_(at::eye(128));
   const at::Tensor scale = at::full({kOut, 1}, 0.3), group = at::zeros({128}, at::kInt),
                    block_weight = at::randn({kOut, 128});
@@ -96,12 +109,19 @@ double seconds(const std::function<void()>& run) {
   return best;
 }
 
-Status run(bool json, const std::string& only) {
+Status run(bool json, const std::set<std::string>& only) {
   at::manual_seed(1);
   PluginRegistry registry;
   SLIM_ASSIGN(const auto backend, registry.backend("cpu"));
   std::vector<Bench> all = benches();
-  std::erase_if(all, [&](const Bench& bench) { return !only.empty() && bench.op != only; });
+  for (const std::string& op : only) {
+    const bool known =
+        std::any_of(all.begin(), all.end(), [&](const Bench& bench) { return bench.op == op; });
+    if (!known)
+      return {Code::kInvalidArgument,
+              "--only " + op + ": no benchmark of this operator; see slim/ops.hpp for their names"};
+  }
+  std::erase_if(all, [&](const Bench& bench) { return !only.empty() && !only.contains(bench.op); });
   std::vector<double> reference, fast;
   ops::force_reference(true);
   for (const Bench& bench : all) reference.push_back(seconds(bench.run));
@@ -133,13 +153,15 @@ Status run(bool json, const std::string& only) {
 
 int main(int argc, char** argv) {
   bool json = false;
-  std::string only;
+  std::set<std::string> only;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
     if (word == "--json") json = true;
-    if (word == "--only" && i + 1 < argc) only = argv[++i];
+    if (word == "--only" && i + 1 < argc) only.insert(argv[++i]);
     if (word == "--threads" && i + 1 < argc) at::set_num_threads(std::atoi(argv[++i]));
   }
+  use_huge_recycled_memory(int64_t{1}
+                           << 30);  // as slim does, so that clearing new pages is not what is measured
   const Status status = run(json, only);
   if (!status.ok()) std::fprintf(stderr, "%s\n", status.message().c_str());
   return status.ok() ? 0 : 1;

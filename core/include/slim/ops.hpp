@@ -26,9 +26,21 @@ SLIM_API std::vector<std::string> operator_names();
 SLIM_API void gram_(at::Tensor acc, const at::Tensor& x);
 
 /// `slim::channel_moments_(Tensor(a!) sum_abs, Tensor(b!) sum_square, Tensor(c!) min, Tensor(d!) max, Tensor x) -> ()`:
-/// adds Σ|x| and Σx² over the rows of x [tokens, features] and widens min and max, all [features] fp32. x has at least one row.
+/// adds Σ|x| and Σx² over the rows of x [tokens, features] and widens min and max, all [features] fp32. x has at least one row. NaN stays NaN in
+/// all four.
 SLIM_API void channel_moments_(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min, at::Tensor max,
                                const at::Tensor& x);
+
+/// Counts of values, and their extremes.
+struct BinCounts {
+  at::Tensor counts;       ///< int64 [2 * bins_per_side] on the CPU
+  double min = 0, max = 0;  ///< exact; both NaN if a value is
+};
+/// `slim::histogram(Tensor x, int exponent, int bins_per_side) -> (Tensor counts, Tensor extremes)`: bin i counts the values of
+/// [(i - bins_per_side) w, (i + 1 - bins_per_side) w) with w = 2^exponent; smaller ones and NaN count in the first bin, larger ones in
+/// the last. One pass also finds the extremes (fp32 [2]), so that a caller sees whether the bins were wide enough. x [tokens, features]
+/// bf16, fp16 or fp32 (the function takes any shape and float dtype), not empty; exponent -126..127.
+SLIM_API BinCounts histogram(const at::Tensor& x, int64_t exponent, int64_t bins_per_side);
 
 /// `slim::column_sweep_(Tensor(a!) weight, Tensor(b!) errors, Tensor(c!) codes, Tensor factor, Tensor? scale, Tensor? zero,
 /// Tensor? group, int min_code, int max_code, int keep, int of) -> ()`: one block of columns of the error-feedback sweep of GPTQ
@@ -117,6 +129,21 @@ SLIM_API RoundingError rounding_error(const at::Tensor& weight, const at::Tensor
 /// [rows, ceil(count * bits / 32)], one per row: value k, moved to be unsigned by adding 2^(bits-1), takes the bits
 /// k*bits .. k*bits+bits-1, and may straddle two words; unused bits are 0. bits 1..8.
 SLIM_API at::Tensor pack_codes(const at::Tensor& codes, int64_t bits);
+
+/// `slim::pack_columns(Tensor codes, int bits) -> Tensor`: the same streams as columns, int32 [ceil(count * bits / 32), rows]: `qweight`
+/// of GPTQ for codes [out, in], also of 3 bits, where 32 codes fill three words.
+SLIM_API at::Tensor pack_columns(const at::Tensor& codes, int64_t bits);
+
+/// `slim::pack_awq(Tensor codes) -> Tensor`: 4-bit codes int8 [out, n] in the order of AutoAWQ's "gemm" kernels, int32 [n, out / 8]:
+/// word w holds the channels 8w .. 8w+7, in the order 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits on, moved to be unsigned by adding 8.
+/// out is a multiple of 8.
+SLIM_API at::Tensor pack_awq(const at::Tensor& codes);
+
+/// `slim::sparsity_mask(Tensor weight, Tensor? importance, int keep, int of) -> Tensor`: bool [rows, in]: true for the `keep` entries of
+/// the largest |w| * importance, a product in fp32, of every `of` consecutive columns of a row (of those in a shorter last run too); of
+/// equals the earlier one, and NaN is as large as Inf. n:m pruning by magnitude, or with importance sqrt(E[x²]) that of Wanda (Sun et al.
+/// 2023). weight [rows, in] bf16, fp16 or fp32; importance fp32 [in], not negative; undefined: 1. 1 <= keep < of.
+SLIM_API at::Tensor sparsity_mask(const at::Tensor& weight, const at::Tensor& importance, int64_t keep, int64_t of);
 
 /// `slim::gram_ranges(Tensor weight, Tensor blocks, int bits, bool e4m3, bool symmetric, ScalarType scale_dtype) -> (Tensor low,
 /// Tensor high)`: for each group of g = blocks.size(-1) input channels of each row, the range whose rounding changes the layer's

@@ -15,8 +15,12 @@ constexpr double kSmallestRatio = 0.5, kStep = 0.025;
 /// Slice of rows whose ranges [rows, groups] are searched together, group by group.
 class SliceSearch {
  public:
-  SliceSearch(const at::Tensor& weight, const at::Tensor& blocks, const quant::CodeRange& codes, at::ScalarType dtype)
-      : weight_(weight.view({weight.size(0), blocks.size(0), blocks.size(1)})), blocks_(blocks), codes_(codes), dtype_(dtype) {
+  SliceSearch(const at::Tensor& weight, const at::Tensor& blocks, const quant::CodeRange& codes,
+              at::ScalarType dtype)
+      : weight_(weight.view({weight.size(0), blocks.size(0), blocks.size(1)})),
+        blocks_(blocks),
+        codes_(codes),
+        dtype_(dtype) {
     const auto [min, max] = at::aminmax(weight_, -1);
     min_ = min.clamp_max(0);
     max_ = max.clamp_min(0);
@@ -27,7 +31,8 @@ class SliceSearch {
 
   void shrink_together() {
     // 2^b codes lie unevenly around zero: a symmetric range a little wider than the extremes keeps the largest weight unclipped.
-    for (double ratio = codes_.symmetric ? -codes_.min / codes_.max : 1; ratio >= kSmallestRatio; ratio -= kStep) {
+    for (double ratio = codes_.symmetric ? -codes_.min / codes_.max : 1; ratio >= kSmallestRatio;
+         ratio -= kStep) {
       const at::Tensor candidate = at::full_like(low_, ratio);
       keep_if_better(candidate, candidate);
     }
@@ -35,9 +40,11 @@ class SliceSearch {
 
   void move_ends() {
     const at::Tensor low = low_, high = high_;
-    for (const double step : {-4 * kStep, -2 * kStep, 2 * kStep, 4 * kStep}) keep_if_better((low + step).clamp_max(1), high);
+    for (const double step : {-4 * kStep, -2 * kStep, 2 * kStep, 4 * kStep})
+      keep_if_better((low + step).clamp_max(1), high);
     const at::Tensor moved = low_;
-    for (const double step : {-4 * kStep, -2 * kStep, 2 * kStep, 4 * kStep}) keep_if_better(moved, (high + step).clamp_max(1));
+    for (const double step : {-4 * kStep, -2 * kStep, 2 * kStep, 4 * kStep})
+      keep_if_better(moved, (high + step).clamp_max(1));
   }
 
   at::Tensor low() const { return min_ * low_; }
@@ -69,9 +76,11 @@ class SliceSearch {
   at::Tensor min_, max_, low_, high_, best_;
 };
 
-std::tuple<at::Tensor, at::Tensor> gram_ranges_reference(const at::Tensor& weight, const at::Tensor& blocks, int64_t bits, bool e4m3,
-                                                         bool symmetric, at::ScalarType scale_dtype) {
-  const quant::CodeRange codes = quant::code_range(Rounding{1, blocks.size(-1), bits, e4m3, symmetric, scale_dtype});
+std::tuple<at::Tensor, at::Tensor> gram_ranges_reference(const at::Tensor& weight, const at::Tensor& blocks,
+                                                         int64_t bits, bool e4m3, bool symmetric,
+                                                         at::ScalarType scale_dtype) {
+  const quant::CodeRange codes =
+      quant::code_range(Rounding{1, blocks.size(-1), bits, e4m3, symmetric, scale_dtype});
   at::Tensor low = at::empty({weight.size(0), blocks.size(0)}, weight.options()), high = at::empty_like(low);
   for (int64_t begin = 0; begin < weight.size(0); begin += kRowsPerSlice) {
     const int64_t rows = std::min(kRowsPerSlice, weight.size(0) - begin);
@@ -84,10 +93,11 @@ std::tuple<at::Tensor, at::Tensor> gram_ranges_reference(const at::Tensor& weigh
   return {low, high};
 }
 
-at::Tensor scale_losses_reference(const at::Tensor& weight, const at::Tensor& scales, const OptionalTensor& gram,
-                                  const OptionalTensor& inputs, int64_t unit_columns, int64_t bits, bool e4m3, bool symmetric,
-                                  at::ScalarType scale_dtype, const OptionalTensor& importance, double max_shrink, double norm,
-                                  int64_t steps) {
+at::Tensor scale_losses_reference(const at::Tensor& weight, const at::Tensor& scales,
+                                  const OptionalTensor& gram, const OptionalTensor& inputs,
+                                  int64_t unit_columns, int64_t bits, bool e4m3, bool symmetric,
+                                  at::ScalarType scale_dtype, const OptionalTensor& importance,
+                                  double max_shrink, double norm, int64_t steps) {
   const Rounding rounding{1, unit_columns, bits, e4m3, symmetric, scale_dtype};
   RangeSearch search{{}, max_shrink, norm, steps, 0};
   at::Tensor losses = at::empty({scales.size(0)}, at::kDouble);
@@ -95,7 +105,8 @@ at::Tensor scale_losses_reference(const at::Tensor& weight, const at::Tensor& sc
     const at::Tensor s = scales[k], scaled = weight * s;
     if (importance) search.importance = *importance / s.square();
     const ScaleZero params = choose_params(scaled, rounding, search);
-    const at::Tensor delta = decode(encode(scaled, params, rounding, at::kFloat), params, rounding).div_(s).sub_(weight);
+    const at::Tensor delta =
+        decode(encode(scaled, params, rounding, at::kFloat), params, rounding).div_(s).sub_(weight);
     const at::Tensor terms =
         gram ? at::matmul(delta, *gram).mul_(delta) : at::matmul(delta, inputs->to(at::kFloat).t()).square_();
     losses[k].fill_(terms.sum(at::kDouble).item<double>());
@@ -106,30 +117,37 @@ at::Tensor scale_losses_reference(const at::Tensor& weight, const at::Tensor& sc
 }  // namespace
 
 GroupRanges gram_ranges(const at::Tensor& weight, const at::Tensor& blocks, const Rounding& rounding) {
-  using Signature =
-      std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, int64_t, bool, bool, at::ScalarType);
+  using Signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, int64_t, bool,
+                                                       bool, at::ScalarType);
   static const Operator<Signature> op("slim::gram_ranges");
-  auto [low, high] = op(weight, blocks, rounding.bits, rounding.e4m3, rounding.symmetric, rounding.scale_dtype);
+  auto [low, high] =
+      op(weight, blocks, rounding.bits, rounding.e4m3, rounding.symmetric, rounding.scale_dtype);
   return {low, high};
 }
 
-at::Tensor scale_losses(const at::Tensor& weight, const at::Tensor& scales, const at::Tensor& gram, const at::Tensor& inputs,
-                        const Rounding& rounding, const RangeSearch& search) {
+at::Tensor scale_losses(const at::Tensor& weight, const at::Tensor& scales, const at::Tensor& gram,
+                        const at::Tensor& inputs, const Rounding& rounding, const RangeSearch& search) {
   using Signature =
-      at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, bool, bool,
-                 at::ScalarType, const OptionalTensor&, double, double, int64_t);
+      at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&, int64_t,
+                 int64_t, bool, bool, at::ScalarType, const OptionalTensor&, double, double, int64_t);
   static const Operator<Signature> op("slim::scale_losses");
-  return op(weight, scales, optional(gram), optional(inputs), rounding.unit_columns, rounding.bits, rounding.e4m3,
-                 rounding.symmetric, rounding.scale_dtype, optional(search.importance), search.max_shrink, search.norm, search.steps);
+  return op(weight, scales, optional(gram), optional(inputs), rounding.unit_columns, rounding.bits,
+            rounding.e4m3, rounding.symmetric, rounding.scale_dtype, optional(search.importance),
+            search.max_shrink, search.norm, search.steps);
 }
 
 }  // namespace slim::ops
 
 TORCH_LIBRARY_FRAGMENT(slim, m) {
-  m.def("gram_ranges(Tensor weight, Tensor blocks, int bits, bool e4m3, bool symmetric, ScalarType scale_dtype) -> "
-        "(Tensor low, Tensor high)");
-  m.def("scale_losses(Tensor weight, Tensor scales, Tensor? gram, Tensor? inputs, int unit_columns, int bits, bool e4m3, "
-        "bool symmetric, ScalarType scale_dtype, Tensor? importance, float max_shrink, float norm, int steps) -> Tensor");
+  m.def(
+      "gram_ranges(Tensor weight, Tensor blocks, int bits, bool e4m3, bool symmetric, ScalarType "
+      "scale_dtype) -> "
+      "(Tensor low, Tensor high)");
+  m.def(
+      "scale_losses(Tensor weight, Tensor scales, Tensor? gram, Tensor? inputs, int unit_columns, int bits, "
+      "bool e4m3, "
+      "bool symmetric, ScalarType scale_dtype, Tensor? importance, float max_shrink, float norm, int steps) "
+      "-> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(slim, CompositeExplicitAutograd, m) {

@@ -20,7 +20,8 @@ class Operator<Result(Parameters...)> {
   Result operator()(Parameters... arguments) const {
     if (!reference_forced()) return handle_.call(std::forward<Parameters>(arguments)...);
     // No backend registers kernels for Meta, so that its entry is the reference, which works for any device.
-    return handle_.redispatch(c10::DispatchKeySet(c10::DispatchKey::Meta), std::forward<Parameters>(arguments)...);
+    return handle_.redispatch(c10::DispatchKeySet(c10::DispatchKey::Meta),
+                              std::forward<Parameters>(arguments)...);
   }
 
  private:
@@ -28,7 +29,9 @@ class Operator<Result(Parameters...)> {
 };
 
 using OptionalTensor = std::optional<at::Tensor>;
-inline OptionalTensor optional(const at::Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
+inline OptionalTensor optional(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
 inline at::Tensor defined_or_empty(const OptionalTensor& tensor) { return tensor ? *tensor : at::Tensor(); }
 
 }  // namespace slim::ops

@@ -41,13 +41,19 @@ inline float round_even(float x) {
 class Tile {
  public:
   explicit Tile(const Sweep& sweep)
-      : sweep_(sweep), weight_(size(sweep)), error_(size(sweep)), code_(size(sweep)), groups_(group_count(sweep)),
-        scale_(groups_), zero_(groups_) {}
+      : sweep_(sweep),
+        weight_(size(sweep)),
+        error_(size(sweep)),
+        code_(size(sweep)),
+        groups_(group_count(sweep)),
+        scale_(groups_),
+        zero_(groups_) {}
 
   void load(const float* weight, int64_t stride, int64_t first_row, int64_t rows) {
     for (int64_t r = 0; r < kLanes; ++r) {
       const int64_t row = std::min(r, rows - 1);  // lanes beyond the last row repeat it
-      for (size_t c = 0; c < weight_.size(); ++c) weight_[c][r] = weight[row * stride + static_cast<int64_t>(c)];
+      for (size_t c = 0; c < weight_.size(); ++c)
+        weight_[c][r] = weight[row * stride + static_cast<int64_t>(c)];
       for (size_t g = 0; g < groups_; ++g) {
         const auto at = static_cast<int64_t>(g);
         scale_[g][r] = sweep_.scale[(first_row + row) * sweep_.scale_stride + at];
@@ -69,8 +75,8 @@ class Tile {
     }
   }
 
-  void store(float* weight, float* errors, int8_t* codes, int64_t weight_stride, int64_t error_stride, int64_t code_stride,
-             int64_t rows) const {
+  void store(float* weight, float* errors, int8_t* codes, int64_t weight_stride, int64_t error_stride,
+             int64_t code_stride, int64_t rows) const {
     for (int64_t r = 0; r < rows; ++r) {
       for (size_t c = 0; c < weight_.size(); ++c) {
         const auto at = static_cast<int64_t>(c);
@@ -84,7 +90,8 @@ class Tile {
  private:
   static size_t size(const Sweep& sweep) { return static_cast<size_t>(sweep.columns); }
   static size_t group_count(const Sweep& sweep) {
-    return sweep.scale ? static_cast<size_t>(*std::max_element(sweep.group, sweep.group + sweep.columns)) + 1 : 0;
+    return sweep.scale ? static_cast<size_t>(*std::max_element(sweep.group, sweep.group + sweep.columns)) + 1
+                       : 0;
   }
   static const Lanes& all_kept() {
     static const Lanes ones = [] {
@@ -126,7 +133,8 @@ class Tile {
           rank[r] += its > mine || (wins_ties && its == mine) ? 1.0F : 0.0F;
         }
       }
-      for (int64_t r = 0; r < kLanes; ++r) kept_[c][r] = rank[r] < static_cast<float>(sweep_.keep) ? 1.0F : 0.0F;
+      for (int64_t r = 0; r < kLanes; ++r)
+        kept_[c][r] = rank[r] < static_cast<float>(sweep_.keep) ? 1.0F : 0.0F;
     }
   }
 
@@ -160,8 +168,9 @@ class Tile {
   std::array<Lanes, kMaxRun> salience_, kept_;
 };
 
-void check_column_sweep(const at::Tensor& weight, const at::Tensor& errors, const at::Tensor& codes, const at::Tensor& factor,
-                        const at::Tensor& scale, const at::Tensor& zero, const at::Tensor& group, int64_t keep, int64_t of) {
+void check_column_sweep(const at::Tensor& weight, const at::Tensor& errors, const at::Tensor& codes,
+                        const at::Tensor& factor, const at::Tensor& scale, const at::Tensor& zero,
+                        const at::Tensor& group, int64_t keep, int64_t of) {
   TORCH_CHECK(weight.dim() == 2 && errors.sizes() == weight.sizes() && weight.scalar_type() == at::kFloat &&
                   errors.scalar_type() == at::kFloat && weight.stride(1) == 1 && errors.stride(1) == 1,
               "column_sweep_: weight and errors are fp32 matrices of one shape with unit column stride");
@@ -175,24 +184,26 @@ void check_column_sweep(const at::Tensor& weight, const at::Tensor& errors, cons
   TORCH_CHECK(scale.dim() == 2 && scale.size(0) == weight.size(0) && scale.scalar_type() == at::kFloat &&
                   (!zero.defined() || (zero.sizes() == scale.sizes() && zero.scalar_type() == at::kFloat)),
               "column_sweep_: scale and zero are fp32 [rows, groups]");
-  TORCH_CHECK(group.defined() && group.dim() == 1 && group.size(0) == weight.size(1) && group.scalar_type() == at::kInt,
+  TORCH_CHECK(group.defined() && group.dim() == 1 && group.size(0) == weight.size(1) &&
+                  group.scalar_type() == at::kInt,
               "column_sweep_: group is int32 [columns]");
 }
 
 /// Any device: the work is done on the host.
 void column_sweep_reference(at::Tensor weight, at::Tensor errors, at::Tensor codes, const at::Tensor& factor,
-                            const std::optional<at::Tensor>& maybe_scale, const std::optional<at::Tensor>& maybe_zero,
-                            const std::optional<at::Tensor>& maybe_group, int64_t min_code, int64_t max_code, int64_t keep,
-                            int64_t of) {
-  const at::Tensor scale = defined_or_empty(maybe_scale), zero = defined_or_empty(maybe_zero), group = defined_or_empty(maybe_group);
-  check_column_sweep(weight, errors, codes, factor, scale, zero, group, keep, of);
+                            const std::optional<at::Tensor>& maybe_scale,
+                            const std::optional<at::Tensor>& maybe_zero,
+                            const std::optional<at::Tensor>& maybe_group, int64_t min_code, int64_t max_code,
+                            int64_t keep, int64_t of) {
+  const at::Tensor scale = defined_or_empty(maybe_scale), zero = defined_or_empty(maybe_zero),
+                   group = defined_or_empty(maybe_group);
   if (weight.numel() == 0) return;
   if (!weight.device().is_cpu()) {
     at::Tensor host_weight = weight.cpu(), host_errors = at::empty_like(host_weight);
     at::Tensor host_codes = scale.defined() ? at::empty(weight.sizes(), at::kChar) : at::Tensor();
     const auto on_host = [](const at::Tensor& x) { return x.defined() ? x.cpu() : x; };
-    column_sweep_reference(host_weight, host_errors, host_codes, factor.cpu(), on_host(scale), on_host(zero), on_host(group),
-                           min_code, max_code, keep, of);
+    column_sweep_reference(host_weight, host_errors, host_codes, factor.cpu(), on_host(scale), on_host(zero),
+                           on_host(group), min_code, max_code, keep, of);
     weight.copy_(host_weight);
     errors.copy_(host_errors);
     if (scale.defined()) codes.copy_(host_codes);
@@ -204,7 +215,8 @@ void column_sweep_reference(at::Tensor weight, at::Tensor errors, at::Tensor cod
   Sweep sweep;
   if (scale.defined()) {
     const int64_t first = group.min().item<int64_t>(), count = group.max().item<int64_t>() + 1 - first;
-    TORCH_CHECK(first >= 0 && first + count <= scale.size(1), "column_sweep_: group names a column that scale does not have");
+    TORCH_CHECK(first >= 0 && first + count <= scale.size(1),
+                "column_sweep_: group names a column that scale does not have");
     used_group = (group - first).to(at::kInt).contiguous();
     used_scale = scale.narrow(1, first, count).contiguous();
     sweep.group = used_group.const_data_ptr<int32_t>();
@@ -232,29 +244,38 @@ void column_sweep_reference(at::Tensor weight, at::Tensor errors, at::Tensor cod
       const int64_t row = t * kLanes, count = std::min(kLanes, rows - row);
       tile.load(weights + row * weight.stride(0), weight.stride(0), row, count);
       tile.run();
-      tile.store(weights + row * weight.stride(0), error + row * errors.stride(0), code + row * code_stride, weight.stride(0),
-                 errors.stride(0), code_stride, count);
+      tile.store(weights + row * weight.stride(0), error + row * errors.stride(0), code + row * code_stride,
+                 weight.stride(0), errors.stride(0), code_stride, count);
     }
   });
 }
 
-using Signature = void(at::Tensor, at::Tensor, at::Tensor, const at::Tensor&, const std::optional<at::Tensor>&,
-                       const std::optional<at::Tensor>&, const std::optional<at::Tensor>&, int64_t, int64_t, int64_t, int64_t);
+using Signature = void(at::Tensor, at::Tensor, at::Tensor, const at::Tensor&,
+                       const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
+                       const std::optional<at::Tensor>&, int64_t, int64_t, int64_t, int64_t);
 
 }  // namespace
 
 void column_sweep_(at::Tensor weight, at::Tensor errors, at::Tensor codes, const at::Tensor& factor,
                    const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& zero,
-                   const std::optional<at::Tensor>& group, int64_t min_code, int64_t max_code, int64_t keep, int64_t of) {
+                   const std::optional<at::Tensor>& group, int64_t min_code, int64_t max_code, int64_t keep,
+                   int64_t of) {
+  check_column_sweep(weight, errors, codes, factor, defined_or_empty(scale), defined_or_empty(zero),
+                     defined_or_empty(group), keep, of);
   static const Operator<Signature> op("slim::column_sweep_");
-  op(std::move(weight), std::move(errors), std::move(codes), factor, scale, zero, group, min_code, max_code, keep, of);
+  op(std::move(weight), std::move(errors), std::move(codes), factor, scale, zero, group, min_code, max_code,
+     keep, of);
 }
 
 }  // namespace slim::ops
 
 TORCH_LIBRARY_FRAGMENT(slim, m) {
-  m.def("column_sweep_(Tensor(a!) weight, Tensor(b!) errors, Tensor(c!) codes, Tensor factor, Tensor? scale, Tensor? zero, "
-        "Tensor? group, int min_code, int max_code, int keep, int of) -> ()");
+  m.def(
+      "column_sweep_(Tensor(a!) weight, Tensor(b!) errors, Tensor(c!) codes, Tensor factor, Tensor? scale, "
+      "Tensor? zero, "
+      "Tensor? group, int min_code, int max_code, int keep, int of) -> ()");
 }
 
-TORCH_LIBRARY_IMPL(slim, CompositeExplicitAutograd, m) { m.impl("column_sweep_", slim::ops::column_sweep_reference); }
+TORCH_LIBRARY_IMPL(slim, CompositeExplicitAutograd, m) {
+  m.impl("column_sweep_", slim::ops::column_sweep_reference);
+}

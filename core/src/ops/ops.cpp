@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 
 #include "ops/call.h"
 
@@ -26,7 +27,8 @@ constexpr int64_t kGramBlock = 1024;
 void gram_reference(at::Tensor acc, const at::Tensor& x) {
   const int64_t features = acc.size(0);
   const auto for_each_block = [&](auto&& f) {
-    for (int64_t begin = 0; begin < features; begin += kGramBlock) f(begin, std::min(kGramBlock, features - begin));
+    for (int64_t begin = 0; begin < features; begin += kGramBlock)
+      f(begin, std::min(kGramBlock, features - begin));
   };
   for_each_float_chunk(x, [&](const at::Tensor& rows) {
     for_each_block([&](int64_t begin, int64_t size) {
@@ -37,7 +39,10 @@ void gram_reference(at::Tensor acc, const at::Tensor& x) {
   for_each_block([&](int64_t begin, int64_t size) {
     at::Tensor on = acc.narrow(0, begin, size).narrow(1, begin, size);
     on.copy_(on.triu() + on.triu(1).t());
-    if (begin > 0) acc.narrow(0, begin, size).narrow(1, 0, begin).copy_(acc.narrow(0, 0, begin).narrow(1, begin, size).t());
+    if (begin > 0)
+      acc.narrow(0, begin, size)
+          .narrow(1, 0, begin)
+          .copy_(acc.narrow(0, 0, begin).narrow(1, begin, size).t());
   });
 }
 
@@ -50,6 +55,25 @@ void channel_moments_reference(at::Tensor sum_abs, at::Tensor sum_square, at::Te
     at::minimum_out(min, min, low);
     at::maximum_out(max, max, high);
   });
+}
+
+constexpr int64_t kValuesPerChunk = 1 << 20;  // bounds the temporary indices
+
+std::tuple<at::Tensor, at::Tensor> histogram_reference(const at::Tensor& x, int64_t exponent,
+                                                       int64_t bins_per_side) {
+  const auto half = static_cast<double>(bins_per_side),
+             per_bin = std::ldexp(1.0, static_cast<int>(-exponent));
+  at::Tensor counts = at::zeros({2 * bins_per_side}, x.options().dtype(at::kLong));
+  const at::Tensor values = x.reshape({-1});
+  for (int64_t begin = 0; begin < values.size(0); begin += kValuesPerChunk) {
+    const at::Tensor chunk =
+        values.narrow(0, begin, std::min(kValuesPerChunk, values.size(0) - begin)).to(at::kFloat);
+    const at::Tensor bin =
+        (chunk * per_bin).floor_().clamp_(-half, half - 1).nan_to_num_(-half);  // exact: a power of two
+    counts.add_(at::bincount(bin.to(at::kInt).add_(bins_per_side), {}, 2 * bins_per_side));
+  }
+  const auto [low, high] = at::aminmax(x);
+  return {counts, at::stack({low, high}).to(at::kFloat)};
 }
 
 std::atomic<bool> forced{false};
@@ -74,19 +98,39 @@ void gram_(at::Tensor acc, const at::Tensor& x) {
   op(std::move(acc), x);
 }
 
-void channel_moments_(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min, at::Tensor max, const at::Tensor& x) {
-  static const Operator<void(at::Tensor, at::Tensor, at::Tensor, at::Tensor, const at::Tensor&)> op("slim::channel_moments_");
+void channel_moments_(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min, at::Tensor max,
+                      const at::Tensor& x) {
+  static const Operator<void(at::Tensor, at::Tensor, at::Tensor, at::Tensor, const at::Tensor&)> op(
+      "slim::channel_moments_");
   op(std::move(sum_abs), std::move(sum_square), std::move(min), std::move(max), x);
+}
+
+BinCounts histogram(const at::Tensor& x, int64_t exponent, int64_t bins_per_side) {
+  TORCH_CHECK(x.numel() > 0 && x.is_floating_point(), "histogram: expected floats, found ", x.scalar_type(),
+              " ", x.sizes());
+  TORCH_CHECK(exponent >= -126 && exponent <= 127 && bins_per_side >= 1 && bins_per_side <= 1 << 20,
+              "histogram: ", bins_per_side, " bins of width 2^", exponent);
+  const at::Tensor rows = x.dim() == 2 ? x : x.reshape({-1, x.dim() > 0 ? x.size(-1) : 1});
+  static const Operator<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, int64_t, int64_t)> op(
+      "slim::histogram");
+  const auto [counts, extremes] =
+      op(rows.scalar_type() == at::kDouble ? rows.to(at::kFloat) : rows, exponent, bins_per_side);
+  const at::Tensor ends = extremes.cpu();
+  return {counts.cpu(), ends[0].item<double>(), ends[1].item<double>()};
 }
 
 }  // namespace slim::ops
 
 TORCH_LIBRARY(slim, m) {
   m.def("gram_(Tensor(a!) acc, Tensor x) -> ()");
-  m.def("channel_moments_(Tensor(a!) sum_abs, Tensor(b!) sum_square, Tensor(c!) min, Tensor(d!) max, Tensor x) -> ()");
+  m.def(
+      "channel_moments_(Tensor(a!) sum_abs, Tensor(b!) sum_square, Tensor(c!) min, Tensor(d!) max, Tensor x) "
+      "-> ()");
+  m.def("histogram(Tensor x, int exponent, int bins_per_side) -> (Tensor counts, Tensor extremes)");
 }
 
 TORCH_LIBRARY_IMPL(slim, CompositeExplicitAutograd, m) {
   m.impl("gram_", slim::ops::gram_reference);
   m.impl("channel_moments_", slim::ops::channel_moments_reference);
+  m.impl("histogram", slim::ops::histogram_reference);
 }

@@ -19,7 +19,10 @@
 namespace slim {
 namespace {
 
-std::string line_of(const char* file, const std::string& key) {
+namespace fs = std::filesystem;
+
+/// What follows the colon of the first line that starts with `key`; empty without one.
+std::string line_of(const fs::path& file, const std::string& key) {
   std::ifstream in(file);
   for (std::string line; std::getline(in, line);) {
     const size_t colon = line.find(':');
@@ -30,9 +33,9 @@ std::string line_of(const char* file, const std::string& key) {
   return "";
 }
 
-/// Bytes of a line such as "MemTotal:  16332456 kB".
-double bytes_of(const std::string& key) {
-  std::istringstream words(line_of("/proc/meminfo", key));
+/// Bytes of a line such as "MemTotal:  16332456 kB"; 0 without one.
+double bytes_of(const fs::path& file, const std::string& key) {
+  std::istringstream words(line_of(file, key));
   double kilobytes = 0;
   words >> kilobytes;
   return kilobytes * 1024;
@@ -44,48 +47,71 @@ std::string gigabytes(double bytes) {
   return text;
 }
 
-Finding processor() {
-  const std::string model = line_of("/proc/cpuinfo", "model name");
-  std::istringstream words(line_of("/proc/cpuinfo", "flags"));
+Finding processor(const fs::path& root) {
+  const fs::path file = root / "proc/cpuinfo";
+  const std::string model = line_of(file, "model name");
+  std::istringstream words(line_of(file, "flags"));
   const std::set<std::string> flags{std::istream_iterator<std::string>(words), {}};
   std::string features;
-  for (const char* flag : {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8"}) {
+  for (const char* flag : {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16",
+                           "avx512_vnni", "amx_bf16", "amx_int8"}) {
     if (flags.contains(flag)) features += std::string(features.empty() ? "" : " ") + flag;
   }
-  Finding finding{"processor", (model.empty() ? "unknown" : model) + ", " + std::to_string(at::get_num_threads()) + " threads" +
-                                   (features.empty() ? "" : ", " + features), ""};
+  Finding finding{"processor",
+                  (model.empty() ? "unknown" : model) + ", " + std::to_string(at::get_num_threads()) +
+                      " threads" + (features.empty() ? "" : ", " + features),
+                  ""};
 #if defined(__x86_64__)
-  if (!flags.contains("avx2")) finding.advice = "without AVX2 only the portable kernels run: a newer processor is several times faster";
+  if (flags.empty()) {
+    finding.advice = file.string() +
+                     " cannot be read, so that its features are not known here; mount /proc. Kernels ask the "
+                     "processor itself";
+  } else if (!flags.contains("avx2") || !flags.contains("fma")) {
+    finding.advice =
+        "without AVX2 and FMA only the portable kernels run: a newer processor is several times faster";
+  }
 #endif
   return finding;
 }
 
-Finding memory() {
-  const double total = bytes_of("MemTotal"), available = bytes_of("MemAvailable");
+Finding memory(const fs::path& root) {
+  constexpr double kLittle = 4e9;
+  const fs::path file = root / "proc/meminfo";
+  const double total = bytes_of(file, "MemTotal"), available = bytes_of(file, "MemAvailable");
+  if (total <= 0)
+    return {"memory", "unknown", file.string() + " cannot be read; mount /proc: backend cpu asks it, too"};
   Finding finding{"memory", gigabytes(available) + " of " + gigabytes(total) + " available", ""};
-  if (available < 4e9) finding.advice = "close other programs, or give smaller batches (--batch-size, --max-seq-length); `slim plan` tells what a run needs";
+  if (available < kLittle)
+    finding.advice =
+        "close other programs, or give smaller batches (--batch-size, --max-seq-length); `slim plan` tells "
+        "what a run needs";
   return finding;
 }
 
 Finding libtorch() {
   Dl_info where{};
   ::dladdr(reinterpret_cast<const void*>(&at::get_num_threads), &where);
-  return {"LibTorch", std::string(TORCH_VERSION) + (where.dli_fname ? std::string(", ") + where.dli_fname : ""), ""};
+  return {"LibTorch",
+          std::string(TORCH_VERSION) + (where.dli_fname ? std::string(", ") + where.dli_fname : ""), ""};
 }
 
-Finding nvidia_driver() {
-  std::ifstream version("/proc/driver/nvidia/version");
+Finding nvidia_driver(const fs::path& root) {
+  std::ifstream version(root / "proc/driver/nvidia/version");
   std::string line;
   if (std::getline(version, line)) return {"NVIDIA driver", line, ""};
-  return {"NVIDIA driver", "none", "for --backend cuda on a machine with an NVIDIA GPU: install its driver (nvidia-smi then lists the GPU)"};
+  return {"NVIDIA driver", "none",
+          "for --backend cuda on a machine with an NVIDIA GPU: install its driver (nvidia-smi then lists the "
+          "GPU)"};
 }
 
-Finding ascend_driver() {
+Finding ascend_driver(const fs::path& root) {
   std::error_code ignored;
-  for (const char* device : {"/dev/davinci0", "/dev/davinci_manager"}) {
-    if (std::filesystem::exists(device, ignored)) return {"Ascend driver", device, ""};
+  for (const char* device : {"dev/davinci0", "dev/davinci_manager"}) {
+    if (fs::exists(root / device, ignored)) return {"Ascend driver", (root / device).string(), ""};
   }
-  return {"Ascend driver", "none", "for --backend npu on a machine with an Ascend NPU: install driver, firmware and CANN (npu-smi info then lists the NPU)"};
+  return {"Ascend driver", "none",
+          "for --backend npu on a machine with an Ascend NPU: install driver, firmware and CANN (npu-smi "
+          "info then lists the NPU)"};
 }
 
 Finding backend_finding(const PluginInfo& info, PluginRegistry& registry) {
@@ -98,11 +124,16 @@ Finding backend_finding(const PluginInfo& info, PluginRegistry& registry) {
   if (!info.compatible.ok()) return fail(info.compatible);
   Result<Owned<Backend>> backend = registry.backend(info.id);
   if (!backend.ok()) return fail(backend.status());
-  if (Status status = guarded("backend " + info.id, [&] { return (*backend)->open({}); }); !status.ok()) return fail(status);
-  const auto devices = (*backend)->devices();
+  if (Status status = guarded("backend " + info.id, [&] { return (*backend)->open({}); }); !status.ok())
+    return fail(status);
+  const auto devices = guarded("backend " + info.id, [&] { return (*backend)->devices(); });
   if (!devices.ok()) return fail(devices.status());
+  if (devices->empty())
+    return fail({Code::kNotFound,
+                 "it opens, but lists no device; `slim plugins validate " + info.path + "` examines it"});
   for (const DeviceInfo& device : *devices) {
-    finding.found += (finding.found.empty() ? "" : "; ") + device.name + ", " + gigabytes(static_cast<double>(device.free_bytes)) + " of " +
+    finding.found += (finding.found.empty() ? "" : "; ") + device.name + ", " +
+                     gigabytes(static_cast<double>(device.free_bytes)) + " of " +
                      gigabytes(static_cast<double>(device.total_bytes)) + " free";
   }
   return finding;
@@ -110,12 +141,17 @@ Finding backend_finding(const PluginInfo& info, PluginRegistry& registry) {
 
 void add_plugins(PluginRegistry& registry, std::vector<Finding>& findings) {
   std::map<std::string, std::string> by_kind;
-  const std::map<slim_kind, const char*> names = {{SLIM_ALGORITHM, "algorithms"}, {SLIM_ADAPTER, "adapters"}, {SLIM_FORMAT, "formats"}};
+  const std::map<slim_kind, const char*> names = {
+      {SLIM_ALGORITHM, "algorithms"}, {SLIM_ADAPTER, "adapters"}, {SLIM_FORMAT, "formats"}};
+  const std::string searched =
+      "searched were the folders that `slim plugins list` shows; reinstall slim, or pass --plugin-dir";
   for (const auto& [kind, name] : names) by_kind[name];
+  bool has_backend = false;
   for (const PluginInfo& info : registry.list()) {
     if (!info.shadowed_by.empty()) continue;
     if (info.kind == SLIM_BACKEND) {
       findings.push_back(backend_finding(info, registry));
+      has_backend = true;
     } else if (!info.compatible.ok()) {
       findings.push_back({"plugin " + info.id, info.path, info.compatible.message()});
     } else {
@@ -123,29 +159,31 @@ void add_plugins(PluginRegistry& registry, std::vector<Finding>& findings) {
       list += (list.empty() ? "" : ", ") + info.id;
     }
   }
+  if (!has_backend) findings.push_back({"backends", "none", searched});
   for (const auto& [name, list] : by_kind) {
-    const std::string searched = "searched were the folders that `slim plugins list` shows; reinstall slim, or pass --plugin-dir";
     findings.push_back({name, list.empty() ? "none" : list, list.empty() ? searched : ""});
   }
 }
 
 }  // namespace
 
-std::vector<Finding> examine(PluginRegistry& registry) {
-  std::vector<Finding> findings = {processor(), memory(), libtorch(), nvidia_driver(), ascend_driver()};
+std::vector<Finding> examine(PluginRegistry& registry, const fs::path& root) {
+  std::vector<Finding> findings = {processor(root), memory(root), libtorch(), nvidia_driver(root),
+                                   ascend_driver(root)};
   add_plugins(registry, findings);
   return findings;
 }
 
-Report doctor(PluginRegistry& registry) {
+Report report_of(const std::vector<Finding>& findings) {
   Report report;
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
-  for (const Finding& finding : examine(registry)) {
+  for (const Finding& finding : findings) {
     report.text += finding.subject + ": " + finding.found + "\n";
     if (!finding.advice.empty()) report.text += "    " + finding.advice + "\n";
     json.push_back({{"subject", finding.subject}, {"found", finding.found}, {"advice", finding.advice}});
   }
-  report.json = nlohmann::ordered_json{{"findings", json}}.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  report.json = nlohmann::ordered_json{{"findings", json}}.dump(
+      2, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
   return report;
 }
 

@@ -1,4 +1,5 @@
 #pragma once
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -13,9 +14,10 @@ struct Finding {
   std::string advice;  ///< empty: nothing is wrong
 };
 
-/// Processor, memory, LibTorch, drivers, backends with their devices, and plugins. Looks, and changes nothing.
-SLIM_API std::vector<Finding> examine(PluginRegistry&);
-/// The same as text and JSON.
-SLIM_API Report doctor(PluginRegistry&);
+/// Processor, memory, LibTorch, drivers, backends with their devices, and plugins. Looks, and changes nothing. `root`: the folder that holds
+/// proc/ and dev/.
+SLIM_API std::vector<Finding> examine(PluginRegistry&, const std::filesystem::path& root = "/");
+/// Findings as text, a line each with the advice below it, and as JSON.
+SLIM_API Report report_of(const std::vector<Finding>&);
 
 }  // namespace slim

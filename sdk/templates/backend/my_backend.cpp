@@ -6,7 +6,6 @@
 #include <torch/library.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -32,8 +31,8 @@ void channel_moments(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min, 
       for (int64_t i = begin; i < end; ++i) {
         abs[i] += std::fabs(row[i]);
         square[i] += row[i] * row[i];
-        low[i] = std::min(low[i], row[i]);
-        high[i] = std::max(high[i], row[i]);
+        if (row[i] < low[i] || std::isnan(row[i])) low[i] = row[i];  // NaN stays: no later number is smaller
+        if (row[i] > high[i] || std::isnan(row[i])) high[i] = row[i];
       }
     }
   });

@@ -1,0 +1,47 @@
+#pragma once
+#include "common/arguments.hpp"
+
+/// The products of scale_losses (slim/ops.hpp), which LibTorch does on every device.
+namespace slim::kernels {
+
+/// Σ δ gram δᵀ of each candidate, errors [candidates * rows, in]: blocks off the diagonal are met once and count twice. fp64 [candidates].
+inline at::Tensor quadratic_losses(const at::Tensor& errors, int64_t candidates, const at::Tensor& gram) {
+  constexpr int64_t kColumns = 512;
+  const int64_t features = gram.size(0);
+  at::Tensor losses = at::zeros({candidates}, errors.options().dtype(at::kDouble));
+  for (int64_t begin = 0; begin < features; begin += kColumns) {
+    const int64_t size = std::min(kColumns, features - begin);
+    const at::Tensor part = errors.narrow(1, begin, size);
+    const auto add = [&](const at::Tensor& left, const at::Tensor& block, double weight) {
+      losses.add_(at::mm(left, block).mul_(part).view({candidates, -1}).sum(1, false, at::kDouble), weight);
+    };
+    if (begin > 0) add(errors.narrow(1, 0, begin), gram.narrow(0, 0, begin).narrow(1, begin, size), 2);
+    add(part, gram.narrow(0, begin, size).narrow(1, begin, size), 1);
+  }
+  return losses;
+}
+
+/// Losses of all candidates, some at a time. write_errors(first, count, to) writes δ = Q(W s) / s - W of the candidates
+/// [first, first + count) to fp32 [count * rows, in].
+template <class F>
+at::Tensor losses_of_candidates(const at::Tensor& weight, int64_t candidates, const OptionalTensor& gram,
+                                const OptionalTensor& inputs, F&& write_errors) {
+  TORCH_CHECK(gram.has_value() != inputs.has_value(), "scale_losses: expected either gram or inputs");
+  constexpr int64_t kErrorBytes = int64_t{64} << 20;  // that wait for one product
+  const int64_t rows = weight.size(0), columns = weight.size(1);
+  const at::Tensor activations = inputs ? inputs->to(at::kFloat).t() : at::Tensor();
+  at::Tensor losses = at::empty({candidates}, at::kDouble);
+  const int64_t at_once = std::clamp<int64_t>(kErrorBytes / std::max<int64_t>(1, rows * columns * 4), 1,
+                                              std::max<int64_t>(1, candidates));
+  for (int64_t first = 0; first < candidates; first += at_once) {
+    const int64_t count = std::min(at_once, candidates - first);
+    const at::Tensor errors = at::empty({count * rows, columns}, weight.options().dtype(at::kFloat));
+    write_errors(first, count, errors.mutable_data_ptr<float>());
+    losses.narrow(0, first, count)
+        .copy_(gram ? quadratic_losses(errors, count, *gram)
+                    : at::mm(errors, activations).square_().view({count, -1}).sum(1, false, at::kDouble));
+  }
+  return losses;
+}
+
+}  // namespace slim::kernels
