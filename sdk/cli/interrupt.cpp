@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 
@@ -80,6 +81,18 @@ void on_crash(int signal) {
   raise(signal);
 }
 
+/// A plugin that calls exit() would end the run with the code of success.
+void on_exit() {
+  if (stage != kRunning) return;
+  say("\nslim: error: the process was ended by exit()");
+  if (const char* call = current_call(); *call) {
+    say(" in ");
+    say(call);
+  }
+  say("; the blocks that were finished, if any, are kept: go on with --resume\n");
+  _exit(kFailed);
+}
+
 void handle(int signal, void (*handler)(int), int flags) {
   struct sigaction action {};
   action.sa_handler = handler;
@@ -100,6 +113,7 @@ void use_other_stack() {
 }  // namespace
 
 void catch_interrupts() {
+  std::atexit(on_exit);
   if (pipe2(wake_pipe, O_CLOEXEC) == 0) std::thread(watch).detach();
   handle(SIGINT, on_signal, SA_RESTART);
   handle(SIGTERM, on_signal, SA_RESTART);

@@ -3,7 +3,7 @@
 namespace slim::cli {
 
 /// From now on SIGINT and SIGTERM set a flag, and a second later end what is still running (exit code 130), without what is of no use
-/// then; the second signal ends the process at once. Crashes name the plugin that was called.
+/// then; the second signal ends the process at once. Crashes, and exit() before run_has_ended(), name the plugin that was called.
 void catch_interrupts();
 /// The run has ended by itself: nothing ends it any more.
 void run_has_ended();

@@ -29,6 +29,7 @@ Json to_json(const PluginInfo& info) {
               {"torch", info.torch},
               {"compiler", info.compiler},
               {"build_tag", info.build_tag},
+              {"interface", info.interface},
               {"path", info.path},
               {"loadable", info.compatible.ok()},
               {"problem", info.compatible.message()},
@@ -76,6 +77,7 @@ std::string describe(const PluginInfo& info) {
       {"summary", info.summary}, {"serves", info.serves},         {"version", info.version},
       {"vendor", info.vendor},   {"license", info.license},       {"API", info.api},
       {"LibTorch", info.torch},  {"compiler", info.compiler},     {"build tag", info.build_tag},
+      {"interface", info.interface},
       {"file", info.path},       {"hidden by", info.shadowed_by}, {"problem", info.compatible.message()}};
   std::string text = kind_name(info.kind) + " " + info.id + "\n";
   for (const auto& [name, value] : facts) {
@@ -112,7 +114,7 @@ Result<std::vector<PluginInfo>> find(const PluginRegistry& registry, const std::
   if (name.find('/') != std::string::npos || name.ends_with(".so")) {
     std::error_code error;
     const auto path = std::filesystem::canonical(name, error);
-    if (error) return Status(Code::kNotFound, "plugin " + name + ": " + error.message());
+    if (error) return Status(Code::kInvalidArgument, "plugin " + name + ": " + error.message());
     return std::vector<PluginInfo>{read_plugin_info(path.string())};
   }
   std::vector<PluginInfo> found;
@@ -122,7 +124,7 @@ Result<std::vector<PluginInfo>> find(const PluginRegistry& registry, const std::
     ids.push_back(info.id);
   }
   if (!found.empty()) return found;
-  return Status(Code::kNotFound, "no plugin '" + name + "'" + did_you_mean(name, ids) +
+  return Status(Code::kInvalidArgument, "no plugin '" + name + "'" + did_you_mean(name, ids) +
                                      " (searched: " + join(registry.search_path(), ":") + ")");
 }
 

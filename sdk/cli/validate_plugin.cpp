@@ -88,6 +88,7 @@ Result<Exit> run_process(const Check& check, const Subject& subject) {
     dup2(ends[1], STDOUT_FILENO);
     dup2(ends[1], STDERR_FILENO);
     std::printf("\n%s\n", run_here(check, subject).c_str());
+    run_has_ended();
     std::exit(0);  // as a program ends, with all that libraries do then
   }
   close(ends[1]);
@@ -201,6 +202,12 @@ int run_all(const Subject& subject, const std::vector<Check>& checks, const std:
   return summarize(subject, verdicts, arguments);
 }
 
+int run_one(const Check& check, const Subject& subject) {
+  const std::string line = run_here(check, subject);
+  const int printed = print(line + "\n");
+  return printed != kDone ? printed : Json::parse(line)["verdict"] == "failed" ? kNotVerified : kDone;
+}
+
 }  // namespace
 
 std::vector<Flag> validate_plugin_flags() {
@@ -220,7 +227,7 @@ int validate_plugin(const Arguments& arguments) {
   if (!arguments.has("check")) return run_all(*subject, checks, *except, arguments);
   std::vector<std::string> ids;
   for (const Check& check : checks) {
-    if (check.id == arguments.text("check")) return print("\n" + run_here(check, *subject) + "\n");
+    if (check.id == arguments.text("check")) return run_one(check, *subject);
     ids.push_back(check.id);
   }
   const std::string wanted = arguments.text("check");

@@ -188,12 +188,14 @@ def check_signals(slim, work):
 
 
 def check_crash(slim, work):
-    """A plugin that aborts is named; finished blocks are kept."""
-    library = work / "libslim_algorithm_crashes.so"
-    shutil.copy(slim.build / "tests/plugins_bad/misbehaving/libslim_algorithm_misbehaving.so", library)
-    result = slim.run("--plugin", library, *CALIB, "--output", "crashed", "--quiet")
-    assert result.returncode == -signal.SIGABRT, f"{result.returncode}: {result.stderr}"
-    assert re.search(r"slim: error: crashed with SIGABRT in misbehaving: model\..*--resume", result.stderr), result.stderr
+    """A plugin that ends the process, in whatever way and thread, is named; finished blocks are kept."""
+    for fault, code, says in (("crashes", -signal.SIGABRT, "crashed with SIGABRT"), ("segfaults", -signal.SIGSEGV, "crashed with SIGSEGV"),
+                              ("crashes_in_thread", -signal.SIGABRT, "crashed with SIGABRT"), ("exits", 1, r"ended by exit\(\)")):
+        library = work / f"libslim_algorithm_{fault}.so"
+        shutil.copy(slim.build / "tests/plugins_bad/misbehaving/libslim_algorithm_misbehaving.so", library)
+        result = slim.run("--plugin", library, *CALIB, "--output", "crashed", "--quiet")
+        assert result.returncode == code, f"{fault}: {result.returncode}: {result.stderr}"
+        assert re.search(r"slim: error: .*" + says + r" in misbehaving: model\..*--resume", result.stderr), result.stderr
     print("crash: the plugin is named")
 
 

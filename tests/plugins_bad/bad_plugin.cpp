@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "slim/abi.h"
+#include "slim/interface.hpp"
 #include "slim/version.hpp"
 
 namespace {
@@ -27,6 +28,13 @@ namespace {
 #define META_API "0.99"
 #else
 #define META_API TEXT(SLIM_API_MAJOR) "." TEXT(SLIM_API_MINOR)
+#endif
+#if defined(FAULT_OTHER_INTERFACE)
+#define META_INTERFACE "\0interface=0123456789abcdef"
+#elif defined(FAULT_NO_INTERFACE)
+#define META_INTERFACE ""
+#else
+#define META_INTERFACE "\0interface=" SLIM_INTERFACE
 #endif
 #ifdef FAULT_STALE_DESCRIPTOR
 constexpr const char* kTorch = "1.0.0";
@@ -50,7 +58,8 @@ constexpr const char* kSchema = "{}";
 #endif
 
 #if defined(FAULT_OTHER_TORCH) || defined(FAULT_OTHER_BUILD_TAG) || defined(FAULT_NEWER_API) || defined(FAULT_OTHER_CXX_ABI) || \
-    defined(FAULT_OTHER_COMPILER_ABI) || defined(FAULT_SECOND_TORCH)
+    defined(FAULT_OTHER_COMPILER_ABI) || defined(FAULT_SECOND_TORCH) || defined(FAULT_OTHER_INTERFACE) || \
+    defined(FAULT_NO_INTERFACE)
 /// None of these files may ever be opened: their code would end the process.
 struct MustNotRun {
   MustNotRun() { std::abort(); }
@@ -77,7 +86,7 @@ __attribute__((section("slim_meta"), used, retain)) const char metadata[] =
     "slim=1\0kind=algorithm\0id=" BAD_ID
     "\0summary=wrong in one way\0serves=\0name=bad\0version=1\0vendor=test\0license=none"
     "\0api=" META_API "\0torch=" META_TORCH "\0cxx11_abi=" META_CXX11_ABI
-    "\0gxx_abi=" META_GXX_ABI "\0compiler=" __VERSION__ "\0build_tag=" META_BUILD_TAG;
+    "\0gxx_abi=" META_GXX_ABI "\0compiler=" __VERSION__ "\0build_tag=" META_BUILD_TAG META_INTERFACE;
 #endif
 
 }  // namespace

@@ -3,8 +3,10 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <thread>
 
 #include "slim/plugin.hpp"
 #include "slim/quant.hpp"
@@ -72,6 +74,9 @@ class Misbehaving final : public Algorithm {
   }
   Result<Solved> solve(LayerContext& context) override {
     if (has("crashes")) std::abort();
+    if (has("segfaults")) std::raise(SIGSEGV);
+    if (has("exits")) std::exit(0);
+    if (has("crashes_in_thread")) std::thread([] { throw OwnType(); }).join();
     SLIM_ASSIGN(Solved solved, quant::round_to_nearest(context));
     Quantized& result = std::get<Quantized>(solved.weight);
     if (has("bad_codes")) one_too_large(context.weight(), result);

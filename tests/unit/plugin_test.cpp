@@ -98,6 +98,9 @@ TEST_CASE("plugin/ every kind of bad plugin has an error of its own") {
   check_mentions(load("newer_api"), Code::kIncompatible, {"API 0.99", remedy});
   check_mentions(load("other_cxx_abi"), Code::kIncompatible, {"_GLIBCXX_USE_CXX11_ABI 0", remedy});
   check_mentions(load("other_compiler_abi"), Code::kIncompatible, {"__GXX_ABI_VERSION 1002", remedy});
+  check_mentions(load("other_interface"), Code::kIncompatible,
+                 {"libslim_algorithm_other_interface.so", "interface headers 0123456789abcdef", host_facts().interface, remedy});
+  check_mentions(load("no_interface"), Code::kIncompatible, {"interface headers without a fingerprint", remedy});
   check_mentions(load("second_torch"), Code::kIncompatible, {"second copy of LibTorch", "libtorch_cpu_copy.so"});
   check_mentions(load("stale_descriptor"), Code::kIncompatible,
                  {"LibTorch 1.0.0", host_facts().torch, remedy});
@@ -224,6 +227,7 @@ TEST_CASE("plugin/ only the same facts on both sides are compatible") {
   CHECK(refused([](AbiFacts& f) { f.cxx11_abi = "0"; }));
   CHECK(refused([](AbiFacts& f) { f.gxx_abi = "1002"; }));
   CHECK(refused([](AbiFacts& f) { f.build_tag += "-asan"; }));
+  CHECK(refused([](AbiFacts& f) { f.interface.back() = f.interface.back() == '0' ? '1' : '0'; }));
   AbiFacts older = host;
   AbiFacts newer_host = host;
   newer_host.api_minor += 1;

@@ -16,6 +16,7 @@
 #include "slim/algorithm.hpp"
 #include "slim/backend.hpp"
 #include "slim/format.hpp"
+#include "slim/interface.hpp"
 #include "slim/version.hpp"
 
 #ifndef SLIM_PLUGIN_VERSION
@@ -63,7 +64,7 @@ void destroy(void* object) noexcept {
       "\0version=" SLIM_PLUGIN_VERSION "\0vendor=" SLIM_PLUGIN_VENDOR "\0license=" SLIM_PLUGIN_LICENSE                     \
       "\0api=" SLIM_STRINGIFY(SLIM_API_MAJOR) "." SLIM_STRINGIFY(SLIM_API_MINOR) "\0torch=" TORCH_VERSION                  \
       "\0cxx11_abi=" SLIM_STRINGIFY(_GLIBCXX_USE_CXX11_ABI) "\0gxx_abi=" SLIM_STRINGIFY(__GXX_ABI_VERSION)                 \
-      "\0compiler=" __VERSION__ "\0build_tag=" SLIM_BUILD_TAG
+      "\0compiler=" __VERSION__ "\0build_tag=" SLIM_BUILD_TAG "\0interface=" SLIM_INTERFACE
 
 /// SCHEMA: a JSON Schema object; its "properties" have "type", "description", "default", "minimum", "maximum", "enum".
 #define SLIM_ALGORITHM_PLUGIN(ID, TYPE, SUMMARY, SCHEMA) \

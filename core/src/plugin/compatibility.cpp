@@ -2,13 +2,20 @@
 
 #include <torch/headeronly/version.h>
 
+#include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstddef>
 
+#include "slim/interface.hpp"
 #include "slim/version.hpp"
 
 namespace slim {
 namespace {
+
+/// Fingerprints of older interface headers whose plugins this slim still serves: an addition that they need not know (see
+/// docs/compatibility.md) puts the fingerprint before it here.
+constexpr std::array<std::string_view, 0> kServedInterfaces{};
 
 std::string api_text(const AbiFacts& facts) {
   return std::to_string(facts.api_major) + "." + std::to_string(facts.api_minor);
@@ -19,7 +26,11 @@ Status differs(const std::string& what, const std::string& plugin, const std::st
   return Status(Code::kIncompatible,
                 "the plugin was built with " + what + " " + plugin + ", this slim with " + host +
                     "; rebuild the plugin against slim " SLIM_VERSION " (API " + api_text(host_side) +
-                    ", LibTorch " + host_side.torch + ", build tag " + host_side.build_tag + ")");
+                    ", LibTorch " + host_side.torch + ", build tag " + host_side.build_tag + ", interface " + host_side.interface + ")");
+}
+
+bool serves_interface(const std::string& plugin, const std::string& host) {
+  return plugin == host || std::find(kServedInterfaces.begin(), kServedInterfaces.end(), plugin) != kServedInterfaces.end();
 }
 
 /// "major.minor"
@@ -60,6 +71,7 @@ AbiFacts host_facts() {
   facts.cxx11_abi = std::to_string(_GLIBCXX_USE_CXX11_ABI);
   facts.gxx_abi = std::to_string(__GXX_ABI_VERSION);
   facts.build_tag = SLIM_BUILD_TAG;
+  facts.interface = SLIM_INTERFACE;
   return facts;
 }
 
@@ -82,6 +94,8 @@ Result<AbiFacts> facts_of(const std::map<std::string, std::string>& metadata) {
     return Status(Code::kCorrupt,
                   "broken plugin: api '" + api + "' in its section slim_meta, expected MAJOR.MINOR");
   }
+  const auto interface = metadata.find("interface");
+  facts.interface = interface == metadata.end() ? "without a fingerprint" : interface->second;
   return facts;
 }
 
@@ -111,6 +125,9 @@ Status check_compatible(const AbiFacts& plugin, const AbiFacts& host) {
   if (plugin.gxx_abi != host.gxx_abi) return differs("__GXX_ABI_VERSION", plugin.gxx_abi, host.gxx_abi, host);
   if (plugin.build_tag != host.build_tag) {
     return differs("build tag", plugin.build_tag, host.build_tag, host);
+  }
+  if (!plugin.interface.empty() && !serves_interface(plugin.interface, host.interface)) {
+    return differs("interface headers", plugin.interface, host.interface, host);
   }
   return {};
 }

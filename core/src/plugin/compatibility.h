@@ -14,6 +14,7 @@ struct AbiFacts {
   std::string torch;      ///< "2.11.0"
   uint64_t torch_abi = 0; ///< 0: not said (the metadata section has no such entry)
   std::string cxx11_abi, gxx_abi, build_tag;
+  std::string interface;  ///< SLIM_INTERFACE; empty: not said (the descriptor has no such entry)
 };
 
 /// This library's own.

@@ -87,7 +87,8 @@ Status fill(const std::map<std::string, std::string>& metadata, PluginInfo& info
                                                           {"api", &info.api},
                                                           {"torch", &info.torch},
                                                           {"compiler", &info.compiler},
-                                                          {"build_tag", &info.build_tag}};
+                                                          {"build_tag", &info.build_tag},
+                                                          {"interface", &info.interface}};
   for (const auto& [key, value] : entries) {
     if (const auto found = metadata.find(key); found != metadata.end()) *value = found->second;
   }
