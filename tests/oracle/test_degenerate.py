@@ -5,7 +5,8 @@ message that names tensor and block.
     python tests/oracle/test_degenerate.py --build BUILD_DIR
 
 The model is a generated text model of two blocks. Calibrations: a single token; the same token again and again; an embedding of zeros,
-so that every activation is zero. Numbers: NaN or Inf in one weight of a layer, a norm, the embedding."""
+so that every activation is zero. Numbers: NaN or Inf in one weight of a layer, a norm, the embedding; a layer of zeros, of weights too
+small or too large for the type of the scales; activations that overflow; NaN in kept statistics."""
 import argparse
 import json
 import os
@@ -31,6 +32,11 @@ CHAINS = {"awq": ["--plugin", "awq", "--scheme", "w4a16_asym", "--group-size", 3
           "smooth": ["--plugin", "smooth,int8", "--scheme", "w8a8"],
           "sparse 2:4": ["--plugin", "sparse", "--scheme", "2:4"],
           "sparse w8a8s": ["--plugin", "sparse", "--scheme", "w8a8s"]}
+DATA_FREE = {"rtn": ["--plugin", "rtn", "--scheme", "w4a16", "--group-size", 32],
+             "rtn in fp16 scales": ["--plugin", "rtn", "--scheme", "w4a16", "--group-size", 32, "--format", "gptq"],
+             "fp8 dynamic": ["--plugin", "fp8", "--scheme", "fp8_dynamic"],
+             "fp8 block": ["--plugin", "fp8", "--scheme", "fp8_block"],
+             "int8 dynamic": ["--plugin", "int8", "--scheme", "w8a8"]}
 LAYER, NORM, EMBEDDING = "model.layers.1.mlp.up_proj.weight", "model.layers.1.post_attention_layernorm.weight", "model.embed_tokens.weight"
 
 
@@ -74,17 +80,28 @@ class Checks:
             self.failures.append(what)
             print("FAILED", what, flush=True)
 
-    def quantize(self, chain, model, data):
+    def quantize(self, chain, model, data, *more):
         self.count += 1
         output = self.work / f"out-{self.count}"
-        samples = ["--calib", data, "--num-samples", 4, "--batch-size", 2]
-        return self.slim(*CHAINS[chain], *samples, "--model", model, "--output", output, "--quiet"), output
+        samples = ["--calib", data, "--num-samples", 4, "--batch-size", 2] if data else []
+        return self.slim(*{**CHAINS, **DATA_FREE}[chain], *samples, *more, "--model", model, "--output", output, "--quiet"), output
 
     def valid(self, name, chain, model, data):
         """Exit code 0, every number finite, scales positive, and `slim verify` agrees."""
         done, output = self.quantize(chain, model, data)
         if done.returncode != 0:
             return self.expect(False, f"{name}, {chain}: exit code {done.returncode}: {done.stderr.strip()}")
+        self.sound(name, chain, output)
+
+    def valid_or_refused(self, name, chain, model, data, says):
+        """What no scale can hold may be refused, by the layer's name."""
+        done, output = self.quantize(chain, model, data)
+        if done.returncode == 0:
+            return self.sound(name, chain, output)
+        good = done.returncode == 1 and re.search(says, done.stderr) and "crash" not in done.stderr and not (output / "config.json").exists()
+        self.expect(good, f"{name}, {chain}: exit code {done.returncode}: {done.stderr.strip()}")
+
+    def sound(self, name, chain, output):
         for file in output.glob("*.safetensors"):
             for key, value in load_file(file).items():
                 if value.is_floating_point():
@@ -94,13 +111,46 @@ class Checks:
         verified = self.slim("verify", output)
         self.expect(verified.returncode == 0, f"{name}, {chain}: slim verify: {verified.stderr.strip()}")
 
-    def refused(self, name, chain, model, data, says):
+    def refused(self, name, chain, model, data, says, *more):
         """One line that says all of it, and no output."""
-        done, output = self.quantize(chain, model, data)
+        done, output = self.quantize(chain, model, data, *more)
         self.expect(done.returncode == 1, f"{name}, {chain}: exit code {done.returncode}: {done.stderr.strip()}")
         for pattern in says:
             self.expect(re.search(pattern, done.stderr), f"{name}, {chain}: does not say {pattern!r}: {done.stderr.strip()}")
         self.expect(not (output / "config.json").exists(), f"{name}, {chain}: left an output")
+
+
+def change_layer(value):
+    """Every weight of LAYER times `value`."""
+    return lambda values: values[LAYER].mul_(value)
+
+
+def check_sizes(checks, work, only):
+    """A layer of zeros, and weights and activations near the ends of what their types hold."""
+    for name, factor in (("zeros", 0.0), ("tiny weights", 1e-38), ("small weights", 1e-9), ("large weights", 1e6), ("huge weights", 1e38)):
+        model = checkpoint(work / name.replace(" ", "-"), change_layer(factor))
+        for chain in DATA_FREE if factor < 1e6 else [*DATA_FREE, "gptq", "awq"]:
+            if only in chain:
+                checks.valid_or_refused(name, chain, model, work / "text.jsonl" if chain in CHAINS else None, r"up_proj|layers\.1")
+    overflow = checkpoint(work / "overflow", lambda values: (values[NORM].mul_(3e38), values[LAYER].mul_(1e3)))
+    for chain in ("gptq", "awq", "int8 static"):
+        if only in chain:
+            checks.refused("activations overflow", chain, overflow, work / "text.jsonl", [r"layers\.1", "NaN or Inf"])
+
+
+def check_statistics(checks, work, model):
+    """NaN in a file of kept statistics is named by its tensor."""
+    kept = work / "statistics.safetensors"
+    samples = ["--calib", work / "text.jsonl", "--num-samples", 4]
+    done = checks.slim(*CHAINS["gptq"], *samples, "--model", model, "--output", work / "kept", "--save-statistics", kept, "--quiet")
+    checks.expect(done.returncode == 0, f"--save-statistics: {done.stderr}")
+    whole = kept.read_bytes()
+    size = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:size])
+    name = next(key for key in header if "layers.1" in key and header[key]["dtype"] == "F32")
+    begin = size + header[name]["data_offsets"][0]
+    kept.write_bytes(whole[:begin] + b"\0\0\xc0\x7f" + whole[begin + 4:])
+    checks.refused("NaN in kept statistics", "gptq", model, None, [re.escape(name), "NaN"], "--statistics", kept)
 
 
 def main():
@@ -135,6 +185,8 @@ def main():
             for chain in ("gptq", "int8 static", "sparse 2:4"):
                 if args.only in chain:
                     checks.refused(name, chain, model, work / "text.jsonl", says)
+        check_sizes(checks, work, args.only)
+        check_statistics(checks, work, sane)
         print(f"{checks.count} runs, {len(checks.failures)} failures")
         return 1 if checks.failures else 0
 

@@ -2,8 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <fcntl.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -13,6 +11,7 @@
 #include <filesystem>
 #include <set>
 
+#include "checkpoint/checksums.h"
 #include "checkpoint/file.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/strict_json.h"
@@ -30,47 +29,22 @@ constexpr int64_t kMaxConfig = 16'000'000, kMaxIndex = 100'000'000;
 Status corrupt(std::string message) { return Status(Code::kCorrupt, std::move(message)); }
 
 // Tensors are copied with pread: what is read never becomes resident as mapped pages, and a file that shrinks
-// meanwhile is an error and not SIGBUS. The mapping serves bytes() alone.
+// meanwhile is an error and not SIGBUS.
 class Shard {
  public:
   static Result<std::unique_ptr<Shard>> open(const fs::path& path) {
     auto file = File::open_read(path.string());
     if (!file.ok()) return file.status();
-    SLIM_ASSIGN(const int64_t size, file->size());
-    auto shard = std::unique_ptr<Shard>(new Shard(*std::move(file), size));
+    auto shard = std::unique_ptr<Shard>(new Shard(*std::move(file)));
     SLIM_ASSIGN(shard->tensors, read_safetensors_header(shard->file));
-    void* map = ::mmap(nullptr, static_cast<size_t>(size), PROT_READ, MAP_SHARED, shard->file.fd(), 0);
-    if (map == MAP_FAILED) return system_error(shard->file.path(), "map", errno);
-    shard->map_ = static_cast<const std::byte*>(map);
     return shard;
-  }
-  ~Shard() {
-    if (map_ != nullptr) ::munmap(const_cast<std::byte*>(map_), static_cast<size_t>(size_));
-  }
-  Shard(const Shard&) = delete;
-  Shard& operator=(const Shard&) = delete;
-
-  std::span<const std::byte> bytes(const StoredTensor& tensor) const {
-    return {map_ + tensor.begin, static_cast<size_t>(tensor.end - tensor.begin)};
-  }
-  void release(const StoredTensor& tensor) const {
-    const int64_t page = ::sysconf(_SC_PAGESIZE);
-    const int64_t begin = tensor.begin / page * page;
-    if (tensor.end > begin)
-      ::madvise(const_cast<std::byte*>(map_) + begin, static_cast<size_t>(tensor.end - begin), MADV_DONTNEED);
-  }
-  bool shrunk() const {
-    const auto now = file.size();
-    return !now.ok() || *now < size_;
   }
 
   const File file;
   std::vector<StoredTensor> tensors;
 
  private:
-  Shard(File opened, int64_t size) : file(std::move(opened)), size_(size) {}
-  int64_t size_;
-  const std::byte* map_ = nullptr;
+  explicit Shard(File opened) : file(std::move(opened)) {}
 };
 
 bool ends_with_any(std::string name, const auto& endings) {
@@ -103,8 +77,8 @@ Status list_files(const fs::path& folder, const std::string& prefix, int depth,
 }
 
 bool is_side_file(const std::string& name) {
-  static constexpr std::array<std::string_view, 15> kOthers = {
-      kWeights, ".index.json", ".bin", ".pt",  ".pth",  ".ckpt", ".pkl",      ".pickle",
+  static constexpr std::array<std::string_view, 16> kOthers = {
+      kWeights, ".index.json", kChecksumFile, ".bin", ".pt",  ".pth",  ".ckpt", ".pkl",      ".pickle",
       ".h5",    ".msgpack",    ".npz", ".npy", ".gguf", ".onnx", ".onnx_data"};
   return name != "config.json" && !ends_with_any(name, kOthers);
 }
@@ -393,18 +367,6 @@ Status Checkpoint::read_bytes(std::string_view name, int64_t offset, std::span<s
                             " are asked for, it has " + std::to_string(size));
   }
   return place.shard->file.read_at(place.stored->begin + offset, into);
-}
-
-Result<std::span<const std::byte>> Checkpoint::bytes(std::string_view name) const {
-  SLIM_ASSIGN(const auto place, state_->find(name));
-  if (place.shard->shrunk())
-    return tensor_error(place, Code::kCorrupt, "the file has become shorter while in use");
-  return place.shard->bytes(*place.stored);
-}
-
-void Checkpoint::release(std::string_view name) const {
-  const auto place = state_->find(name);
-  if (place.ok()) place->shard->release(*place->stored);
 }
 
 void Checkpoint::prefetch(std::string_view name) const {

@@ -10,7 +10,7 @@
 
 namespace slim {
 
-/// A Hugging Face checkpoint folder, mapped read-only: one `*.safetensors` or shards with an index, real
+/// A Hugging Face checkpoint folder, opened for reading: one `*.safetensors` or shards with an index, real
 /// files or a hub cache's symlinks. Opening reads and checks every header (lengths, offsets, dtypes, shapes,
 /// overlaps, duplicates, index against shards) and no tensor bytes. Thread-safe.
 class SLIM_API Checkpoint final : public TensorReader {
@@ -22,7 +22,7 @@ class SLIM_API Checkpoint final : public TensorReader {
   /// Text of config.json (checked to be a JSON object).
   const std::string& config_json() const;
   const std::map<std::string, TensorSpec>& tensors() const override;
-  /// A copy of the bytes that touches no mapped page. kUnsupported for sub-byte dtypes, kCorrupt if the file
+  /// A copy of the bytes. kUnsupported for sub-byte dtypes, kCorrupt if the file
   /// has shrunk since.
   Result<at::Tensor> read(std::string_view name) const override;
   /// `rows` of a 2-D tensor, reading nothing else: [n, columns] in the stored dtype. ids int64 [n], checked.
@@ -31,11 +31,6 @@ class SLIM_API Checkpoint final : public TensorReader {
   Result<at::Tensor> read_entry(std::string_view name, int64_t index) const;
   /// `into.size()` stored bytes from byte `offset` of the tensor on, for any dtype.
   Status read_bytes(std::string_view name, int64_t offset, std::span<std::byte> into) const;
-  /// The stored bytes, valid while the checkpoint lives. Pages stay resident until release(). The file must
-  /// not shrink while the span is used.
-  Result<std::span<const std::byte>> bytes(std::string_view name) const;
-  /// Tells the system that the tensor's mapped pages are not needed any more.
-  void release(std::string_view name) const;
   /// Asks the system to start reading the tensor from disk.
   void prefetch(std::string_view name) const;
   /// Every other regular file of the folder and of its subfolders (tokenizer, processor, chat template, ...):

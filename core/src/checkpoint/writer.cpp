@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "checkpoint/checksums.h"
 #include "checkpoint/file.h"
 #include "checkpoint/leftovers.h"
 #include "checkpoint/safetensors.h"
@@ -184,6 +185,7 @@ struct CheckpointWriter::State {
   int64_t total_bytes = 0;
   bool owns_partial = false, keep_partial = false, finished = false;
   std::vector<std::string> unsynced;  // finished since the last sync_finished()
+  std::map<std::string, uint64_t> file_checksums;  // of side files and the shards' headers
   std::mutex mutex;  // guards the stages, checksums and `unsynced`
 
   ~State() {
@@ -264,6 +266,7 @@ struct CheckpointWriter::State {
       int64_t offset = static_cast<int64_t>(headers[i].size());
       SLIM_ASSIGN(File file, options.resume ? adopt_shard(name, headers[i], offset + plans[i].bytes) : File::create((partial / name).string()));
       shards.push_back(std::make_unique<File>(std::move(file)));
+      file_checksums[name] = hash_text(headers[i]);
       own_files.insert(name);
       if (!options.resume) {
         SLIM_TRY(reserve(*shards[i], offset + plans[i].bytes, target, needed, available));
@@ -305,13 +308,7 @@ struct CheckpointWriter::State {
   }
 
   Status check_checksum(Slot& slot, uint64_t expected) {
-    std::vector<std::byte> buffer(static_cast<size_t>(std::min(kChunk, slot.bytes)));
-    uint64_t checksum = kHashStart;
-    for (int64_t done = 0; done < slot.bytes; done += kChunk) {
-      const std::span chunk = std::span(buffer).first(static_cast<size_t>(std::min(kChunk, slot.bytes - done)));
-      SLIM_TRY(slot.file->read_at(slot.offset + done, chunk));
-      checksum = hash_bytes(chunk, checksum);
-    }
+    SLIM_ASSIGN(const uint64_t checksum, hash_file(*slot.file, slot.offset, slot.bytes));
     if (checksum != expected) {
       return Status(Code::kCorrupt, slot.file->path() + ": the bytes of '" + slot.spec.name +
                                         "' are not those that the interrupted run wrote; start again without --resume");
@@ -339,6 +336,12 @@ struct CheckpointWriter::State {
     nlohmann::json map = nlohmann::json::object();
     for (const auto& [name, slot] : slots) map[name] = slot.shard;
     return nlohmann::json{{"metadata", {{"total_size", total_bytes}}}, {"weight_map", map}}.dump(2) + "\n";
+  }
+
+  Checksums checksums() const {
+    Checksums all{file_checksums, {}};
+    for (const auto& [name, slot] : slots) all.tensors[name] = slot.checksum;
+    return all;
   }
 
   // The file `name` of the partial folder, its subfolder made.
@@ -455,6 +458,7 @@ Status CheckpointWriter::copy(const std::string& name, const Checkpoint& from, c
 Status CheckpointWriter::write_file(const std::string& name, std::string_view contents) {
   SLIM_ASSIGN(const File file, state_->side_file(name));
   SLIM_TRY(file.write_at(0, std::as_bytes(std::span(contents))));
+  state_->file_checksums[name] = hash_text(contents);
   return file.sync();
 }
 
@@ -463,11 +467,14 @@ Status CheckpointWriter::copy_file(const std::string& name, const std::string& s
   SLIM_ASSIGN(const int64_t size, from.size());
   SLIM_ASSIGN(const File file, state_->side_file(name));
   std::vector<std::byte> buffer(static_cast<size_t>(std::min(kChunk, size)));
+  uint64_t checksum = kHashStart;
   for (int64_t done = 0; done < size; done += kChunk) {
     const std::span chunk = std::span(buffer).first(static_cast<size_t>(std::min(kChunk, size - done)));
     SLIM_TRY(from.read_at(done, chunk));
     SLIM_TRY(file.write_at(done, chunk));
+    checksum = hash_bytes(chunk, checksum);
   }
+  state_->file_checksums[name] = checksum;
   return file.sync();
 }
 
@@ -480,7 +487,9 @@ Status CheckpointWriter::finish() {
     const std::string text = state.index_text();
     SLIM_TRY(index.write_at(0, std::as_bytes(std::span(text))));
     SLIM_TRY(index.sync());
+    state.file_checksums[state.index_name()] = hash_text(text);
   }
+  if (state.options.checksums) SLIM_TRY(write_file(kChecksumFile, checksums_text(state.checksums())));
   for (const auto& shard : state.shards) SLIM_TRY(shard->sync());
   for (const auto& folder : state.folders) SLIM_TRY(sync_folder(folder));
   SLIM_TRY(state.lock->sync());

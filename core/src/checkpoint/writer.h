@@ -15,6 +15,7 @@ struct WriterOptions {
       5'000'000'000;  ///< bytes of tensor data in one shard; a larger single tensor gets its own
   std::string stem = "model";  ///< STEM.safetensors, STEM-00001-of-00002.safetensors, STEM.safetensors.index.json
   bool overwrite = false;
+  bool checksums = false;     ///< write kChecksumFile beside the tensors
   bool resume = false;        ///< go on in the FOLDER.partial of an earlier process, with the same tensors
   std::vector<std::string> inputs = {};  ///< folders that the output may not be, contain or lie in
 };

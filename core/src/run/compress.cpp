@@ -256,6 +256,7 @@ class Decompression {
     SLIM_ASSIGN(const std::vector<TensorSpec> specs, output_specs());
     WriterOptions options;
     options.folder = output;
+    options.checksums = true;
     options.stem = kPlainStem;
     options.overwrite = overwrite;
     options.inputs = {input_};

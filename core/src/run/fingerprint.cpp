@@ -12,6 +12,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/checksums.h"
 #include "checkpoint/file.h"
 #include "config/keys.h"
 #include "slim/version.hpp"
@@ -28,18 +29,10 @@ std::string hex(uint64_t hash) {
 
 namespace fs = std::filesystem;
 
-Result<uint64_t> hash_file(const std::string& path) {
-  constexpr int64_t kChunk = 1 << 20;
+Result<uint64_t> hash_file_at(const std::string& path) {
   SLIM_ASSIGN(const File file, File::open_read(path));
   SLIM_ASSIGN(const int64_t size, file.size());
-  std::vector<std::byte> buffer(static_cast<size_t>(std::min(kChunk, size)));
-  uint64_t hash = kHashStart;
-  for (int64_t done = 0; done < size; done += kChunk) {
-    const std::span chunk = std::span(buffer).first(static_cast<size_t>(std::min(kChunk, size - done)));
-    SLIM_TRY(file.read_at(done, chunk));
-    hash = hash_bytes(chunk, hash);
-  }
-  return hash;
+  return hash_file(file, 0, size);
 }
 
 /// Name, size and time of the last change of a file, or of every file below a folder.
@@ -75,7 +68,7 @@ bool changes_result(const std::string& key) {
 
 Status add_plugin(slim_kind kind, const std::string& name, PluginRegistry& registry, Fingerprint& fingerprint) {
   SLIM_ASSIGN(const PluginInfo info, registry.find(kind, name));
-  SLIM_ASSIGN(const uint64_t hash, hash_file(info.path));
+  SLIM_ASSIGN(const uint64_t hash, hash_file_at(info.path));
   fingerprint["plugin " + info.id + " (" + std::to_string(info.kind) + ")"] = info.version + " " + hex(hash);
   return {};
 }
@@ -90,22 +83,26 @@ Status add_plugins(const OutputPlan& output, PluginRegistry& registry, Fingerpri
 
 }  // namespace
 
+std::string weight_files_stamp(const Model& model) {
+  uint64_t files = kHashStart;
+  const Checkpoint& checkpoint = model.weights->checkpoint();
+  for (const std::string& name : checkpoint.weight_files()) files = hash_text(hash_stamps(fs::path(checkpoint.folder()) / name), files);
+  return hex(files);
+}
+
 Result<Fingerprint> run_fingerprint(const RunConfig& config, const std::string& backend, const std::vector<const OutputPlan*>& outputs,
                                     const Model& model, PluginRegistry& registry) {
   SLIM_ASSIGN(Fingerprint fingerprint, model_fingerprint(model));
   for (const auto& [key, value] : config_values(config)) {
     if (changes_result(key)) fingerprint[key] = value;
   }
-  uint64_t files = kHashStart;
-  const Checkpoint& checkpoint = model.weights->checkpoint();
-  for (const std::string& name : checkpoint.weight_files()) files = hash_text(hash_stamps(fs::path(checkpoint.folder()) / name), files);
-  fingerprint["the model's weight files"] = hex(files);
+  fingerprint[kWeightFiles] = weight_files_stamp(model);
   if (!config.calib.empty()) fingerprint["the calibration data"] = hash_stamps(config.calib);
   if (!config.statistics.empty()) fingerprint["the statistics"] = hash_stamps(config.statistics);
   for (const OutputPlan* output : outputs) SLIM_TRY(add_plugins(*output, registry, fingerprint));
   SLIM_TRY(add_plugin(SLIM_ADAPTER, model.adapter_id, registry, fingerprint));
   SLIM_TRY(add_plugin(SLIM_BACKEND, backend, registry, fingerprint));
-  SLIM_ASSIGN(const uint64_t core, hash_file(core_path()));
+  SLIM_ASSIGN(const uint64_t core, hash_file_at(core_path()));
   fingerprint["slim"] = SLIM_VERSION " " + hex(core);
   fingerprint["CPU threads"] = std::to_string(at::get_num_threads());
   fingerprint["the processor"] = at::get_cpu_capability();

@@ -13,7 +13,10 @@ namespace slim {
 /// What a stored result depends on: a name for people ("config.json of the model") and its value.
 using Fingerprint = std::map<std::string, std::string>;
 
-
+/// The entry of weight_files_stamp() in a run's fingerprint.
+inline constexpr const char* kWeightFiles = "the model's weight files";
+/// Sizes and times of the last change of the model's weight files.
+SLIM_API std::string weight_files_stamp(const Model&);
 /// config.json, and of every tensor name, type, shape and first bytes.
 SLIM_API Result<Fingerprint> model_fingerprint(const Model&);
 /// Everything that an output's bytes depend on: the model and its files, the configuration, data files, plugins and slim itself (by

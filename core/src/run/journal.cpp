@@ -101,6 +101,7 @@ Result<std::unique_ptr<Journal>> Journal::begin(const std::string& output_folder
   SLIM_ASSIGN(File file, File::create(journal_path(journal->folder_)));
   journal->file_ = std::make_unique<File>(std::move(file));
   SLIM_TRY(journal->append(Json{{"fingerprint", fingerprint}}.dump()));
+  journal->fingerprint_ = fingerprint;
   SLIM_TRY(sync_folder(journal->folder_));
   SLIM_TRY(sync_folder(output_folder));
   return journal;

@@ -1,8 +1,11 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include <filesystem>
+
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/checksums.h"
 #include "plugin/guard.h"
 #include "run/block_context.h"
 #include "run/commands.h"
@@ -35,13 +38,18 @@ class Verification {
 
   Result<Report> run() {
     const c10::NoGradGuard no_grad;
-    SLIM_ASSIGN(model_, Model::open(config_.model, "", registry_));
+    SLIM_TRY(check_bytes());
+    auto model = Model::open(config_.model, "", registry_);
+    if (!model.ok() && !problems_.empty()) problems_.push_back(model.status().message());
+    if (!model.ok()) return problems_.empty() ? model.status() : failure();
+    model_ = *std::move(model);
     if (!config_.reference.empty()) {
       SLIM_ASSIGN(reference_, Model::open(config_.reference, model_.adapter_id, registry_));
       SLIM_TRY(compare_plans());
     }
     if (!config_.engine.empty()) {
-      SLIM_ASSIGN(problems_, engine_problems(model_, config_.engine, config_.tensor_parallel));
+      SLIM_ASSIGN(const auto problems, engine_problems(model_, config_.engine, config_.tensor_parallel));
+      problems_.insert(problems_.end(), problems.begin(), problems.end());
     }
     progress_.begin("verifying", static_cast<int64_t>(model_.plan.blocks.size()));
     for (const BlockPlan& block : model_.plan.blocks) {
@@ -49,13 +57,57 @@ class Verification {
       progress_.step(block.name);
       if (progress_.cancelled()) return Status(Code::kCancelled, "interrupted");
     }
-    if (reference_.weights) check_globals();
+    if (reference_.weights) SLIM_TRY(check_globals());
     return report();
   }
 
  private:
+  /// What needs no adapter: files that belong together, and the checksums that an output of slim carries.
+  Status check_bytes() {
+    std::error_code error;
+    const bool folder = std::filesystem::is_directory(config_.model, error);
+    if (folder) {
+      SLIM_ASSIGN(checksums_, read_checksums(config_.model));
+    }
+    if (checksums_) {
+      SLIM_ASSIGN(problems_, check_files(*checksums_, config_.model));
+    }
+    const auto checkpoint = Checkpoint::open(config_.model);
+    if (!checkpoint.ok() && !folder) return checkpoint.status();
+    if (!checkpoint.ok()) problems_.push_back(checkpoint.status().message());
+    if (!checkpoint.ok()) return failure();
+    return checksums_ ? check_tensors(**checkpoint) : Status{};
+  }
+
+  Status check_tensors(const Checkpoint& checkpoint) {
+    for (const auto& [name, checksum] : checksums_->tensors) {
+      if (!checkpoint.tensors().contains(name)) problems_.push_back(name + ": is missing");
+    }
+    progress_.begin("checking bytes", static_cast<int64_t>(checkpoint.tensors().size()));
+    for (const auto& [name, spec] : checkpoint.tensors()) {
+      const auto expected = checksums_->tensors.find(name);
+      if (expected == checksums_->tensors.end()) {
+        problems_.push_back(name + ": is not one of the tensors that were written");
+      } else {
+        SLIM_ASSIGN(const uint64_t found, tensor_checksum(checkpoint, name));
+        if (found != expected->second) problems_.push_back(name + ": its bytes are not those that were written");
+      }
+      progress_.step(name);
+      if (progress_.cancelled()) return {Code::kCancelled, "interrupted"};
+    }
+    return {};
+  }
+
+  /// All problems in one line.
+  Status failure() const {
+    std::string text = config_.model + ": " + std::to_string(problems_.size()) + (problems_.size() == 1 ? " problem" : " problems");
+    for (size_t i = 0; i < std::min(kProblemsShown, problems_.size()); ++i) text += "; " + problems_[i];
+    return {Code::kVerification, text};
+  }
+
   /// Both plans must describe the same model: the same layers (however they are stored), params and globals.
   Status compare_plans() {
+    const size_t before = problems_.size();
     if (model_.plan.blocks.size() != reference_.plan.blocks.size()) {
       return {Code::kVerification, config_.model + " has " + std::to_string(model_.plan.blocks.size()) + " blocks, the reference " +
                                        std::to_string(reference_.plan.blocks.size())};
@@ -66,8 +118,7 @@ class Verification {
       compare_sets(block.params, other.params);
       compare_sets(layer_names(block), layer_names(other));
     }
-    if (problems_.empty()) return {};
-    return {Code::kVerification, problems_.front() + (problems_.size() > 1 ? " (and " + std::to_string(problems_.size() - 1) + " more)" : "")};
+    return problems_.size() == before ? Status{} : failure();
   }
 
   static std::vector<std::string> layer_names(const BlockPlan& block) {
@@ -94,6 +145,9 @@ class Verification {
     for (const Layer& layer : block.layers) {
       if (!at::isfinite(ours.weight[layer.id]).all().item<bool>()) problems_.push_back(layer.name + ": decodes to NaN or Inf");
       if (model_.weights->stored(layer.name)) ++decoded_;
+    }
+    for (const auto& [name, tensor] : ours.params) {
+      if (!at::isfinite(tensor).all().item<bool>()) problems_.push_back(name + ": holds NaN or Inf");
     }
     if (!reference_.weights) return {};
     SLIM_ASSIGN(BlockWeights theirs, reference_.weights->load(reference_.plan.blocks.at(block.index)));
@@ -152,30 +206,25 @@ class Verification {
     }
   }
 
-  void check_globals() {
+  Status check_globals() {
     for (const std::string& name : model_.plan.globals) {
-      const auto ours = model_.weights->checkpoint().bytes(name);
-      const auto theirs = reference_.weights->checkpoint().bytes(name);
-      if (!ours.ok() || !theirs.ok() || !std::equal(ours->begin(), ours->end(), theirs->begin(), theirs->end())) {
-        problems_.push_back(name + ": differs from the reference");
-      }
-      model_.weights->checkpoint().release(name);
-      reference_.weights->checkpoint().release(name);
+      SLIM_ASSIGN(const uint64_t ours, tensor_checksum(model_.weights->checkpoint(), name));
+      SLIM_ASSIGN(const uint64_t theirs, tensor_checksum(reference_.weights->checkpoint(), name));
+      if (ours != theirs) problems_.push_back(name + ": differs from the reference");
     }
+    return {};
   }
 
   Result<Report> report() const {
-    if (!problems_.empty()) {
-      std::string text = config_.model + ": " + std::to_string(problems_.size()) + (problems_.size() == 1 ? " problem" : " problems");
-      for (size_t i = 0; i < std::min(kProblemsShown, problems_.size()); ++i) text += "; " + problems_[i];
-      return Status(Code::kVerification, text);
-    }
+    if (!problems_.empty()) return failure();
     nlohmann::ordered_json json = {{"model", config_.model}, {"adapter", model_.adapter_id}, {"decoded_layers", decoded_},
                                    {"tensors", model_.weights->checkpoint().tensors().size()},
-                                   {"bytes", model_.weights->checkpoint().total_bytes()}};
+                                   {"bytes", model_.weights->checkpoint().total_bytes()},
+                                   {"checksums", checksums_ ? checksums_->tensors.size() + checksums_->files.size() : 0}};
     Report report;
     report.text = config_.model + ": complete; " + std::to_string(model_.weights->checkpoint().tensors().size()) + " tensors, " +
-                  std::to_string(decoded_) + " quantized layers decoded\n";
+                  std::to_string(decoded_) + " quantized layers decoded; " +
+                  (checksums_ ? "every byte is as it was written\n" : std::string("no ") + kChecksumFile + ", so damaged bytes may go unnoticed\n");
     if (reference_.weights && decoded_ > 0) {
       json["signal_to_noise_db"] = layers_;
       json["least_signal_to_noise_db"] = least_;
@@ -192,6 +241,7 @@ class Verification {
   PluginRegistry& registry_;
   Progress& progress_;
   Model model_, reference_;
+  std::optional<Checksums> checksums_;
   std::vector<std::string> problems_;
   std::map<std::string, double> layers_;
   int64_t decoded_ = 0;

@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""Disks that fill up or break, and inputs that change, in the middle of a run: one clear line, exit code 1, what was finished is kept, and
+once the fault is gone `--resume` gives the bytes of an undisturbed run.
+
+    python tests/oracle/test_faults.py --build BUILD_DIR [--full]
+
+System calls fail through a preloaded library (faulty_io.c), so that every stage is reached: the journal, the state between blocks, kept
+statistics, shards, side files, the flush to the disk, the last renaming; reading weights; and inputs that are cut or exchanged."""
+import argparse
+import errno
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TOY, SAMPLES = ROOT / "tests/data/toy-qwen3vl", ROOT / "tests/data/samples"
+GPTQ = ["--plugin", "gptq", "--scheme", "w4a16", "--calib", SAMPLES / "calib.jsonl", "--num-samples", 2, "--max-seq-length", 256]
+
+# call, part of the path, calls that succeed first, errno, what the message says, whether blocks are finished by then
+FULL, BROKEN = errno.ENOSPC, errno.EIO
+FAULTS = [
+    ("write", "journal.jsonl", 0, FULL, r"journal\.jsonl.*No space left", False),
+    ("write", "journal.jsonl", 4, FULL, r"journal\.jsonl.*No space left", True),
+    ("write", ".slim/batches-", 2, FULL, r"batches-.*No space left", True),
+    ("write", ".slim/state-", 2, BROKEN, r"state-.*Input/output error", True),
+    ("write", "statistics.safetensors.partial", 12, FULL, r"statistics\.safetensors\.partial.*No space left", True),
+    ("write", "out.partial/model", 40, BROKEN, r"model.*safetensors.*Input/output error", True),
+    ("write", "out.partial/config.json", 0, FULL, r"config\.json.*No space left", True),
+    ("write", "out.partial/tokenizer.json", 0, FULL, r"tokenizer\.json.*No space left", True),
+    ("sync", "out.partial/model", 0, BROKEN, r"model.*safetensors.*Input/output error", False),
+    ("sync", "out.partial/model", 3, BROKEN, r"model.*safetensors.*Input/output error", True),
+    ("sync", ".slim", 5, BROKEN, r"\.slim.*Input/output error", True),
+    ("sync", "out.partial/tokenizer.json", 0, BROKEN, r"tokenizer\.json.*Input/output error", True),
+    ("rename", "out.partial", 0, errno.EACCES, r"out\.partial.*Permission denied", True),
+    ("rename", "statistics.safetensors.partial", 0, errno.EACCES, r"statistics\.safetensors\.partial.*Permission denied", True),
+    ("read", "input/model", 60, BROKEN, r"input/model.*Input/output error", None),
+    ("read", "input/tokenizer.json", 1, BROKEN, r"tokenizer\.json.*Input/output error", None),
+]
+IN_CI = (1, 4, 5, 9, 12)
+
+
+def digests(folder):
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Checks:
+    def __init__(self, build, work):
+        self.program, self.work, self.failures, self.count = build / "bin/slim", work, [], 0
+        self.command = [*GPTQ, "--model", work / "input", "--output", work / "out", "--save-statistics", work / "statistics.safetensors", "--quiet"]
+
+    def slim(self, *words, **environment):
+        return subprocess.run([str(word) for word in (self.program, *self.command, *words)], capture_output=True, text=True, timeout=300,
+                              env={**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C", **environment})
+
+    def expect(self, good, what):
+        if not good:
+            self.failures.append(what)
+            print("FAILED", what, flush=True)
+
+    def error(self, name, done, says, kept):
+        """One line, and what it promises."""
+        self.count += 1
+        lines = done.stderr.strip().splitlines()
+        self.expect(done.returncode == 1 and len(lines) == 1 and lines[0].startswith("slim: error: ") and re.search(says, lines[0]),
+                    f"{name}: exit code {done.returncode}: {done.stderr.strip()!r}, expected {says!r}")
+        self.expect(not (self.work / "out").exists(), f"{name}: half an output has its name")
+        partial = (self.work / "out.partial/.slim/journal.jsonl").exists()
+        if kept is not None:
+            self.expect(partial == kept, f"{name}: finished blocks are {'kept' if partial else 'gone'}: {done.stderr.strip()!r}")
+        self.expect(partial == ("--resume" in done.stderr), f"{name}: kept is {partial}, and it says {done.stderr.strip()!r}")
+
+    def whole(self, name, *words):
+        done = self.slim(*words)
+        self.expect(done.returncode == 0, f"{name}: afterwards exit code {done.returncode}: {done.stderr.strip()}")
+        good = (self.work / "out").exists() and self.expected == self.result()
+        self.expect(good, f"{name}: other files than undisturbed")
+        left = [path.name for path in self.work.iterdir() if path.name.startswith(("out.", "statistics.safetensors."))]
+        self.expect(not left, f"{name}: {left} is left")
+        self.clear()
+
+    def result(self):
+        return digests(self.work / "out") | {"statistics": hashlib.sha256((self.work / "statistics.safetensors").read_bytes()).hexdigest()}
+
+    def clear(self):
+        for path in self.work.iterdir():
+            if path.name.startswith("out"):
+                shutil.rmtree(path)
+            elif path.name.startswith("statistics"):
+                path.unlink()
+
+
+def check_calls(checks, library, faults):
+    for call, path, after, number, says, kept in faults:
+        name = f"{call} of {path}, after {after}, {errno.errorcode[number]}"
+        done = checks.slim(LD_PRELOAD=str(library), FAULT_CALL=call, FAULT_PATH=path, FAULT_AFTER=str(after), FAULT_ERRNO=str(number))
+        checks.error(name, done, says, kept)
+        checks.whole(name, "--resume")
+
+
+def check_inputs(checks):
+    """The run stops after some blocks; then a weight file is cut, or exchanged for another."""
+    weights = sorted((checks.work / "input").glob("*.safetensors"))[-1]
+    stored, stamp = weights.read_bytes(), weights.stat()
+    for name, change, code, says in (("a truncated weight file", lambda: os.truncate(weights, len(stored) // 2), 1, weights.name),
+                                     ("a weight file that is gone", weights.unlink, 1, weights.name),
+                                     ("a changed weight file", lambda: weights.write_bytes(stored[:-9] + b"\1" + stored[-8:]), 2, "weight files")):
+        done = checks.slim("--stop-after-blocks", 2)
+        checks.expect(done.returncode == 0, f"{name}: {done.stderr.strip()}")
+        change()
+        done = checks.slim("--resume")
+        checks.count += 1
+        checks.expect(done.returncode == code and says in done.stderr and done.stderr.count("\n") == 1, f"{name}: exit code {done.returncode}: {done.stderr.strip()!r}")
+        weights.write_bytes(stored)
+        os.utime(weights, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        checks.whole(name, "--resume")
+
+
+def check_while_running(checks):
+    """A weight file is cut, or written anew, while the run reads it: an error that names it, and never a signal or a mixed output."""
+    weights = sorted((checks.work / "input").glob("*.safetensors"))[-1]
+    stored, stamp = weights.read_bytes(), weights.stat()
+    command = [str(word) for word in (checks.program, *checks.command[:-1])]
+    for name, change, says in (("cut while running", lambda: os.truncate(weights, 4096), weights.name),
+                               ("written anew while running", lambda: weights.write_bytes(stored), "weight files were changed")):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C"})
+        for line in process.stderr:
+            if "quantizing 1/" in line:
+                break
+        change()
+        _, error = process.communicate(timeout=300)
+        checks.count += 1
+        checks.expect(process.returncode == 1 and says in error and not (checks.work / "out").exists(), f"{name}: exit code {process.returncode}: {error[-400:]!r}")
+        weights.write_bytes(stored)
+        os.utime(weights, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        checks.whole(name, "--resume")
+
+
+def check_small_disks(checks):
+    """Disks of every size that is too small, by steps: refused at the beginning, or kept at the end, and gone on with when there is room."""
+    disk = checks.work / "disk"
+    disk.mkdir()
+    out = disk / "out"
+    command = [*GPTQ, "--model", checks.work / "input", "--output", out, "--quiet"]
+    def slim(*words):
+        return subprocess.run([str(word) for word in (checks.program, *command, *words)], capture_output=True, text=True, timeout=300,
+                              env={**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C"})
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode != 0:
+        return print("skipped: small disks (no right to mount one)")
+    try:
+        need = sum(path.stat().st_size for path in (checks.work / "whole").rglob("*")) >> 10
+        for kib in (need // 2, need - 300, *range(need, need + 2400, 300)):
+            subprocess.run(["mount", "-o", f"remount,size={kib}k", disk], check=True)
+            done = slim()
+            checks.count += 1
+            if done.returncode != 0:
+                lines = done.stderr.strip().splitlines()
+                checks.expect(done.returncode == 1 and len(lines) == 1 and re.search("No space left|disk is too small", lines[0]) and not out.exists(),
+                              f"a disk of {kib} KiB: exit code {done.returncode}: {done.stderr.strip()!r}")
+                subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+                again = slim("--resume")
+                checks.expect(again.returncode == 0, f"a disk of {kib} KiB, then room: {again.stderr.strip()}")
+            checks.expect(out.exists() and digests(out) == checks.undisturbed, f"a disk of {kib} KiB: other files than undisturbed")
+            print(f"{kib} KiB of {need}: {done.stderr.strip()[:160] or 'enough'}")
+            for path in disk.iterdir():
+                shutil.rmtree(path)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
+    parser.add_argument("--full", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        shutil.copytree(TOY, work / "input")
+        library = work / "faulty_io.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, Path(__file__).with_name("faulty_io.c"), "-ldl"], check=True)
+        checks = Checks(options.build, work)
+        done = checks.slim()
+        assert done.returncode == 0, done.stderr
+        checks.expected = checks.result()
+        checks.clear()
+        check_calls(checks, library, FAULTS if options.full else [FAULTS[i] for i in IN_CI])
+        check_while_running(checks)
+        if options.full:
+            check_inputs(checks)
+            done = subprocess.run([str(word) for word in (checks.program, *GPTQ, "--model", work / "input", "--output", work / "whole", "--quiet")], env={**os.environ, "OMP_NUM_THREADS": "1"})
+            assert done.returncode == 0
+            checks.undisturbed = digests(work / "whole")
+            check_small_disks(checks)
+        print(f"{checks.count} faults, {len(checks.failures)} failures")
+        return 1 if checks.failures else 0
+
+
+sys.exit(main())
