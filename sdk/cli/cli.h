@@ -1,8 +1,10 @@
 #pragma once
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "flags.h"
+#include "run/commands.h"
 #include "slim/status.hpp"
 
 namespace slim::cli {
@@ -36,5 +38,9 @@ Command plugins_command();
 Result<std::string> only_positional(const Arguments&, const std::string& what);
 /// --plugin-dir, each an existing folder.
 Result<std::vector<std::string>> plugin_dirs(const Arguments&);
+
+/// Long work as all commands do it: with the plugins of --plugin-dir, progress on stderr, an end by a signal, and
+/// the report on stdout. The exit code.
+int run_reported(const Arguments&, const std::function<Result<Report>(PluginRegistry&, Progress&)>& work);
 
 }  // namespace slim::cli

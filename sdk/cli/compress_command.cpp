@@ -2,9 +2,7 @@
 #include <ATen/Parallel.h>
 
 #include "cli.h"
-#include "interrupt.h"
 #include "output.h"
-#include "progress.h"
 #include "run/compress.h"
 
 namespace slim::cli {
@@ -51,16 +49,11 @@ Result<CompressConfig> read_compress(const Arguments& arguments) {
 int run_compress(const Arguments& arguments) {
   const auto config = read_compress(arguments);
   if (!config.ok()) return fail(config.status());
-  const auto dirs = plugin_dirs(arguments);
-  if (!dirs.ok()) return fail(dirs.status());
-  PluginRegistry registry(*dirs);
-  catch_interrupts();
-  auto progress = make_progress(arguments.has("quiet"));
-  const auto report = arguments.has("decompress")
-                          ? decompress(config->input, config->output, config->overwrite, *progress)
-                          : compress(*config, registry, *progress);
-  progress.reset();  // ends its line before anything else is printed
-  return print(report, arguments.has("json"));
+  return run_reported(arguments, [&](PluginRegistry& registry, Progress& progress) {
+    return arguments.has("decompress")
+               ? decompress(config->input, config->output, config->overwrite, progress)
+               : compress(*config, registry, progress);
+  });
 }
 
 }  // namespace

@@ -5,8 +5,11 @@
 #include <filesystem>
 
 #include "cli.h"
+#include "interrupt.h"
 #include "output.h"
 #include "plugin/guard.h"
+#include "plugin/registry.h"
+#include "progress.h"
 #include "slim/abi.h"
 #include "slim/version.hpp"
 #include "util/host_memory.h"
@@ -36,6 +39,18 @@ Result<std::vector<std::string>> plugin_dirs(const Arguments& arguments) {
     }
   }
   return arguments.all("plugin-dir");
+}
+
+int run_reported(const Arguments& arguments,
+                 const std::function<Result<Report>(PluginRegistry&, Progress&)>& work) {
+  const auto dirs = plugin_dirs(arguments);
+  if (!dirs.ok()) return fail(dirs.status());
+  PluginRegistry registry(*dirs);
+  catch_interrupts();
+  auto progress = make_progress(arguments.has("quiet"));
+  const auto report = work(registry, *progress);
+  progress.reset();  // ends its line before anything else is printed
+  return print(report, arguments.has("json"));
 }
 
 namespace {

@@ -2,9 +2,7 @@
 #include <ATen/Parallel.h>
 
 #include "cli.h"
-#include "interrupt.h"
 #include "output.h"
-#include "progress.h"
 #include "run/commands.h"
 
 namespace slim::cli {
@@ -45,7 +43,8 @@ Result<EvalConfig> read_eval(const Arguments& arguments) {
   config.backend = arguments.text("backend", config.backend);
   config.kernels = arguments.text("kernels", config.kernels);
   if (config.kernels != "fast" && config.kernels != "reference") {
-    return Status(Code::kInvalidArgument, "--kernels '" + config.kernels + "' is unknown; use fast or reference");
+    return Status(Code::kInvalidArgument,
+                  "--kernels '" + config.kernels + "' is unknown; use fast or reference");
   }
   config.dtype = arguments.text("dtype", config.dtype);
   SLIM_ASSIGN(config.limit, arguments.integer("limit", config.limit, 0));
@@ -61,14 +60,9 @@ Result<EvalConfig> read_eval(const Arguments& arguments) {
 int run_eval(const Arguments& arguments) {
   const auto config = read_eval(arguments);
   if (!config.ok()) return fail(config.status());
-  const auto dirs = plugin_dirs(arguments);
-  if (!dirs.ok()) return fail(dirs.status());
-  PluginRegistry registry(*dirs);
-  catch_interrupts();
-  auto progress = make_progress(arguments.has("quiet"));
-  const auto report = evaluate(*config, registry, *progress);
-  progress.reset();  // ends its line before anything else is printed
-  return print(report, arguments.has("json"));
+  return run_reported(arguments, [&](PluginRegistry& registry, Progress& progress) {
+    return evaluate(*config, registry, progress);
+  });
 }
 
 int run_verify(const Arguments& arguments) {
@@ -76,15 +70,12 @@ int run_verify(const Arguments& arguments) {
   if (!folder.ok()) return fail(folder.status());
   const auto tensor_parallel = arguments.integer("tp", 1, 1);
   if (!tensor_parallel.ok()) return fail(tensor_parallel.status());
-  if (arguments.has("tp") && !arguments.has("engine")) return fail(Status(Code::kInvalidArgument, "--tp needs --engine"));
-  const auto dirs = plugin_dirs(arguments);
-  if (!dirs.ok()) return fail(dirs.status());
-  PluginRegistry registry(*dirs);
-  catch_interrupts();
-  auto progress = make_progress(arguments.has("quiet"));
-  const auto report = verify({*folder, arguments.text("reference"), arguments.text("engine"), *tensor_parallel}, registry, *progress);
-  progress.reset();  // ends its line before anything else is printed
-  return print(report, arguments.has("json"));
+  if (arguments.has("tp") && !arguments.has("engine"))
+    return fail(Status(Code::kInvalidArgument, "--tp needs --engine"));
+  return run_reported(arguments, [&](PluginRegistry& registry, Progress& progress) {
+    return verify({*folder, arguments.text("reference"), arguments.text("engine"), *tensor_parallel},
+                  registry, progress);
+  });
 }
 
 }  // namespace
