@@ -2,8 +2,10 @@
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
+#include <malloc.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -15,7 +17,8 @@ namespace {
 
 constexpr size_t kLarge = size_t{4} << 20, kHugePage = size_t{2} << 20;
 
-/// Large tensors: those in use by address, and those that were freed, oldest first.
+/// Large tensors: those in use by address, and those that were freed, oldest first. Together they are never more than were once in
+/// use: what is kept does not raise the peak.
 class Kept {
  public:
   void limit(size_t bytes) { limit_ = bytes; }
@@ -25,8 +28,11 @@ class Kept {
     lent_[data] = bytes;
   }
 
+  /// Room for a tensor: a freed one of its size, or null; then others were given back, so that a new one fits below the peak.
   void* take(size_t bytes) {
     const std::lock_guard lock(mutex_);
+    in_use_ += bytes;
+    most_ = std::max(most_, in_use_);
     for (auto it = blocks_.rbegin(); it != blocks_.rend(); ++it) {
       if (it->bytes != bytes) continue;
       void* const data = it->data;
@@ -34,7 +40,14 @@ class Kept {
       blocks_.erase(std::next(it).base());
       return data;
     }
+    shrink(most_ - in_use_);
     return nullptr;
+  }
+
+  /// take() was in vain: there is no memory.
+  void not_taken(size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    in_use_ -= bytes;
   }
 
   /// False: not lent from here.
@@ -44,6 +57,7 @@ class Kept {
     if (lent == lent_.end()) return false;
     blocks_.push_back({data, lent->second});
     total_ += lent->second;
+    in_use_ -= lent->second;
     lent_.erase(lent);
     shrink(limit_);
     return true;
@@ -52,6 +66,11 @@ class Kept {
   void clear() {
     const std::lock_guard lock(mutex_);
     shrink(0);
+  }
+
+  size_t total() {
+    const std::lock_guard lock(mutex_);
+    return total_;
   }
 
  private:
@@ -70,7 +89,8 @@ class Kept {
   std::mutex mutex_;
   std::deque<Block> blocks_;
   std::unordered_map<void*, size_t> lent_;
-  size_t total_ = 0, limit_ = 0;
+  size_t total_ = 0, limit_ = 0;  // bytes kept
+  size_t in_use_ = 0, most_ = 0;  // bytes lent, now and at most
 };
 
 Kept& kept() {
@@ -98,6 +118,7 @@ class HugeRecycled final : public c10::Allocator {
       kept().clear();
       data = fresh(rounded);
     }
+    if (data == nullptr) kept().not_taken(rounded);
     TORCH_CHECK_WITH(OutOfMemoryError, data != nullptr, "not enough memory: a tensor of ", bytes, " bytes");
     kept().lend(data, rounded);
     return {data, data, &free_by_address, c10::Device(c10::kCPU)};
@@ -118,6 +139,7 @@ class HugeRecycled final : public c10::Allocator {
 }  // namespace
 
 void use_huge_recycled_memory(int64_t kept_bytes) {
+  ::mallopt(M_MMAP_THRESHOLD, static_cast<int>(kLarge));  // else the C library keeps freed ones of up to 32 MiB in its heap
   kept().limit(static_cast<size_t>(kept_bytes));
   static auto* const allocator = [] {
     c10::Allocator* const small = c10::GetCPUAllocator();
@@ -126,6 +148,8 @@ void use_huge_recycled_memory(int64_t kept_bytes) {
   }();
   c10::SetCPUAllocator(allocator, /*priority=*/1);
 }
+
+int64_t recycled_memory() { return static_cast<int64_t>(kept().total()); }
 
 void release_recycled_memory() { kept().clear(); }
 
