@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <charconv>
 
 #include "range_search.h"
@@ -34,7 +35,7 @@ class Gptq final : public Algorithm {
                              const at::Tensor& mean_square) const;
 
   double damp_ = 0.01;
-  bool desc_act_ = false, static_groups_ = true, group_aware_ = false, refit_ = true;
+  bool desc_act_ = false, static_groups_ = true, group_aware_ = true, refit_ = true;
   Range range_ = Range::kSweep;
 };
 
@@ -67,7 +68,7 @@ void Gptq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& sche
     const Scheme* scheme = schemes[static_cast<size_t>(layer.id)];
     if (!scheme || !scheme->weight) continue;
     const int64_t features = plan.ports[static_cast<size_t>(layer.input)].features;
-    observations.want<Gram>(layer.input, features);
+    quant::observe_factor(observations, layer.input, features);
     if (scheme->input && !scheme->input->dynamic) observations.want<ChannelMoments>(layer.input, features);
   }
 }
@@ -131,27 +132,41 @@ Result<quant::Swept> Gptq::swept(LayerContext& context, const quant::InputFactor
   return quant::sweep(std::move(request));
 }
 
-/// Row by row the codes and scales of least loss.
+Quantized rows_of(const Quantized& whole, int64_t begin, int64_t count) {
+  const auto rows = [&](const at::Tensor& tensor) { return tensor.defined() ? tensor.narrow(0, begin, count) : tensor; };
+  return {whole.args, rows(whole.codes), rows(whole.scale), rows(whole.zero), whole.group_index};
+}
+
+/// Row by row the codes and scales of least loss; in slices of rows, so that what is compared stays small beside the weight.
 void keep_better_rows(LayerContext& context, const Gram& gram, const quant::Swept& swept, Quantized& rounded) {
-  const at::Tensor weight = context.weight(), hessian = gram.mean();
-  const at::Tensor rounding_error = quant::row_errors(quant::decode(rounded).sub_(weight), hessian);
-  const at::Tensor sweep_error = quant::row_errors(swept.weight - weight, hessian);
-  const at::Tensor better = sweep_error <= rounding_error;
-  const auto choose = [better = better.unsqueeze(1)](const at::Tensor& ours, const at::Tensor& theirs) {
-    return ours.defined() ? at::where(better, ours, theirs) : ours;
-  };
-  rounded.codes = choose(swept.codes, rounded.codes);
-  rounded.scale = choose(swept.params.scale, rounded.scale);
-  rounded.zero = choose(swept.params.zero, rounded.zero);
-  const std::string& name = context.layer().name;
-  const int64_t worse = weight.size(0) - better.sum().item<int64_t>();
-  if (worse > 0) {
-    context.notes().note("rows that gptq does not improve are rounded", name,
-                         std::to_string(worse) + " of " + std::to_string(weight.size(0)));
+  constexpr int64_t kSliceElements = int64_t{16} << 20;
+  const at::Tensor weight = context.weight();
+  const int64_t rows = weight.size(0), slice = std::clamp<int64_t>(kSliceElements / weight.size(1), 1, rows);
+  int64_t worse = 0;
+  double loss = 0, loss_of_rounding = 0;
+  for (int64_t begin = 0; begin < rows; begin += slice) {
+    const int64_t count = std::min(slice, rows - begin);
+    const at::Tensor before = weight.narrow(0, begin, count);
+    const Quantized mine = rows_of(rounded, begin, count);
+    const at::Tensor rounding_error = quant::row_errors(quant::decode(mine).sub_(before), gram);
+    const at::Tensor sweep_error = quant::row_errors(swept.weight.narrow(0, begin, count) - before, gram);
+    const at::Tensor better = sweep_error <= rounding_error;
+    const auto choose = [&](const at::Tensor& ours, const at::Tensor& theirs) {
+      if (ours.defined()) theirs.copy_(at::where(better.unsqueeze(1), ours.narrow(0, begin, count), theirs));
+    };
+    choose(swept.codes, mine.codes);
+    choose(swept.params.scale, mine.scale);
+    choose(swept.params.zero, mine.zero);
+    worse += count - better.sum().item<int64_t>();
+    loss += at::where(better, sweep_error, rounding_error).sum(at::kDouble).item<double>();
+    loss_of_rounding += rounding_error.sum(at::kDouble).item<double>();
   }
-  const auto rows = static_cast<double>(weight.size(0));
-  context.notes().metric(name, "loss", at::where(better, sweep_error, rounding_error).sum().item<double>() / rows);
-  context.notes().metric(name, "loss of rounding", rounding_error.sum().item<double>() / rows);
+  const std::string& name = context.layer().name;
+  if (worse > 0) {
+    context.notes().note("rows that gptq does not improve are rounded", name, std::to_string(worse) + " of " + std::to_string(rows));
+  }
+  context.notes().metric(name, "loss", loss / static_cast<double>(rows));
+  context.notes().metric(name, "loss of rounding", loss_of_rounding / static_cast<double>(rows));
 }
 
 Result<Solved> Gptq::solve(LayerContext& context) {
@@ -174,7 +189,7 @@ Result<Solved> Gptq::solve(LayerContext& context) {
 constexpr char kSchema[] = R"json({"type":"object","properties":{
   "damp_percent":{"type":"number","minimum":0,"maximum":1,"default":0.01,
                   "description":"share of the mean of E[x²] that is added to the diagonal of the Gram matrix"},
-  "act_group_aware":{"type":"boolean","default":false,
+  "act_group_aware":{"type":"boolean","default":true,
                      "description":"take channels in the order of their activations, but group by group"},
   "desc_act":{"type":"boolean","default":false,
               "description":"take channels in the order of their activations, whatever their group; instead of act_group_aware"},

@@ -112,7 +112,7 @@ void record_loss(LayerContext& context, const Solved& solved) {
   if (!gram || gram->tokens <= 0) return;
   const auto* quantized = std::get_if<Quantized>(&solved.weight);
   const at::Tensor decoded = quantized ? quant::decode(*quantized) : std::get<Dense>(solved.weight).weight;
-  const at::Tensor errors = quant::row_errors(decoded - context.weight(), gram->mean());
+  const at::Tensor errors = quant::row_errors(decoded - context.weight(), *gram);
   context.notes().metric(context.layer().name, "loss", errors.mean().item<double>());
 }
 
@@ -138,7 +138,7 @@ Status accepts_pruning(const Scheme& scheme) {
 void observe_pruning(const PruneOptions& options, const Layer& layer, const Scheme& scheme, int64_t features,
                      Observations& observations) {
   const bool static_input = scheme.input && !scheme.input->dynamic;
-  if (options.method == PruneOptions::Method::kSparseGpt) observations.want<Gram>(layer.input, features);
+  if (options.method == PruneOptions::Method::kSparseGpt) quant::observe_factor(observations, layer.input, features);
   if (options.method == PruneOptions::Method::kWanda || static_input) observations.want<ChannelMoments>(layer.input, features);
 }
 

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <optional>
+#include <vector>
 
 #include "slim/algorithm.hpp"
 #include "slim/quant.hpp"
@@ -19,10 +20,36 @@ enum class SweepOrder : uint8_t {
   kGroupAware  ///< groups by their largest E[x²], channels of a group likewise: groups stay together (GPTQModel's act_group_aware)
 };
 
+/// An upper triangular matrix without its lower half: panels of rows, each from its diagonal on. Shared when copied.
+class SLIM_API UpperTriangle {
+ public:
+  static constexpr int64_t kPanelRows = 1024;
+  UpperTriangle() = default;
+  /// Panel i [rows, n - i * kPanelRows]: kPanelRows rows, the last what is left; below the diagonal they hold zeros.
+  explicit UpperTriangle(std::vector<at::Tensor> panels) : panels_(std::move(panels)) {}
+  bool defined() const { return !panels_.empty(); }
+  int64_t size() const { return defined() ? panels_.front().size(1) : 0; }
+  const std::vector<at::Tensor>& panels() const { return panels_; }
+  /// Rows [row, row_end) and columns [column, column_end): a view where one panel holds them all, else a copy.
+  at::Tensor block(int64_t row, int64_t row_end, int64_t column, int64_t column_end) const;
+
+ private:
+  std::vector<at::Tensor> panels_;
+};
+
 /// H⁻¹ = Uᵀ U of a layer's input, U upper triangular, in the order of the sweep.
 struct InputFactor {
-  at::Tensor upper;  ///< [in, in] fp32
+  UpperTriangle upper;  ///< of `in` rows, fp32
   at::Tensor order;  ///< int64 [in]: the channel at each place of the sweep; undefined: as stored
+};
+
+/// Asks for the Gram matrix of a port, for input_factor() of the layers that read it: `slim plan` then counts the factor's memory too.
+SLIM_API void observe_factor(Observations&, PortId, int64_t features);
+/// An Observations may be this too: it is told of factors.
+class SLIM_API FactorObserver {
+ public:
+  virtual ~FactorObserver();
+  virtual void expect_factor(PortId) = 0;  ///< of this port's Gram matrix
 };
 
 /// The factor of E[x xᵀ] of the layer's Gram plus `damp` times its mean diagonal, shared through the port cache. Channels that
@@ -33,14 +60,14 @@ struct InputFactor {
 SLIM_API Result<std::optional<InputFactor>> input_factor(LayerContext&, std::string_view fallback, double damp, SweepOrder,
                                                          int64_t group_size = 0);
 
-/// U = J chol(J H J)⁻¹ J with J the reversal: one Cholesky and one triangular inverse. H [n, n] symmetric, fp32 or fp64; U has its
-/// dtype. nullopt: H is not positive definite in this precision (a pivot that is mostly rounding error counts as none).
-SLIM_API std::optional<at::Tensor> inverse_factor(const at::Tensor& hessian);
+/// U = J chol(J H J)⁻¹ J with J the reversal, made in the memory of H: its upper half in panels as UpperTriangle has them, fp32 or fp64.
+/// nullopt: H is not positive definite in this precision (a pivot that is mostly rounding error counts as none).
+SLIM_API std::optional<UpperTriangle> inverse_factor(std::vector<at::Tensor> hessian);
 
 /// One group of columns when the sweep reaches it.
 struct SweepGroup {
   at::Tensor weight;    ///< [out, g], compensated for everything before: do not write
-  at::Tensor factor;    ///< the diagonal block of U [g, g]
+  at::Tensor factor;    ///< the diagonal block of U [g, g]; undefined for groups of more than kPanelRows channels
   at::Tensor channels;  ///< int64 [g], which input channels these are; undefined: begin, begin + 1, ...
   int64_t begin = 0;    ///< place in the sweep
 };
@@ -67,7 +94,7 @@ struct Swept {
 /// Rounds or prunes column after column, each error fed back to the columns that follow. Errors: those of find_params.
 SLIM_API Result<Swept> sweep(SweepRequest);
 
-/// δ H δᵀ of every row: [rows] fp32. delta [rows, in] fp32, H [in, in] symmetric.
-SLIM_API at::Tensor row_errors(const at::Tensor& delta, const at::Tensor& hessian);
+/// δ E[x xᵀ] δᵀ of every row: [rows] fp32. delta [rows, in] fp32; some token was seen.
+SLIM_API at::Tensor row_errors(const at::Tensor& delta, const Gram&);
 
 }  // namespace slim::quant

@@ -39,31 +39,136 @@ constexpr Rung kLadder[] = {{"", at::kFloat, false},
                             {"factorized in fp64", at::kDouble, false},
                             {"factorized half way to the diagonal", at::kDouble, true}};
 
-/// E[x xᵀ] ready for `rung`; channels without any signal get a diagonal of their own.
-at::Tensor damped(const at::Tensor& mean, const Rung& rung, double damp) {
-  at::Tensor hessian = mean.to(rung.precision, /*non_blocking=*/false, /*copy=*/true);
-  at::Tensor diagonal = hessian.diagonal();
-  const at::Tensor level = diagonal.mean();
-  diagonal.copy_(at::where(diagonal > 0, diagonal, level));
-  if (rung.toward_diagonal) {
-    const at::Tensor kept = diagonal.clone();
-    hessian.mul_(0.5);
-    diagonal.copy_(kept);
-  }
-  diagonal.add_(level, damp);
-  return hessian;
+/// Where each panel of a triangle begins, and its end.
+std::vector<int64_t> panel_begins(int64_t size) {
+  std::vector<int64_t> begins;
+  for (int64_t begin = 0; begin < size; begin += UpperTriangle::kPanelRows) begins.push_back(begin);
+  begins.push_back(size);
+  return begins;
 }
 
-/// Climbs the ladder; an empty tensor if no step gives a factor.
-at::Tensor climb(const at::Tensor& mean, double damp, Notes& notes, const std::string& name) {
+/// E[x xᵀ] of a Gram matrix in the order of a sweep: what a factor is made of.
+class Hessian {
+ public:
+  Hessian(const Gram& gram, at::Tensor order) : gram_(gram), order_(std::move(order)), begins_(panel_begins(gram.sum().size(0))) {
+    diagonal_ = gram.sum().diagonal() / gram.tokens;
+    if (order_.defined()) diagonal_ = diagonal_.index_select(0, order_);
+  }
+
+  /// Its upper half ready for `rung`; channels without any signal get a diagonal of their own.
+  std::vector<at::Tensor> damped(const Rung& rung, double damp) const {
+    at::Tensor diagonal = diagonal_.to(rung.precision, /*non_blocking=*/false, /*copy=*/true);
+    const at::Tensor level = diagonal.mean();
+    diagonal.copy_(at::where(diagonal > 0, diagonal, level)).add_(level, damp);
+    std::vector<at::Tensor> panels;
+    for (size_t i = 0; i + 1 < begins_.size(); ++i) {
+      const int64_t begin = begins_[i], rows = begins_[i + 1] - begin;
+      at::Tensor panel = rows_from(begin, rows).to(rung.precision);
+      if (rung.toward_diagonal) panel.mul_(0.5);
+      panel.diagonal().copy_(diagonal.narrow(0, begin, rows));
+      panels.push_back(std::move(panel));
+    }
+    return panels;
+  }
+
+  bool finite() const {
+    for (size_t i = 0; i + 1 < begins_.size(); ++i) {
+      if (!at::isfinite(rows_from(begins_[i], begins_[i + 1] - begins_[i])).all().item<bool>()) return false;
+    }
+    return true;
+  }
+
+ private:
+  /// fp32, from the diagonal on.
+  at::Tensor rows_from(int64_t begin, int64_t rows) const {
+    const at::Tensor& sum = gram_.sum();
+    const int64_t columns = sum.size(0) - begin;
+    if (!order_.defined()) return sum.narrow(0, begin, rows).narrow(1, begin, columns) / gram_.tokens;
+    const at::Tensor mine = sum.index_select(0, order_.narrow(0, begin, rows));
+    return mine.index_select(1, order_.narrow(0, begin, columns)).div_(gram_.tokens);
+  }
+
+  const Gram& gram_;
+  at::Tensor order_, diagonal_;
+  std::vector<int64_t> begins_;
+};
+
+/// Climbs the ladder; an undefined triangle if no step gives a factor.
+UpperTriangle climb(const Hessian& hessian, double damp, Notes& notes, const std::string& name) {
   for (const Rung& rung : kLadder) {
-    const auto factor = inverse_factor(damped(mean, rung, damp));
+    auto factor = inverse_factor(hessian.damped(rung, damp));
     if (!factor) continue;
     if (*rung.note) notes.note(rung.note, name, "its Gram matrix has no usable factor otherwise; more samples help");
-    return factor->to(at::kFloat);
+    std::vector<at::Tensor> panels = factor->panels();
+    factor.reset();
+    for (at::Tensor& panel : panels) panel = panel.to(at::kFloat);
+    return UpperTriangle(std::move(panels));
   }
-  return at::empty({0, 0}, mean.options());
+  return {};
 }
+
+/// Makes H = V Vᵀ and U = V⁻¹ (V upper triangular) out of the panels of H.
+class InverseFactor {
+ public:
+  explicit InverseFactor(std::vector<at::Tensor> panels) : panels_(std::move(panels)), begins_(panel_begins(panels_.front().size(1))) {
+    const bool single = panels_.front().scalar_type() == at::kFloat;
+    const double epsilon = single ? std::numeric_limits<float>::epsilon() : std::numeric_limits<double>::epsilon();
+    least_pivot_ = 10 * epsilon * std::sqrt(static_cast<double>(begins_.back()));
+  }
+
+  std::optional<UpperTriangle> run() {
+    for (size_t k = panels_.size(); k-- > 0;) {
+      if (!factorize(k)) return std::nullopt;
+    }
+    for (size_t k = panels_.size(); k-- > 0;) {
+      if (!invert(k)) return std::nullopt;
+    }
+    return UpperTriangle(std::move(panels_));
+  }
+
+ private:
+  int64_t rows(size_t panel) const { return begins_[panel + 1] - begins_[panel]; }
+  at::Tensor tile(size_t row, size_t column) const { return panels_[row].narrow(1, begins_[column] - begins_[row], rows(column)); }
+  /// Of the panel `row`, the columns after the panel `column`.
+  at::Tensor after(size_t row, size_t column) const {
+    return panels_[row].narrow(1, begins_[column + 1] - begins_[row], begins_.back() - begins_[column + 1]);
+  }
+
+  /// The column of V: every tile on and above the diagonal, which then holds its own inverse.
+  bool factorize(size_t k) {
+    at::Tensor diagonal = tile(k, k);
+    const at::Tensor before = diagonal.diagonal().flip({0});
+    const bool last = k + 1 == panels_.size();
+    if (!last) diagonal.addmm_(after(k, k), after(k, k).t(), 1, -1);
+    const auto [lower, info] = at::linalg_cholesky_ex(diagonal.flip({0, 1}));
+    if (info.item<int>() != 0 || !(lower.diagonal().square() / before > least_pivot_).all().item<bool>()) return false;
+    const at::Tensor transposed = lower.flip({0, 1}).t();  // of V: lower triangular
+    for (size_t i = 0; i < k; ++i) {
+      at::Tensor above = tile(i, k);
+      if (!last) above.addmm_(after(i, k), after(k, k).t(), 1, -1);
+      above.copy_(at::linalg_solve_triangular(transposed, above, /*upper=*/false, /*left=*/false));
+    }
+    const at::Tensor identity = at::eye(rows(k), diagonal.options());
+    diagonal.copy_(at::linalg_solve_triangular(lower, identity, /*upper=*/false).flip({0, 1}));
+    return true;
+  }
+
+  /// The row of U, with those below it: U_k,after = -U_kk V_k,after U_after,after.
+  bool invert(size_t k) {
+    if (k + 1 < panels_.size()) {
+      at::Tensor product = at::zeros(after(k, k).sizes(), panels_[k].options());
+      for (size_t i = k + 1; i < panels_.size(); ++i) {
+        product.narrow(1, begins_[i] - begins_[k + 1], panels_[i].size(1)).addmm_(tile(k, i), panels_[i]);
+      }
+      after(k, k).copy_(at::mm(tile(k, k), product).neg_());
+    }
+    return at::isfinite(panels_[k]).all().item<bool>();
+  }
+
+  std::vector<at::Tensor> panels_;
+  std::vector<int64_t> begins_;
+  double least_pivot_;
+};
 
 // ---- the sweep --------------------------------------------------------------------------------------------------------
 
@@ -134,7 +239,7 @@ class ColumnSweep {
   Status find_params(int64_t begin, int64_t end) {
     SweepGroup group;
     group.weight = weight_.narrow(1, begin, end - begin);
-    group.factor = factor(begin, end, begin, end);
+    if (end - begin <= UpperTriangle::kPanelRows) group.factor = factor(begin, end, begin, end);
     if (request_.factor.order.defined()) group.channels = request_.factor.order.narrow(0, begin, end - begin);
     group.begin = begin;
     SLIM_ASSIGN(const Params params, request_.find_params(group));
@@ -162,7 +267,7 @@ class ColumnSweep {
   }
 
   at::Tensor factor(int64_t row, int64_t row_end, int64_t column, int64_t column_end) const {
-    return request_.factor.upper.narrow(0, row, row_end - row).narrow(1, column, column_end - column);
+    return request_.factor.upper.block(row, row_end, column, column_end);
   }
 
   Swept in_stored_order() {
@@ -187,19 +292,34 @@ class ColumnSweep {
 
 }  // namespace
 
-std::optional<at::Tensor> inverse_factor(const at::Tensor& hessian) {
-  const auto [lower, info] = at::linalg_cholesky_ex(hessian.flip({0, 1}));
-  if (info.item<int>() != 0) return std::nullopt;
-  const at::Tensor pivots = lower.diagonal().square() / hessian.diagonal().flip({0});
-  const bool single = hessian.scalar_type() == at::kFloat;
-  const double epsilon = single ? std::numeric_limits<float>::epsilon() : std::numeric_limits<double>::epsilon();
-  const double least = 10 * epsilon * std::sqrt(static_cast<double>(hessian.size(0)));
-  if (!(pivots > least).all().item<bool>()) return std::nullopt;
-  const at::Tensor identity = at::eye(hessian.size(0), hessian.options());
-  at::Tensor upper = at::linalg_solve_triangular(lower, identity, /*upper=*/false).flip({0, 1});
-  if (!at::isfinite(upper).all().item<bool>()) return std::nullopt;
-  return upper;
+FactorObserver::~FactorObserver() = default;
+
+void observe_factor(Observations& observations, PortId port, int64_t features) {
+  observations.want<Gram>(port, features);
+  if (auto* observer = dynamic_cast<FactorObserver*>(&observations)) observer->expect_factor(port);
 }
+
+at::Tensor UpperTriangle::block(int64_t row, int64_t row_end, int64_t column, int64_t column_end) const {
+  const auto from = [&](int64_t first_row, int64_t last_row, int64_t first_column) {
+    const int64_t panel = first_row / kPanelRows, begin = panel * kPanelRows;
+    const at::Tensor rows = panels_[static_cast<size_t>(panel)].narrow(0, first_row - begin, last_row - first_row);
+    return rows.narrow(1, first_column - begin, column_end - first_column);
+  };
+  const int64_t begin = row / kPanelRows * kPanelRows;
+  if (column >= begin && row_end <= begin + kPanelRows) return from(row, row_end, column);
+  at::Tensor whole = at::zeros({row_end - row, column_end - column}, panels_.front().options());
+  for (int64_t first = row; first < row_end;) {
+    const int64_t panel = first / kPanelRows * kPanelRows, last = std::min(row_end, panel + kPanelRows);
+    const int64_t stored = std::max(column, panel);
+    if (stored < column_end) {
+      whole.narrow(0, first - row, last - first).narrow(1, stored - column, column_end - stored).copy_(from(first, last, stored));
+    }
+    first = last;
+  }
+  return whole;
+}
+
+std::optional<UpperTriangle> inverse_factor(std::vector<at::Tensor> hessian) { return InverseFactor(std::move(hessian)).run(); }
 
 Result<std::optional<InputFactor>> input_factor(LayerContext& context, std::string_view fallback, double damp, SweepOrder order,
                                                 int64_t group_size) {
@@ -211,35 +331,41 @@ Result<std::optional<InputFactor>> input_factor(LayerContext& context, std::stri
   }
   const std::string key = "slim.factor " + std::to_string(static_cast<int>(order)) + " " +
                           std::to_string(order == SweepOrder::kGroupAware ? group_size : 0) + " " + std::to_string(damp);
-  at::Tensor& upper = context.port_cache()[key];
-  at::Tensor& places = context.port_cache()[key + " order"];
-  if (!upper.defined()) {
-    at::Tensor mean = gram->mean();
-    if (!at::isfinite(mean).all().item<bool>()) return Status(Code::kNumeric, name + ": its activations hold NaN or Inf");
-    places = sweep_order(mean.diagonal(), order, group_size);
-    if (places.defined()) mean = mean.index_select(0, places).index_select(1, places);
-    upper = climb(mean, damp, context.notes(), name);
+  TensorMap& cache = context.port_cache();
+  if (!cache.contains(key + " order")) {
+    const at::Tensor order_of_gram = sweep_order(gram->sum().diagonal() / gram->tokens, order, group_size);
+    const Hessian hessian(*gram, order_of_gram);
+    if (!hessian.finite()) return Status(Code::kNumeric, name + ": its activations hold NaN or Inf");
+    cache[key + " order"] = order_of_gram;
+    const UpperTriangle made = climb(hessian, damp, context.notes(), name);
+    for (size_t i = 0; i < made.panels().size(); ++i) cache[key + " " + std::to_string(i)] = made.panels()[i];
   }
-  if (upper.numel() == 0) {
+  std::vector<at::Tensor> panels;
+  for (auto found = cache.end(); (found = cache.find(key + " " + std::to_string(panels.size()))) != cache.end();) {
+    panels.push_back(found->second);
+  }
+  if (panels.empty()) {
     context.notes().note(fallback, name, "its activations are zero");
     return std::optional<InputFactor>();
   }
-  return std::optional(InputFactor{upper, places});
+  return std::optional(InputFactor{UpperTriangle(std::move(panels)), cache[key + " order"]});
 }
 
 Result<Swept> sweep(SweepRequest request) { return ColumnSweep(std::move(request)).run(); }
 
-at::Tensor row_errors(const at::Tensor& delta, const at::Tensor& hessian) {
+at::Tensor row_errors(const at::Tensor& delta, const Gram& gram) {
   constexpr int64_t kBlock = 1024;
+  const at::Tensor& sum = gram.sum();
+  const auto mean = [&](int64_t begin, int64_t rows, int64_t column, int64_t columns) {
+    return (sum.narrow(0, begin, rows).narrow(1, column, columns) / gram.tokens).to(delta.device());
+  };
   // H is symmetric: columns after a block count twice, those before it not again.
   at::Tensor errors = at::zeros({delta.size(0)}, delta.options());
   for (int64_t begin = 0; begin < delta.size(1); begin += kBlock) {
     const int64_t size = std::min(kBlock, delta.size(1) - begin), rest = delta.size(1) - begin - size;
     const at::Tensor mine = delta.narrow(1, begin, size);
-    at::Tensor product = at::mm(mine, hessian.narrow(0, begin, size).narrow(1, begin, size));
-    if (rest > 0) {
-      product.addmm_(delta.narrow(1, begin + size, rest), hessian.narrow(0, begin + size, rest).narrow(1, begin, size), 1, 2);
-    }
+    at::Tensor product = at::mm(mine, mean(begin, size, begin, size));
+    if (rest > 0) product.addmm_(delta.narrow(1, begin + size, rest), mean(begin + size, rest, begin, size), 1, 2);
     errors.add_(product.mul_(mine).sum(1));
   }
   return errors;

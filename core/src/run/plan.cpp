@@ -12,11 +12,6 @@
 namespace slim {
 namespace {
 
-/// What LibTorch and the plugins take before any tensor is read.
-constexpr int64_t kProgramBytes = int64_t{250} << 20;
-
-int64_t elements(const Layer& layer) { return layer.out * layer.in; }
-
 /// "model.layers.17.mlp" -> "model.layers.N.mlp": tensors that differ in numbers alone are one line of the table.
 std::string without_numbers(const std::string& name) {
   std::string text;
@@ -32,61 +27,6 @@ std::string without_numbers(const std::string& name) {
   }
   return text;
 }
-
-}  // namespace
-
-int64_t peak_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs, MemoryMode mode) {
-  const int64_t size = static_cast<int64_t>(c10::elementSize(model.weights->dtype()));
-  const int64_t tokens = config.num_samples * config.max_seq_length;
-  int64_t most = 0;
-  for (const BlockPlan& block : model.plan.blocks) {
-    const auto changes = [&](const OutputPlan& output) { return output.plan.changes(block); };
-    if (std::none_of(outputs.begin(), outputs.end(), changes)) continue;
-    int64_t weights = 0, largest = 0, statistics = 0, features = 0;
-    for (const Layer& layer : block.layers) {
-      weights += elements(layer) * size;
-      largest = std::max(largest, elements(layer));
-    }
-    StatisticSet observed(block, tokens);
-    for (const OutputPlan& output : outputs) observe(output, block, observed);
-    for (const Port& port : block.ports) {
-      features = std::max(features, port.features);
-      if (observed.find(port.id, Gram::kId)) statistics += port.features * port.features * 4;
-      if (observed.find(port.id, ActivationRows::kId)) statistics += std::min<int64_t>(tokens, 4096) * port.features * size;
-    }
-    if (outputs.size() > 1) statistics *= 2;  // each output folds its scales into a copy
-    const bool forward = !observed.empty() && config.statistics.empty();
-    const int64_t held = mode.spill ? std::min(tokens, config.batch_size * config.max_seq_length) : tokens;
-    const int64_t hidden = forward && !block.ports.empty() ? 2 * held * block.ports.front().features * size : 0;
-    const int64_t working = forward ? config.batch_size * config.max_seq_length * features * 4 * 2 : 0;
-    // fp32 copies of the whole block while its scales are folded, and of the largest layer while it is searched.
-    const int64_t copies = observed.empty() ? 0 : 2 * weights * 4 / size;
-    most = std::max(most, (mode.read_ahead ? 2 : 1) * weights + copies + 4 * largest * 4 + statistics + hidden + working);
-  }
-  return kProgramBytes + most;
-}
-
-int64_t least_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
-  RunConfig smallest = config;
-  smallest.batch_size = 1;
-  return peak_bytes(smallest, model, outputs, {.read_ahead = false, .spill = true});
-}
-
-Result<MemoryMode> choose_memory_mode(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
-  if (config.max_memory == 0) return MemoryMode{};
-  constexpr MemoryMode kModes[] = {{true, false}, {true, true}, {false, true}};
-  for (const MemoryMode mode : kModes) {
-    if (peak_bytes(config, model, outputs, mode) <= config.max_memory) return mode;
-  }
-  const int64_t least = least_bytes(config, model, outputs);
-  const std::string message = "the run takes at least " + bytes_text(peak_bytes(config, model, outputs, kModes[2])) +
-                              " of memory, run.max_memory allows " + bytes_text(config.max_memory) + "; ";
-  if (least <= config.max_memory) return Status(Code::kOutOfMemory, message + "with --batch-size 1 " + bytes_text(least) + " would do");
-  return Status(Code::kOutOfMemory, message + "the least that would do is " + bytes_text(least) +
-                                        ", with --batch-size 1; shorter samples (--max-seq-length) take less");
-}
-
-namespace {
 
 struct Row {
   std::string action;

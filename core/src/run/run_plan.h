@@ -69,8 +69,7 @@ struct MemoryMode {
   bool spill = false;      ///< activations lie in files
 };
 
-/// Memory that a run takes at most, about: that of the block that needs most, with its weights and the next block's (prefetched),
-/// fp32 work on its largest layer, the statistics, and the hidden states of all samples at its entry and exit.
+/// Memory that a run takes at most, about: that of the block that needs most, in the phase that does. From headers alone.
 SLIM_API int64_t peak_bytes(const RunConfig&, const Model&, const std::vector<OutputPlan>&, MemoryMode = {});
 /// With every measure, and one sample at a time.
 SLIM_API int64_t least_bytes(const RunConfig&, const Model&, const std::vector<OutputPlan>&);

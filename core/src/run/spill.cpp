@@ -84,8 +84,7 @@ Result<Carry> Spill::store(Carry carry) const {
   return carry;
 }
 
-void Spill::release(const Carry& carry) const {
-  if (!active_) return;
+void Spill::release(const Carry& carry) {
   for (const auto& [key, tensor] : carry) {
     if (is_mapped(tensor)) ::madvise(tensor.data_ptr(), tensor.nbytes(), MADV_DONTNEED);  // of a shared mapping: nothing is lost
   }

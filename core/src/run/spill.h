@@ -14,8 +14,8 @@ class SLIM_API Spill {
   bool active() const { return active_; }
   /// The same values; large tensors lie in files.
   Result<Carry> store(Carry carry) const;
-  /// Gives the memory of a stored carry back until it is read again.
-  void release(const Carry& carry) const;
+  /// Gives the memory of a stored carry back until it is read again; does nothing to others.
+  static void release(const Carry& carry);
 
  private:
   std::string folder_;

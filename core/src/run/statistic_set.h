@@ -6,18 +6,21 @@
 #include <string>
 #include <vector>
 
+#include "slim/feedback.hpp"
 #include "slim/statistic.hpp"
 
 namespace slim {
 
 /// The statistics of one block: what algorithms asked for, fed by the forward pass.
-class SLIM_API StatisticSet final : public Observations {
+class SLIM_API StatisticSet final : public Observations, public quant::FactorObserver {
  public:
   /// `block` must outlive the set.
   StatisticSet(const BlockPlan& block, int64_t expected_tokens) : block_(block), expected_tokens_(expected_tokens) {}
 
   void add(PortId, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) override;
   void keep_inputs(RegionId region) override { regions_.insert(region); }
+  void expect_factor(PortId port) override { factorized_.insert(port); }
+  bool factorizes(PortId port) const { return factorized_.contains(port); }
   int64_t expected_tokens() const override { return expected_tokens_; }
 
   /// An independent copy, for another output of the run.
@@ -26,6 +29,8 @@ class SLIM_API StatisticSet final : public Observations {
   /// Calls visit(port, id, statistic) for each, in a fixed order; stops at the first error.
   Status for_each(const std::function<Status(const Port&, const std::string& id, Statistic&)>& visit);
 
+  /// Independent copies of a port's statistics on another device.
+  Result<std::unique_ptr<StatisticSet>> copied(PortId, at::Device) const;
   bool empty() const { return statistics_.empty() && regions_.empty(); }
   bool keeps(RegionId region) const { return regions_.contains(region); }
   /// x [..., features]: every row is one token.
@@ -42,6 +47,8 @@ class SLIM_API StatisticSet final : public Observations {
   std::unique_ptr<StatisticSet> renewed() const;
   /// Takes them over after that pass, finished as the others were.
   void renew(StatisticSet& fed);
+  /// Forgets what was collected at a port that no one will ask for any more.
+  void release(PortId port) { std::erase_if(statistics_, [port](const auto& entry) { return entry.first.first == port; }); }
   /// Tokens that reached the port before shrinking; -1 if nothing was collected there.
   double tokens(PortId) const;
 
@@ -55,6 +62,7 @@ class SLIM_API StatisticSet final : public Observations {
   std::set<Key> stale_;
   double prior_tokens_ = 0;
   std::map<PortId, double> tokens_;
+  std::set<PortId> factorized_;
   std::set<RegionId> regions_;
 };
 

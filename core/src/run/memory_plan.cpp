@@ -1,0 +1,152 @@
+#include <algorithm>
+
+#include "run/run_plan.h"
+#include "run/run_report.h"
+#include "run/statistic_set.h"
+
+namespace slim {
+namespace {
+
+/// LibTorch, the plugins and the buffers of their matrix products.
+constexpr int64_t kProgramBytes = int64_t{140} << 20;
+/// What an algorithm compares in slices of rows.
+constexpr int64_t kSliceBytes = int64_t{160} << 20;
+constexpr int64_t kFloatBytes = 4;
+
+int64_t elements(const Layer& layer) { return layer.out * layer.in; }
+
+/// What one block takes in each of its phases. The phases follow QuantizeRun and OutputRun: whoever changes what is held there
+/// changes it here; tests/oracle/test_memory.py compares both.
+class BlockMemory {
+ public:
+  BlockMemory(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs, MemoryMode mode, const BlockPlan& block)
+      : mode_(mode), block_(block), size_(static_cast<int64_t>(c10::elementSize(model.weights->dtype()))),
+        tokens_(config.num_samples * config.max_seq_length), batch_(std::min(tokens_, config.batch_size * config.max_seq_length)),
+        observed_(block, tokens_) {
+    for (const OutputPlan& output : outputs) observe(output, block, observed_);
+    forward_ = !observed_.empty() && config.statistics.empty();
+    for (const Layer& layer : block.layers) {
+      weights_ += elements(layer) * size_;
+      largest_ = std::max(largest_, elements(layer));
+      widest_ = std::max({widest_, layer.in, layer.out});
+    }
+    folds_ = std::any_of(block.edges.begin(), block.edges.end(), [&](const ScaleEdge& edge) { return observed_.find(edge.port, ChannelMoments::kId); });
+    copies_ = static_cast<int64_t>(outputs.size());
+  }
+
+  /// `ahead`: of weights that are read meanwhile.
+  int64_t peak(int64_t ahead) const {
+    const int64_t shared = (mode_.read_ahead ? ahead : 0) + activations() + (copies_ > 1 ? weights_ + statistics_of_all() : 0);
+    return shared + std::max({gathering(), transforming(), solving()});
+  }
+  int64_t weights() const { return weights_; }
+
+ private:
+  int64_t statistics(const Port& port) const {
+    int64_t bytes = 0;
+    if (observed_.find(port.id, Gram::kId)) bytes += port.features * port.features * kFloatBytes;
+    if (observed_.find(port.id, ActivationRows::kId)) bytes += std::min(tokens_, port.features) * port.features * size_;
+    return bytes;
+  }
+  int64_t statistics_of_all() const {
+    int64_t bytes = 0;
+    for (const Port& port : block_.ports) bytes += statistics(port);
+    return bytes;
+  }
+  int64_t hidden() const { return block_.ports.empty() ? 0 : block_.ports.front().features; }
+
+  /// The hidden states of all samples, or of a batch on its way in and out, and inputs that are kept for a replay.
+  int64_t activations() const {
+    if (!forward_) return 0;
+    const int64_t each = hidden() * size_;
+    const int64_t states = mode_.spill ? 2 * batch_ : (copies_ > 1 ? 2 : 1) * tokens_;
+    const int64_t replayed = observed_.keeps_inputs() ? ((mode_.spill ? batch_ : tokens_) + tokens_) : 0;
+    return (states + replayed) * each;
+  }
+  /// What a forward pass of one batch holds at most: an MLP's three wide activations.
+  int64_t pass(int64_t size) const { return forward_ ? batch_ * (3 * widest_ + 5 * hidden()) * size : 0; }
+
+  int64_t gathering() const { return weights_ + statistics_of_all() + pass(size_); }
+
+  /// Folded weights are fp32; the search works on one layer, the proof on a batch in fp32.
+  int64_t transforming() const {
+    if (!folds_) return 0;
+    const int64_t search = largest_ * kFloatBytes + kSliceBytes, proof = pass(kFloatBytes) + 3 * (forward_ ? batch_ : 0) * hidden() * kFloatBytes;
+    return folded(weights_) + statistics_of_all() + std::max(search, proof);
+  }
+  int64_t folded(int64_t bytes) const { return folds_ ? bytes / size_ * kFloatBytes : bytes; }
+
+  /// Input after input, with the layers that read it; what is solved is again in the dtype of the checkpoint.
+  int64_t solving() const {
+    int64_t weights_left = weights_, statistics_left = statistics_of_all(), most = 0;
+    for (const Layer& first : block_.layers) {
+      if (!reads_first(first)) continue;
+      const Port& port = block_.ports[static_cast<size_t>(first.input)];
+      int64_t codes = 0, largest = 0, own = 0;
+      for (const Layer& layer : block_.layers) {
+        if (layer.input != first.input) continue;
+        own += elements(layer) * size_;
+        codes += elements(layer);
+        largest = std::max(largest, elements(layer));
+      }
+      const int64_t solved = forward_ ? weights_ - weights_left : 0;
+      most = std::max(most, folded(weights_left) + solved + statistics_left + codes + solving_layer(port, largest));
+      weights_left -= own;
+      statistics_left -= statistics(port);
+    }
+    return most;
+  }
+  bool reads_first(const Layer& layer) const {
+    const auto reads = [&](const Layer& other) { return other.input == layer.input; };
+    return std::find_if(block_.layers.begin(), block_.layers.end(), reads)->id == layer.id;
+  }
+  int64_t solving_layer(const Port& port, int64_t largest) const {
+    if (observed_.empty() || statistics(port) == 0) return largest;  // rounded as it lies in memory; its packed codes
+    const int64_t work = 2 * largest * kFloatBytes + largest + kSliceBytes;
+    const int64_t factor = observed_.factorizes(port.id) ? port.features * port.features / 2 * kFloatBytes : 0;
+    return std::max(factor + work, 2 * factor + kSliceBytes);  // in fp64, where fp32 does not do
+  }
+
+  MemoryMode mode_;
+  const BlockPlan& block_;
+  int64_t size_, tokens_, batch_;
+  StatisticSet observed_;
+  bool forward_ = false, folds_ = false;
+  int64_t weights_ = 0, largest_ = 0, widest_ = 0, copies_ = 1;
+};
+
+}  // namespace
+
+int64_t peak_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs, MemoryMode mode) {
+  int64_t most = 0, ahead = 0;
+  for (auto block = model.plan.blocks.rbegin(); block != model.plan.blocks.rend(); ++block) {
+    const auto changes = [&](const OutputPlan& output) { return output.plan.changes(*block); };
+    if (std::none_of(outputs.begin(), outputs.end(), changes)) continue;
+    const BlockMemory memory(config, model, outputs, mode, *block);
+    most = std::max(most, memory.peak(ahead));
+    ahead = memory.weights();
+  }
+  return kProgramBytes + most;
+}
+
+int64_t least_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
+  RunConfig smallest = config;
+  smallest.batch_size = 1;
+  return peak_bytes(smallest, model, outputs, {.read_ahead = false, .spill = true});
+}
+
+Result<MemoryMode> choose_memory_mode(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
+  if (config.max_memory == 0) return MemoryMode{};
+  constexpr MemoryMode kModes[] = {{true, false}, {true, true}, {false, true}};
+  for (const MemoryMode mode : kModes) {
+    if (peak_bytes(config, model, outputs, mode) <= config.max_memory) return mode;
+  }
+  const int64_t least = least_bytes(config, model, outputs);
+  const std::string message = "the run takes at least " + bytes_text(peak_bytes(config, model, outputs, kModes[2])) +
+                              " of memory, run.max_memory allows " + bytes_text(config.max_memory) + "; ";
+  if (least <= config.max_memory) return Status(Code::kOutOfMemory, message + "with --batch-size 1 " + bytes_text(least) + " would do");
+  return Status(Code::kOutOfMemory, message + "the least that would do is " + bytes_text(least) +
+                                        ", with --batch-size 1; shorter samples (--max-seq-length) take less");
+}
+
+}  // namespace slim
