@@ -22,16 +22,10 @@ namespace {
 
 using namespace compressed;
 
-Report make_report(const std::string& folder, const nlohmann::ordered_json& json, const std::string& text) {
-  Report report;
-  report.text = folder + ": " + text + "\n";
-  report.json = json.dump();
-  return report;
-}
-
 std::string ratio_text(int64_t before, int64_t after) {
   char text[32];
-  std::snprintf(text, sizeof text, "%.4f", before > 0 ? static_cast<double>(after) / static_cast<double>(before) : 0.0);
+  std::snprintf(text, sizeof text, "%.4f",
+                before > 0 ? static_cast<double>(after) / static_cast<double>(before) : 0.0);
   return text;
 }
 
@@ -50,7 +44,8 @@ class Compression {
     progress_.begin("compressing", static_cast<int64_t>(input().tensors().size()));
     for (const auto& [name, spec] : input().tensors()) {
       const Status written = write_tensor(name);
-      if (progress_.cancelled()) return Status(Code::kCancelled, "interrupted at " + name + "; nothing was written");
+      if (progress_.cancelled())
+        return Status(Code::kCancelled, "interrupted at " + name + "; nothing was written");
       SLIM_TRY(written);
       progress_.step(name);
     }
@@ -77,8 +72,9 @@ class Compression {
     }
     std::error_code error;
     if (!tool_.empty() && !std::filesystem::is_regular_file(tool_, error)) {
-      return {Code::kNotFound,
-              tool_ + ": no such program; --cann-tool or SLIM_CANN_COMPRESS names it, --codec slim does without"};
+      return {
+          Code::kNotFound,
+          tool_ + ": no such program; --cann-tool or SLIM_CANN_COMPRESS names it, --codec slim does without"};
     }
     tag_ = tool_.empty() ? kSlimTag : kCannTag;
     return {};
@@ -113,13 +109,15 @@ class Compression {
       if (compressed) layers_.insert(layer);
     }
     if (!unmatched.empty()) {
-      return {Code::kInvalidArgument, "--disable-layers '" + *unmatched.begin() + "' matches no layer of type W8A8S; " +
-                                          kDescriptionFile + " lists them"};
+      return {Code::kInvalidArgument, "--disable-layers '" + *unmatched.begin() +
+                                          "' matches no layer of type W8A8S; " + kDescriptionFile +
+                                          " lists them"};
     }
     if (layers_.empty()) {
-      return {Code::kInvalidArgument,
-              config_.input +
-                  ": has no layer of type W8A8S to compress; quantize with --plugin sparse --scheme w8a8s first"};
+      return {
+          Code::kInvalidArgument,
+          config_.input +
+              ": has no layer of type W8A8S to compress; quantize with --plugin sparse --scheme w8a8s first"};
     }
     return {};
   }
@@ -196,8 +194,10 @@ class Compression {
     for (int64_t rank = 0; rank < config_.ranks; ++rank) {
       const at::Tensor part = part_of(whole, split(name), rank, config_.ranks);
       RankFile& file = files_[static_cast<size_t>(rank)];
-      if (layer) SLIM_TRY(write_compressed(*layer, part, file).in(*layer));
-      else SLIM_TRY(file.put(name, part));
+      if (layer)
+        SLIM_TRY(write_compressed(*layer, part, file).in(*layer));
+      else
+        SLIM_TRY(file.put(name, part));
     }
     return {};
   }
@@ -210,26 +210,30 @@ class Compression {
       SLIM_ASSIGN(compressed, cann_compress(tool_, writer_->partial_folder(), weight));
     }
     before_ += weight.numel();
-    after_ += static_cast<int64_t>(compressed.weight.nbytes() + compressed.index.nbytes() + compressed.info.nbytes());
+    after_ += static_cast<int64_t>(compressed.weight.nbytes() + compressed.index.nbytes() +
+                                   compressed.info.nbytes());
     SLIM_TRY(file.put(layer + ".weight", compressed.weight));
     SLIM_TRY(file.put(layer + ".index", compressed.index));
     return file.put(layer + ".info", compressed.info);
   }
 
   Report report() const {
-    const nlohmann::ordered_json json = {{"output", config_.output},
-                                         {"type", tag_},
-                                         {"codec", tool_.empty() ? "slim" : "cann"},
-                                         {"tp", config_.ranks},
-                                         {"layers", layers_.size()},
-                                         {"weight_bytes", before_},
-                                         {"compressed_bytes", after_},
-                                         {"ratio", static_cast<double>(after_) / static_cast<double>(before_)}};
-    return make_report(config_.output, json,
-                       tag_ + std::string(", ") + std::to_string(config_.ranks) +
-                           (config_.ranks == 1 ? " rank, " : " ranks, ") + std::to_string(layers_.size()) +
-                           " layers compressed; their weights " + std::to_string(before_) + " -> " +
-                           std::to_string(after_) + " bytes, ratio " + ratio_text(before_, after_));
+    const nlohmann::ordered_json json = {
+        {"output", config_.output},
+        {"type", tag_},
+        {"codec", tool_.empty() ? "slim" : "cann"},
+        {"tp", config_.ranks},
+        {"layers", layers_.size()},
+        {"weight_bytes", before_},
+        {"compressed_bytes", after_},
+        {"ratio", static_cast<double>(after_) / static_cast<double>(before_)}};
+    Report report;
+    report.text = config_.output + ": " + tag_ + ", " + std::to_string(config_.ranks) +
+                  (config_.ranks == 1 ? " rank, " : " ranks, ") + std::to_string(layers_.size()) +
+                  " layers compressed; their weights " + std::to_string(before_) + " -> " +
+                  std::to_string(after_) + " bytes, ratio " + ratio_text(before_, after_) + "\n";
+    report.json = json.dump();
+    return report;
   }
 
   const CompressConfig& config_;
@@ -245,164 +249,10 @@ class Compression {
   int64_t before_ = 0, after_ = 0;
 };
 
-/// The other way: joins the ranks' parts.
-class Decompression {
- public:
-  Decompression(std::string input, Progress& progress) : input_(std::move(input)), progress_(progress) {}
-
-  Result<Report> run(const std::string& output, bool overwrite) {
-    const c10::NoGradGuard no_grad;
-    SLIM_TRY(open());
-    SLIM_ASSIGN(const std::vector<TensorSpec> specs, output_specs());
-    WriterOptions options;
-    options.folder = output;
-    options.checksums = true;
-    options.stem = kPlainStem;
-    options.overwrite = overwrite;
-    options.inputs = {input_};
-    SLIM_ASSIGN(writer_, CheckpointWriter::create(options, specs));
-    progress_.begin("decompressing", static_cast<int64_t>(specs.size()));
-    for (const TensorSpec& spec : specs) {
-      if (progress_.cancelled())
-        return Status(Code::kCancelled, "interrupted before " + spec.name + "; nothing was written");
-      SLIM_ASSIGN(const at::Tensor tensor, joined(spec.name));
-      SLIM_TRY(writer_->put(spec.name, tensor));
-      progress_.step(spec.name);
-    }
-    SLIM_TRY(write_side_files());
-    const int64_t bytes = writer_->total_bytes();
-    SLIM_TRY(writer_->finish());
-    const nlohmann::ordered_json json = {
-        {"output", output}, {"type", kPlainTag}, {"tensors", specs.size()}, {"bytes", bytes}};
-    return make_report(
-        output, json,
-        std::string(kPlainTag) + ", " + std::to_string(specs.size()) + " tensors, " + std::to_string(bytes) + " bytes");
-  }
-
- private:
-  std::string rank_path(int64_t rank, const std::string& file) const {
-    return input_ + "/" + rank_folder(rank, manifest_.ranks) + "/" + file;
-  }
-
-  Status open() {
-    SLIM_ASSIGN(manifest_, read_manifest(input_));
-    if (manifest_.tag != kSlimTag) {
-      return {Code::kUnsupported,
-              input_ + ": type " + manifest_.tag +
-                  " is unpacked by CANN's kernels only; keep the W8A8S checkpoint that it was made from"};
-    }
-    SLIM_ASSIGN(types_, read_types(rank_path(0, kDescriptionFile)));
-    for (int64_t rank = 0; rank < manifest_.ranks; ++rank) {
-      SLIM_ASSIGN(TensorFile file, TensorFile::open(rank_path(rank, rank_file(manifest_.tag))));
-      SLIM_TRY(check_described(file, rank));
-      files_.push_back(std::move(file));
-    }
-    return {};
-  }
-
-  Status check_described(const TensorFile& file, int64_t rank) const {
-    const auto corrupt = [&](const std::string& name, const char* what) {
-      return Status(Code::kCorrupt, rank_path(rank, rank_file(manifest_.tag)) + ": tensor '" + name + "' is " + what);
-    };
-    for (const auto& [name, type] : types_) {
-      if (!file.tensors().contains(name)) return corrupt(name, "described, but missing");
-    }
-    for (const auto& [name, tensor] : file.tensors()) {
-      if (!types_.contains(name)) return corrupt(name, "not described");
-    }
-    return {};
-  }
-
-  /// The layer whose compressed weight, index or info this tensor is, or empty.
-  std::string compressed_layer(const std::string& tensor) const {
-    const size_t dot = tensor.rfind('.');
-    const std::string layer = tensor.substr(0, dot);
-    const std::string part = dot == std::string::npos ? "" : tensor.substr(dot + 1);
-    const bool is_part = part == "weight" || part == "index" || part == "info";
-    return is_part && types_.at(tensor) == kSlimTag ? layer : "";
-  }
-
-  Result<std::vector<TensorSpec>> output_specs() const {
-    std::vector<TensorSpec> specs;
-    for (const auto& [name, stored] : files_.front().tensors()) {
-      TensorSpec spec = stored.spec;
-      const std::string layer = compressed_layer(name);
-      if (!layer.empty()) {
-        if (!name.ends_with(".weight")) continue;
-        SLIM_ASSIGN(const at::Tensor info, files_.front().read(layer + ".info"));
-        if (info.scalar_type() != at::kLong || info.dim() != 1 || info.size(0) != 5)
-          return Status(Code::kCorrupt, layer + ".info: expected int64 [5]");
-        spec.shape = {info[3].item<int64_t>(), info[2].item<int64_t>()};
-      }
-      const Split split = split_of_tensor(name);
-      const size_t dimension = split == Split::kColumns ? 1 : 0;
-      const bool parted = split == Split::kRows || split == Split::kColumns;
-      if (parted && (spec.shape.size() <= dimension || spec.shape[dimension] <= 0))
-        return Status(Code::kCorrupt, name + ": cannot have been split");
-      if (parted) spec.shape[dimension] *= manifest_.ranks;
-      specs.push_back(std::move(spec));
-    }
-    return specs;
-  }
-
-  Split split_of_tensor(const std::string& name) const {
-    const auto found = manifest_.splits.find(name);
-    return found == manifest_.splits.end() ? Split::kCopy : found->second;
-  }
-
-  Result<at::Tensor> joined(const std::string& name) const {
-    const std::string layer = compressed_layer(name);
-    std::vector<at::Tensor> parts;
-    for (size_t rank = 0; rank < files_.size(); ++rank) {
-      const auto part = layer.empty() ? files_[rank].read(name) : decompressed(layer, files_[rank]);
-      if (!part.ok()) return part.status().in(rank_folder(static_cast<int64_t>(rank), manifest_.ranks));
-      parts.push_back(*part);
-    }
-    auto whole = join_parts(parts, split_of_tensor(name));
-    return whole.ok() ? std::move(whole) : Result<at::Tensor>(whole.status().in(name));
-  }
-
-  static Result<at::Tensor> decompressed(const std::string& layer, const TensorFile& file) {
-    CompressedWeight stored;
-    SLIM_ASSIGN(stored.weight, file.read(layer + ".weight"));
-    SLIM_ASSIGN(stored.index, file.read(layer + ".index"));
-    SLIM_ASSIGN(stored.info, file.read(layer + ".info"));
-    auto weight = decompress_weight(stored);
-    return weight.ok() ? std::move(weight) : Result<at::Tensor>(weight.status().in(layer));
-  }
-
-  Status write_side_files() {
-    Types types;
-    for (const auto& [name, type] : types_) {
-      const bool packed = !compressed_layer(name).empty() && !name.ends_with(".weight");
-      if (!packed) types[name] = type == kSlimTag ? kPlainTag : type;
-    }
-    SLIM_ASSIGN(const std::string description, description_text(rank_path(0, kDescriptionFile), types, kPlainTag));
-    SLIM_TRY(writer_->write_file(kDescriptionFile, description));
-    SLIM_ASSIGN(const std::string original, read_text(input_ + "/config.json", 16'000'000));
-    SLIM_ASSIGN(const std::string config, config_text(original, kSlimTag, kPlainTag));
-    SLIM_TRY(writer_->write_file("config.json", config));
-    SLIM_ASSIGN(const auto files, other_files(input_));
-    for (const std::string& name : files) SLIM_TRY(writer_->copy_file(name, input_ + "/" + name));
-    return {};
-  }
-
-  std::string input_;
-  Progress& progress_;
-  Manifest manifest_;
-  Types types_;  ///< of rank 0; the others have the same
-  std::vector<TensorFile> files_;
-  std::unique_ptr<CheckpointWriter> writer_;
-};
-
 }  // namespace
 
 Result<Report> compress(const CompressConfig& config, PluginRegistry& registry, Progress& progress) {
   return Compression(config, registry, progress).run();
-}
-
-Result<Report> decompress(const std::string& input, const std::string& output, bool overwrite, Progress& progress) {
-  return Decompression(input, progress).run(output, overwrite);
 }
 
 }  // namespace slim
