@@ -94,24 +94,11 @@ Result<at::Tensor> read_zero(const StoredLayer& layer, const TensorReader& reade
 Result<StoredLayer> stored_layer(const std::string& module, const QuantArgs& args, const TensorReader& reader) {
   const auto& tensors = reader.tensors();
   SLIM_ASSIGN(const TensorSpec codes, find_tensor(module, module + ".qweight", tensors));
-  SLIM_ASSIGN(const TensorSpec scales, find_tensor(module, module + ".scales", tensors));
   if (codes.shape.size() != 2 || codes.shape[0] * 32 % args.bits != 0) {
     return corrupt(codes.name, shape_string(codes.shape) + " is no matrix of whole streams of " +
                                    std::to_string(args.bits) + " bits");
   }
-  const int64_t in = codes.shape[0] * 32 / args.bits, out = codes.shape[1];
-  if (in <= 0 || out <= 0 || (args.granularity == Granularity::kGroup && in % args.group_size != 0)) {
-    return corrupt(codes.name, "groups of " + std::to_string(args.group_size) + " do not divide " + std::to_string(in) +
-                                   " input channels");
-  }
-  const bool half =
-      scales.dtype == Dtype::kF16 || scales.dtype == Dtype::kBF16;  // some writers follow the model's dtype
-  const std::vector<TensorSpec> expected = specs_of(module, out, in, args, half ? scales.dtype : Dtype::kF16);
-  SLIM_TRY(check_tensors(module, expected, tensors, kSuffixes));
-  StoredLayer layer{module, out, in, {"", args, {}, {}}, {}};
-  layer.scheme.name = scheme_name(layer.scheme);
-  for (const TensorSpec& spec : expected) layer.tensors.push_back(spec.name);
-  return layer;
+  return packed_layer(module, codes.shape[1], codes.shape[0] * 32 / args.bits, args, specs_of, tensors, kSuffixes);
 }
 
 }  // namespace

@@ -119,6 +119,23 @@ Status check_tensors(const std::string& module, const std::vector<TensorSpec>& e
   return {};
 }
 
+Result<StoredLayer> packed_layer(const std::string& module, int64_t out, int64_t in, const QuantArgs& args,
+                                 PackedLayout layout, const std::map<std::string, TensorSpec>& tensors,
+                                 std::span<const std::string_view> suffixes) {
+  SLIM_ASSIGN(const TensorSpec scales, find_tensor(module, module + ".scales", tensors));
+  if (in <= 0 || out <= 0 || (args.granularity == Granularity::kGroup && in % args.group_size != 0)) {
+    return corrupt(module + ".qweight", "groups of " + std::to_string(args.group_size) + " do not divide " +
+                                            std::to_string(in) + " input channels");
+  }
+  const Dtype scale = scales.dtype == Dtype::kBF16 ? Dtype::kBF16 : Dtype::kF16;
+  const std::vector<TensorSpec> expected = layout(module, out, in, args, scale);
+  SLIM_TRY(check_tensors(module, expected, tensors, suffixes));
+  StoredLayer layer{module, out, in, {"", args, {}, {}}, {}};
+  layer.scheme.name = scheme_name(layer.scheme);
+  for (const TensorSpec& spec : expected) layer.tensors.push_back(spec.name);
+  return layer;
+}
+
 Result<at::Tensor> read_scale(const TensorReader& reader, const std::string& name) {
   SLIM_ASSIGN(at::Tensor tensor, reader.read(name));
   const at::Tensor values = tensor.to(at::kFloat);

@@ -31,6 +31,14 @@ Status check_tensors(const std::string& module, const std::vector<TensorSpec>& e
 /// The dtype and shape of a tensor that must be there.
 Result<TensorSpec> find_tensor(const std::string& module, const std::string& name,
                                const std::map<std::string, TensorSpec>&);
+/// The tensors of weights in groups or channels whose scales have this dtype.
+using PackedLayout = std::vector<TensorSpec> (*)(const std::string& name, int64_t out, int64_t in,
+                                                 const QuantArgs&, Dtype scale);
+/// The layer [out, in] of a module that has exactly the tensors of a layout, ".qweight" and ".scales" among them: in fp16, or in bf16
+/// as writers have them that follow the model's dtype.
+Result<StoredLayer> packed_layer(const std::string& module, int64_t out, int64_t in, const QuantArgs&,
+                                 PackedLayout, const std::map<std::string, TensorSpec>&,
+                                 std::span<const std::string_view> suffixes);
 /// A tensor of scales: finite, none negative.
 Result<at::Tensor> read_scale(const TensorReader&, const std::string& name);
 
