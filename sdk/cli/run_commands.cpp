@@ -45,6 +45,7 @@ std::vector<Flag> run_flags() {
       {"dtype", "TYPE", "auto | float32 | bfloat16 | float16", "run.dtype"},
       {"threads", "N", "CPU threads", "run.threads"},
       {"max-memory", "BYTES", "limit of working memory, as 8GiB", "run.max_memory"},
+      {"max-vram", "BYTES", "limit of the device's memory, as 8GiB", "run.max_vram"},
       {"save-statistics", "FILE", "keep what calibration finds, for --statistics", "run.save_statistics"},
       {"statistics", "FILE", "what an earlier run kept, instead of calibration data", "run.statistics"},
       {"resume", "", "go on where an interrupted run into the same output stopped", "run.resume"},

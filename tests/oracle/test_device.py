@@ -63,6 +63,42 @@ def pipelines(checks, build, work):
         same(checks, name, ours, theirs)
         checks.expect(report["backend"] == "npu", f"{name}: the report names the backend", report.get("backend"))
         checks.expect(counts["operators"] > 100, f"{name}: it ran on the device", counts)
+        planned = need(build, *words, *model)
+        checks.expect(0 < counts["peak_bytes"] <= planned["peak_memory_bytes"], f"{name}: its memory is below what was planned",
+                      (counts["peak_bytes"], planned))
+        checks.expect(report["peak_device_bytes"] == counts["peak_bytes"], f"{name}: the report tells the peak", report["peak_device_bytes"])
+
+
+def need(build, *words):
+    """What `slim plan` says of the device's memory; no device has to be there."""
+    return json.loads(run(build / "bin/slim", "plan", *words, "--backend", "npu", "--quiet", "--json"))["device"]
+
+
+def budgets(checks, build, work):
+    device = Device(build, work)
+    words = [*RECIPES["awq then gptq"][1:], "--model", DATA / QWEN, "--max-seq-length", 256]
+    planned = need(build, *words)
+    least = planned["least_memory_bytes"]
+    checks.expect(least < planned["peak_memory_bytes"], "less memory is possible", planned)
+    report, counts = device.slim(*words, "--max-vram", least, "--output", work / "least")
+    checks.expect(counts["peak_bytes"] <= least, "the peak is below --max-vram", (counts["peak_bytes"], least))
+    checks.expect("smaller batches for the device's memory" in report["notes"], "smaller batches are told", report["notes"])
+    said, counts = device.slim(*words, "--max-vram", least // 2, "--output", work / "too-little", fails=True)
+    checks.expect("run.max_vram" in said and "at least" in said and "--backend cpu" in said, "a limit that nothing meets is an error", said)
+    checks.expect(counts["operators"] == 0 and not (work / "too-little").exists(), "and before any work", counts)
+
+
+def exhausted(checks, build, work):
+    """Less and less memory than a run takes: more and more is computed on the CPU, which the report tells, and the bytes are the same."""
+    device = Device(build, work)
+    words = ["--plugin", "awq,gptq", *QUICK, *CALIB, "--batch-size", 1, "--model", DATA / QWEN]
+    on_cpu(build, *words, "--output", work / "enough")
+    peak = device.slim(*words, "--output", work / "enough-npu")[1]["peak_bytes"]
+    for share in (0.9, 0.6, 0.3, 0.05):
+        report, counts = device.slim(*words, "--kernels", "reference", "--output", work / f"share-{share}", memory=int(share * peak))
+        same(checks, f"{share} of the memory", work / f"share-{share}", work / "enough")
+        told = [kind for kind in report["notes"] if "out of the device's memory" in kind]
+        checks.expect(counts["out_of_memory"] > 0 and told, f"{share} of the memory: it is told what was computed on the CPU", (counts, list(report["notes"])))
 
 
 def interrupted(checks, build, work):
@@ -95,4 +131,4 @@ def without_device(checks, build, work):
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_checks(pipelines, interrupted, evaluation, without_device))
+    raise SystemExit(run_checks(pipelines, interrupted, evaluation, budgets, exhausted, without_device))

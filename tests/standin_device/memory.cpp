@@ -52,12 +52,15 @@ class Memory final : public c10::DeviceAllocator {
   void copy_data(void* to, const void* from, size_t bytes) const override { std::memmove(host_address(to), host_address(from), bytes); }
 
   void give_back(void* real) {
-    const std::lock_guard lock(mutex_);
-    const auto block = blocks_.find(real);
-    forget_block(real, block->second);
-    std::memset(real, kGarbage, block->second);
-    taken_ -= static_cast<int64_t>(block->second);
-    blocks_.erase(block);
+    size_t bytes = 0;
+    {
+      const std::lock_guard lock(mutex_);
+      bytes = blocks_.at(real);
+      blocks_.erase(real);
+      taken_ -= static_cast<int64_t>(bytes);
+    }
+    forget_block(real, bytes);
+    std::memset(real, kGarbage, bytes);
     std::free(real);
   }
 

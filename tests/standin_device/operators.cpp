@@ -6,6 +6,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <cstring>
 #include <map>
 
 #include "memory.h"
@@ -63,13 +64,13 @@ class Call {
     return list;
   }
 
-  /// Arguments that the operator has resized (out=).
-  void adopt_resized() {
+  /// Arguments whose shape the operator has changed: in place, or by resizing what it writes to.
+  void adopt_shapes() {
     for (const auto& [original, alias] : tensors_) {
-      if (alias.sizes() == original.sizes() && alias.strides() == original.strides() && alias.storage().data() == host_address(original.storage().data())) continue;
-      const at::Tensor fresh = copied(alias);
-      original.unsafeGetTensorImpl()->set_storage_keep_dtype(fresh.storage());
-      copy_layout(fresh, original);
+      const bool moved = alias.storage().data() != host_address(original.storage().data());
+      if (moved) original.unsafeGetTensorImpl()->set_storage_keep_dtype(copied(alias).storage());
+      const bool same = alias.sizes() == original.sizes() && alias.strides() == original.strides() && alias.storage_offset() == original.storage_offset();
+      if (!same) copy_layout(alias, original);
     }
   }
 
@@ -132,7 +133,7 @@ void run_on_cpu(const c10::OperatorHandle& op, c10::Stack* stack) {
   for (size_t i = first; i < stack->size(); ++i) (*stack)[i] = call.to_host((*stack)[i]);
   call.check();
   op.callBoxed(stack);
-  call.adopt_resized();
+  call.adopt_shapes();
   for (size_t i = first; i < stack->size(); ++i) (*stack)[i] = call.to_device((*stack)[i]);
 }
 

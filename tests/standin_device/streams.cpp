@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <deque>
 #include <map>
 #include <mutex>
+#include <utility>
 
 namespace standin {
 
@@ -30,10 +33,11 @@ struct Stream {
   uint64_t waited = 0;  ///< operators of the default stream that it comes after
 };
 
-std::recursive_mutex mutex;  // a copy allocates nothing, but frees what it kept
-std::map<StreamId, Stream> streams;
-uint64_t now = 0;                          // operators of the default stream so far
-std::map<const void*, std::pair<size_t, uint64_t>> used;  // memory and the last operator that touched it
+// Never destroyed: tensors may be freed by destructors of globals.
+auto& mutex = *new std::recursive_mutex;  // a copy allocates nothing, but frees what it kept
+auto& streams = *new std::map<StreamId, Stream>;
+auto& used = *new std::map<const void*, std::pair<size_t, uint64_t>>;  // memory and the last operator that touched it
+uint64_t now = 0;                                                      // operators of the default stream so far
 thread_local StreamId current = kDefaultStream;
 
 bool overlap(const Range& a, const Range& b) {

@@ -31,6 +31,9 @@ Status set_shard_size(RunConfig& config, const std::string& text) {
   SLIM_TRY(set_bytes(config.max_shard_size, text));
   return config.max_shard_size > 0 ? Status{} : expected("more than 0 bytes");
 }
+Status set_max_vram(RunConfig& config, const std::string& text) {
+  return set_bytes(config.max_vram, text);
+}
 Status set_max_memory(RunConfig& config, const std::string& text) {
   return set_bytes(config.max_memory, text);
 }
@@ -339,6 +342,13 @@ void add_run_keys(std::vector<ConfigKey>& keys) {
                   0,
                   INT64_MAX,
                   "limit of working memory; 0: none"});
+  keys.push_back({"run.max_vram",
+                  {},
+                  &set_max_vram,
+                  "bytes, as 8GB or 512MiB",
+                  0,
+                  INT64_MAX,
+                  "limit of the device's memory, for --backend cuda and npu; 0: what it has"});
   keys.push_back({"run.resume",
                   {},
                   &RunConfig::resume,

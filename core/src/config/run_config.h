@@ -73,6 +73,7 @@ struct RunConfig {
   bool resume = false;                 ///< run.resume: go on where an interrupted run into the same output stopped
   int64_t stop_after_blocks = 0;       ///< run.stop_after_blocks: stop at a point where a run can be resumed; 0: never
   int64_t max_memory = 0;              ///< bytes; 0: no limit
+  int64_t max_vram = 0;                ///< bytes of the device; 0: what it has
   std::vector<std::string> plugin_dirs;
 };
 

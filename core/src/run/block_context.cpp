@@ -35,11 +35,11 @@ at::Tensor consumer_scale(const ScaleEdge& edge, const at::Tensor& s) {
   return s.view({-1, 1, edge.head_dim}).expand({-1, edge.repeat, -1}).reshape({-1});
 }
 
-at::Tensor BlockTransform::weight(LayerId id) const { return state_.weights.weight.at(id).to(at::kFloat, false, /*copy=*/true); }
+at::Tensor BlockTransform::weight(LayerId id) const { return state_.weights.weight.at(id).to(exec_.device(), at::kFloat, false, /*copy=*/true); }
 
 at::Tensor BlockTransform::norm_weight(const ScaleEdge& edge) const {
   const auto it = state_.weights.params.find(edge.norm_weight);
-  return it == state_.weights.params.end() ? at::Tensor() : it->second.to(at::kFloat, false, /*copy=*/true);
+  return it == state_.weights.params.end() ? at::Tensor() : it->second.to(exec_.device(), at::kFloat, false, /*copy=*/true);
 }
 
 const Scheme* BlockTransform::scheme(LayerId id) const {
@@ -101,6 +101,7 @@ Result<at::Tensor> BlockTransform::fold(const ScaleEdge& edge, const at::Tensor&
 Result<at::Tensor> BlockTransform::fold_norm(const ScaleEdge& edge, const at::Tensor& s) {
   const double offset = edge.fold == Fold::kNormPlusOne ? 1 : 0;
   at::Tensor& stored = state_.weights.params.at(edge.norm_weight);
+  stored = moved(stored, exec_.device());
   const at::Tensor old_gain = stored.to(at::kFloat) + offset;
   const at::Tensor new_stored = (old_gain / s - offset).to(stored.scalar_type());
   const at::Tensor new_gain = new_stored.to(at::kFloat) + offset;
@@ -110,7 +111,7 @@ Result<at::Tensor> BlockTransform::fold_norm(const ScaleEdge& edge, const at::Te
   state_.changed_tensors.insert(edge.norm_weight);
   if (!edge.norm_bias.empty()) {
     at::Tensor& bias = state_.weights.params.at(edge.norm_bias);
-    bias = (bias.to(at::kFloat) / applied).to(bias.scalar_type());
+    bias = (bias.to(exec_.device(), at::kFloat) / applied).to(bias.scalar_type());
     state_.changed_tensors.insert(edge.norm_bias);
     state_.rounded = true;
   }
@@ -128,7 +129,7 @@ Result<at::Tensor> BlockTransform::fold_rows(const ScaleEdge& edge, const at::Te
     state_.rounded = state_.rounded || stays_in_float(id);
     at::Tensor& bias = state_.weights.bias[id];
     if (!bias.defined()) continue;
-    bias = (bias.to(at::kFloat) / s).to(bias.scalar_type());
+    bias = (bias.to(exec_.device(), at::kFloat) / s).to(bias.scalar_type());
     state_.changed_tensors.insert(state_.plan->layers[id].bias);
     state_.rounded = true;
   }
@@ -147,18 +148,21 @@ Status BlockTransform::set_weight(LayerId id, const at::Tensor& weight) {
   return {};
 }
 
-at::Tensor LayerSolve::weight() const { return state_.weights.weight.at(layer_.id).to(at::kFloat, false, /*copy=*/true); }
+at::Tensor LayerSolve::weight() const { return state_.weights.weight.at(layer_.id).to(device_, at::kFloat, false, /*copy=*/true); }
+
+at::Tensor LayerSolve::stored_weight() const { return moved(state_.weights.weight.at(layer_.id), device_); }
 
 at::Tensor LayerSolve::bias() const {
   const at::Tensor& bias = state_.weights.bias.at(layer_.id);
-  return bias.defined() ? bias.to(at::kFloat, false, /*copy=*/true) : bias;
+  return bias.defined() ? bias.to(device_, at::kFloat, false, /*copy=*/true) : bias;
 }
 
 double LayerSolve::fused_abs_max() const {
-  double largest = state_.weights.weight[layer_.id].abs().max().item<double>();
+  const auto abs_max = [&](LayerId id) { return moved(state_.weights.weight[id], device_).abs().max().item<double>(); };
+  double largest = abs_max(layer_.id);
   for (const FusedGroup& group : state_.plan->fused) {
     if (std::find(group.layers.begin(), group.layers.end(), layer_.id) == group.layers.end()) continue;
-    for (const LayerId id : group.layers) largest = std::max(largest, state_.weights.weight[id].abs().max().item<double>());
+    for (const LayerId id : group.layers) largest = std::max(largest, abs_max(id));
   }
   return largest;
 }

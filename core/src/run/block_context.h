@@ -73,18 +73,26 @@ class SLIM_API BlockTransform final : public BlockContext {
 /// The consumers' scale of an edge: each producer head's entries repeated for the heads that read it. [features]
 SLIM_API at::Tensor consumer_scale(const ScaleEdge&, const at::Tensor& s);
 
-/// LayerContext over a BlockState.
+/// LayerContext over a BlockState; `device`: where the tensors that it hands out are, and those of `statistics` and `port_cache`.
 class SLIM_API LayerSolve final : public LayerContext, public quant::StoredWeight {
  public:
   LayerSolve(const RunPlan& run, const BlockState& state, const Layer& layer, const StatisticSet& statistics,
-             at::ScalarType scale_dtype, uint64_t run_seed, TensorMap& port_cache, Notes& notes)
+             at::ScalarType scale_dtype, uint64_t run_seed, TensorMap& port_cache, Notes& notes, at::Device device)
       : run_(run), state_(state), layer_(layer), statistics_(statistics), scale_dtype_(scale_dtype), run_seed_(run_seed),
-        port_cache_(port_cache), notes_(notes) {}
+        port_cache_(port_cache), notes_(notes), device_(device) {}
 
   const Layer& layer() const override { return layer_; }
   const Scheme& scheme() const override { return *run_.scheme(state_.plan->index, layer_.id); }
   at::Tensor weight() const override;
-  at::Tensor stored_weight() const override { return state_.weights.weight.at(layer_.id); }
+  at::Tensor stored_weight() const override;
+  void measured(const at::Tensor& codes, const ops::RoundingError& error) override {
+    codes_ = codes;
+    error_ = error;
+  }
+  /// What a rounding to these codes has told; nothing if they are others.
+  std::optional<ops::RoundingError> error_of(const at::Tensor& codes) const {
+    return codes_.defined() && codes_.is_same(codes) ? std::optional(error_) : std::nullopt;
+  }
   at::Tensor bias() const override;
   at::ScalarType scale_dtype() const override { return scale_dtype_; }
   const Statistic* find(std::string_view id) const override { return statistics_.find(layer_.input, id); }
@@ -102,6 +110,9 @@ class SLIM_API LayerSolve final : public LayerContext, public quant::StoredWeigh
   uint64_t run_seed_;
   TensorMap& port_cache_;
   Notes& notes_;
+  at::Device device_;
+  at::Tensor codes_;
+  ops::RoundingError error_;
 };
 
 }  // namespace slim

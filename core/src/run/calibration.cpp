@@ -43,7 +43,7 @@ class BatchBuilder {
 
   Status begin() {
     if (pending_.empty()) return {};
-    SLIM_ASSIGN(Carry carry, model_.begin(pending_, exec_));
+    SLIM_ASSIGN(const Carry carry, begun());
     if (tokens_ < fewest_) {
       fewest_ = tokens_;
       calibration_.smallest = calibration_.batches.size();
@@ -56,6 +56,15 @@ class BatchBuilder {
   }
 
  private:
+  /// On the device, or where that has no memory for it on the host.
+  Result<Carry> begun() {
+    Result<Carry> carry = model_.begin(pending_, exec_);
+    if (carry.ok() || carry.status().code() != Code::kOutOfMemory || exec_.device().is_cpu()) return carry;
+    ++calibration_.begun_on_host;
+    BlockExec host(*model_.weights, exec_.dtype());
+    return model_.begin(pending_, host);
+  }
+
   const Model& model_;
   BlockExec& exec_;
   const Spill& spill_;

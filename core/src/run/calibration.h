@@ -25,6 +25,7 @@ struct Calibration {
   std::vector<std::string> skipped;   ///< "calib.jsonl:17: why": malformed, with skip_bad_samples
   int64_t text_tokens = 0, image_tokens = 0;
   size_t smallest = 0;                ///< the batch with the fewest tokens
+  int64_t begun_on_host = 0;          ///< batches whose entry the device had no memory for
   int64_t tokens() const { return text_tokens + image_tokens; }
 };
 

@@ -1,5 +1,7 @@
 #include "run/open_backend.h"
 
+#include <ATen/Context.h>
+
 #include <algorithm>
 
 #include "plugin/guard.h"
@@ -20,6 +22,10 @@ Result<OpenBackend> open_one(const std::string& id, PluginRegistry& registry) {
   OpenBackend opened{id, std::move(backend), at::kCPU, {}};
   if (opened.backend->device_type() == c10::DeviceType::CPU) return opened;
   opened.device = at::Device(opened.backend->device_type(), 0);
+  SLIM_TRY(guarded("backend " + id, [&]() -> Status {
+    at::globalContext().lazyInitDevice(opened.device.type());  // its allocator then tells what memory there is
+    return {};
+  }));
   if (is_there("cpu", registry)) {
     SLIM_ASSIGN(opened.host, registry.backend("cpu"));
     SLIM_TRY(guarded("backend cpu", [&] { return opened.host->open({}); }));

@@ -4,6 +4,7 @@
 
 #include "plugin/guard.h"
 #include "quant/quantize.h"
+#include "run/device_memory.h"
 #include "run/device_moves.h"
 #include "run/equivalence.h"
 #include "run/output_config.h"
@@ -33,16 +34,18 @@ at::Tensor decoded(const Compressed& result) {
   return quantized ? quant::decode(*quantized) : std::get<Dense>(result).weight;
 }
 
-/// |ŵ - w| / |w|
-double relative_error(const at::Tensor& weight, const Compressed& result) {
+ops::RoundingError error_sums(const at::Tensor& weight, const Compressed& result) {
   const auto* quantized = std::get_if<Quantized>(&result);
-  ops::RoundingError sums;
-  if (quantized && !quantized->group_index.defined()) {
-    sums = quant::rounding_error(weight, *quantized);
-  } else {
-    const at::Tensor before = weight.to(at::kFloat);
-    sums = {(decoded(result) - before).square().sum(at::kDouble).item<double>(), before.square().sum(at::kDouble).item<double>()};
-  }
+  if (quantized && !quantized->group_index.defined()) return quant::rounding_error(weight, *quantized);
+  const at::Tensor before = weight.to(at::kFloat);
+  return {(decoded(result) - before).square().sum(at::kDouble).item<double>(), before.square().sum(at::kDouble).item<double>()};
+}
+
+/// |ŵ - w| / |w|
+double relative_error(const LayerSolve& context, const Compressed& result, at::Device device) {
+  const auto* quantized = std::get_if<Quantized>(&result);
+  const auto told = quantized ? context.error_of(quantized->codes) : std::nullopt;
+  const ops::RoundingError sums = told ? *told : error_sums(context.stored_weight(), moved(Solved{result, {}, {}, {}, {}}, device).weight);
   return sums.weight > 0 ? std::sqrt(sums.error / sums.weight) : 0.0;
 }
 
@@ -72,6 +75,7 @@ Status OutputRun::check_cancelled(const std::string& where) {
 }
 
 Status OutputRun::make_block(BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration) {
+  writing_ = false;
   SLIM_TRY(transform(state, statistics, exec, calibration));
   if (statistics.stale()) SLIM_TRY(collect_stale(state, statistics, exec, calibration));
   SLIM_TRY(solve(state, statistics, exec.device()));
@@ -157,28 +161,50 @@ Status OutputRun::solve_readers(BlockState& state, const std::vector<const Layer
   for (const Layer* layer : layers) {
     const LayerDecision& decision = plan_.plan.layers[state.plan->index][layer->id];
     SLIM_TRY(check_cancelled(layer->name));
-    const RecipePart& part = plan_.recipe.parts[decision.part];
-    Algorithm* solver = part.solver();
-    LayerSolve context(plan_.plan, state, *layer, statistics, scale_dtype(*decision.scheme), plan_.config.seed,
-                       port_caches[decision.part], notes());
-    SLIM_ASSIGN(solved.emplace_back(), guarded(part.solver_id() + ": " + layer->name, [&] {
-                  return solver ? solver->solve(context) : quant::round_to_nearest(context);
-                }));
+    auto result = solve_layer(state, *layer, statistics, device, port_caches[decision.part]);
+    if (!result.ok() && result.status().code() == Code::kOutOfMemory && !device.is_cpu()) {
+      port_caches.clear();  // what they hold may be what is in the way
+      result = solve_on_host(state, *layer, statistics, result.status());
+    }
+    SLIM_ASSIGN(solved.emplace_back(), std::move(result));
   }
   port_caches.clear();
+  writing_ = true;
   for (size_t i = 0; i < layers.size(); ++i) SLIM_TRY(commit(state, *layers[i], std::move(solved[i]), device));
   return {};
+}
+
+/// One layer, and how far it moved. The result lies on the host, where the others wait with it for the block's end.
+Result<Solved> OutputRun::solve_layer(const BlockState& state, const Layer& layer, const StatisticSet& statistics, at::Device device,
+                                      TensorMap& port_cache) {
+  const LayerDecision& decision = plan_.plan.layers[state.plan->index][layer.id];
+  const RecipePart& part = plan_.recipe.parts[decision.part];
+  Algorithm* solver = part.solver();
+  LayerSolve context(plan_.plan, state, layer, statistics, scale_dtype(*decision.scheme), plan_.config.seed, port_cache, notes(), device);
+  return guarded(part.solver_id() + ": " + layer.name, [&]() -> Result<Solved> {
+    SLIM_ASSIGN(Solved solved, solver ? solver->solve(context) : quant::round_to_nearest(context));
+    notes().metric(layer.name, "relative_error", relative_error(context, solved.weight, device));
+    return moved(std::move(solved), at::kCPU);
+  });
+}
+
+Result<Solved> OutputRun::solve_on_host(const BlockState& state, const Layer& layer, const StatisticSet& statistics, const Status& why) {
+  release_device_memory(state.weights.weight[layer.id].device());
+  notes().note("computed on the CPU: out of the device's memory", layer.name, why.message());
+  SLIM_ASSIGN(const auto on_host, statistics.copied(layer.input, at::kCPU));
+  TensorMap port_cache;
+  return solve_layer(state, layer, *on_host, at::kCPU, port_cache);
 }
 
 /// The layer as engines will compute it, for the next block's input; and its tensors on their way to the disk.
 Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved, at::Device device) {
   const Scheme& scheme = *plan_.plan.scheme(state.plan->index, layer.id);
   at::Tensor& weight = state.weights.weight[layer.id];
-  notes().metric(layer.name, "relative_error", relative_error(weight, solved.weight));
   if (const auto* quantized = std::get_if<Quantized>(&solved.weight); quantized && quant::has_scattered_groups(*quantized)) {
     report_.record_scattered_groups();
   }
-  weight = state.runs_again ? decoded(solved.weight).to(device, model_.weights->dtype()) : at::Tensor();
+  weight = at::Tensor();
+  if (state.runs_again) weight = decoded_on(device, solved);
   state.changed_layers.erase(layer.id);
   if (scheme.input) state.weights.activation[layer.id] = ActivationQuantization{*scheme.input, moved(solved.input_scale, device), moved(solved.input_zero, device)};
   if (solved.bias.defined() && !layer.bias.empty()) {
@@ -186,7 +212,7 @@ Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved, a
     state.changed_tensors.insert(layer.bias);
   }
   if (!layer.bias.empty()) solved.bias = state.weights.bias[layer.id].to(at::kFloat);  // formats that fold it into integers need it
-  solved = moved(std::move(solved), at::kCPU);
+  solved = moved(std::move(solved), at::kCPU);  // with what a third algorithm of the chain may have left elsewhere
   const int64_t bytes = layer.out * layer.in;
   return jobs_.submit(bytes, [this, &layer, &scheme, solved = std::move(solved)]() -> Status {
     SLIM_ASSIGN(const TensorMap tensors, guarded(layer.name, [&] {
@@ -195,6 +221,19 @@ Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved, a
     for (const auto& [name, tensor] : tensors) SLIM_TRY(writer_->put(name, tensor));
     return {};
   });
+}
+
+/// What the next pass computes with: on the device, or where that is full on the host, from where it is moved at each use.
+at::Tensor OutputRun::decoded_on(at::Device device, const Solved& solved) {
+  const at::ScalarType dtype = model_.weights->dtype();
+  const auto there = guarded("moving between host and device", [&]() -> Result<at::Tensor> { return decoded(moved(solved, device).weight).to(dtype); });
+  return there.ok() ? *there : decoded(moved(solved, at::kCPU).weight).to(dtype);
+}
+
+at::Tensor OutputRun::in_model_dtype(const at::Tensor& weight) {
+  const at::ScalarType dtype = model_.weights->dtype();
+  const auto there = guarded("moving between host and device", [&]() -> Result<at::Tensor> { return weight.to(dtype); });
+  return there.ok() ? *there : weight.to(at::kCPU, dtype);
 }
 
 Status OutputRun::put_later(const std::string& name, const at::Tensor& made) {
@@ -225,7 +264,7 @@ Status OutputRun::write_changed(BlockState& state) {
       if (layer.weight.transposed) target = target.t();
       target.narrow(0, layer.weight.row_begin, layer.out).copy_(weight);
     }
-    if (changed) weight = weight.to(model_.weights->dtype());
+    if (changed) weight = in_model_dtype(weight);
   }
   for (const auto& [name, tensor] : assembled) SLIM_TRY(put_later(name, tensor));
   for (const std::string& name : block.params) {
@@ -278,10 +317,11 @@ Status OutputRun::finish() {
   return writer_->finish();
 }
 
-Report OutputRun::report(const Calibration& calibration) const {
+Report OutputRun::report(const Calibration& calibration, at::Device device) const {
   int64_t bytes = 0;
   for (const TensorSpec& spec : plan_.plan.outputs) bytes += byte_size(spec).value_or(0);
-  return report_.finish(plan_.config, plan_.recipe, plan_.plan, calibration, model_.weights->checkpoint().total_bytes(), bytes);
+  return report_.finish(plan_.config, plan_.recipe, plan_.plan, calibration, model_.weights->checkpoint().total_bytes(), bytes,
+                        peak_device_memory(device));
 }
 
 }  // namespace slim

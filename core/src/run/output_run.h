@@ -35,11 +35,16 @@ class OutputRun {
   std::string report_state() const { return report_.state(); }
   /// Makes the block anew: the statistics follow what is folded, the state is then what engines will compute with.
   Status make_block(BlockState&, StatisticSet&, BlockExec&, const Calibration&);
+  /// True once make_block() has begun to hand tensors to the writer: from then on the block cannot be made again.
+  bool has_begun_writing() const { return writing_; }
+  /// What was told so far, and back to it: for a block that is made again.
+  RunReport told() const { return report_; }
+  void tell_again(RunReport report) { report_ = std::move(report); }
   /// Writes a block that nothing changes.
   Status copy_block(const BlockPlan&);
   /// Globals and side files; all jobs must have ended before. Renames the folder to its final name.
   Status finish();
-  Report report(const Calibration&) const;
+  Report report(const Calibration&, at::Device) const;
 
  private:
   Status transform(BlockState&, StatisticSet&, BlockExec&, const Calibration&);
@@ -47,7 +52,11 @@ class OutputRun {
   Status collect_stale(const BlockState&, StatisticSet&, BlockExec&, const Calibration&);
   Status solve(BlockState&, StatisticSet&, at::Device);
   Status solve_readers(BlockState&, const std::vector<const Layer*>&, const StatisticSet&, at::Device);
+  Result<Solved> solve_layer(const BlockState&, const Layer&, const StatisticSet&, at::Device, TensorMap& port_cache);
+  Result<Solved> solve_on_host(const BlockState&, const Layer&, const StatisticSet&, const Status& why);
   Status commit(BlockState&, const Layer&, Solved, at::Device);
+  at::Tensor decoded_on(at::Device, const Solved&);
+  at::Tensor in_model_dtype(const at::Tensor& weight);
   Status write_changed(BlockState&);
   Status write_cache_scales(const BlockPlan&, const StatisticSet&);
   Status put_later(const std::string& name, const at::Tensor&);
@@ -61,6 +70,7 @@ class OutputRun {
   Progress& progress_;
   RunReport report_;
   std::set<std::string> written_;
+  bool writing_ = false;
   std::unique_ptr<CheckpointWriter> writer_;
 };
 

@@ -1,8 +1,12 @@
 #include <algorithm>
+#include <optional>
 
 #include <nlohmann/json.hpp>
 
 #include "plugin/guard.h"
+#include "run/device_memory.h"
+#include "run/device_plan.h"
+#include "run/open_backend.h"
 #include "run/commands.h"
 #include "run/join_reports.h"
 #include "run/run_plan.h"
@@ -33,7 +37,41 @@ struct Row {
   int64_t tensors = 0, bytes = 0;
 };
 
-Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int64_t least) {
+/// What a run takes of the memory of its device.
+struct DeviceNeed {
+  std::string backend;
+  DeviceMode mode;
+  int64_t peak = 0, least = 0;
+
+  nlohmann::ordered_json json() const {
+    return {{"backend", backend}, {"peak_memory_bytes", peak}, {"least_memory_bytes", least}, {"batch_size", mode.batch_size}};
+  }
+  std::string text() const {
+    return "on " + backend + "       about " + bytes_text(peak) + " of its memory (" + std::to_string(mode.batch_size) +
+           " samples at a time); with --max-vram at least " + bytes_text(least) + "\n";
+  }
+};
+
+/// For a device that is named, also where it is not there; "auto" means the best that opens. Empty: the run is on the CPU.
+Result<std::optional<DeviceNeed>> device_need(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs,
+                                              PluginRegistry& registry) {
+  DeviceNeed need{config.backend, {}, 0, least_device_bytes(config, model, outputs)};
+  int64_t free = 0;
+  if (config.backend == "auto") {
+    const auto opened = open_backend("auto", registry);
+    if (!opened.ok() || opened->device.is_cpu()) return std::optional<DeviceNeed>();
+    need.backend = opened->id;
+    free = free_device_memory(opened->device);
+  } else {
+    SLIM_ASSIGN(const auto named, registry.backend(config.backend));
+    if (named->device_type() == c10::DeviceType::CPU) return std::optional<DeviceNeed>();
+  }
+  SLIM_ASSIGN(need.mode, choose_device_mode(config, model, outputs, free));
+  need.peak = peak_device_bytes(config, model, outputs, need.mode);
+  return std::optional(need);
+}
+
+Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int64_t least, const std::optional<DeviceNeed>& device) {
   const auto& [config, recipe, plan] = decided;
   nlohmann::ordered_json json = {{"model", config.model}, {"adapter", model.adapter_id}, {"scheme", recipe.scheme.name},
                                  {"format", recipe.format_id}};
@@ -46,7 +84,7 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
     json["tensors"][name] = action;
   };
   std::set<std::string> seen;
-  const auto keep = [&](const std::string& name, const std::string& action) {
+  const auto keep = [&, &plan = plan](const std::string& name, const std::string& action) {
     if (!plan.replaced.contains(name) && seen.insert(name).second) row(name, action, byte_size(model.weights->logical().at(name)).value_or(0));
   };
   for (const std::string& name : model.plan.globals) keep(name, "copy");
@@ -72,6 +110,7 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
   json["output_bytes"] = output;
   json["peak_memory_bytes"] = peak;
   json["least_memory_bytes"] = least;
+  if (device) json["device"] = device->json();
   json["layers_of_scheme"] = plan.layers_of_scheme;
   json["ignore"] = plan.ignore;
   json["indivisible"] = plan.indivisible;
@@ -90,6 +129,7 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
                 bytes_text(peak).c_str(), static_cast<long long>(config.num_samples), static_cast<long long>(config.max_seq_length),
                 bytes_text(least).c_str());
   report.text += line;
+  if (device) report.text += device->text();
   for (const std::string& numbers : plan.indivisible) report.text += "group size   " + numbers + "\n";
   report.json = json.dump();
   return report;
@@ -115,8 +155,9 @@ Result<Report> plan(const RunConfig& config, PluginRegistry& registry) {
   SLIM_TRY(make_run_plans(outputs, model));
   SLIM_ASSIGN(const MemoryMode mode, choose_memory_mode(config, model, outputs));
   const int64_t peak = peak_bytes(config, model, outputs, mode), least = least_bytes(config, model, outputs);
+  SLIM_ASSIGN(const std::optional<DeviceNeed> device, device_need(config, model, outputs, registry));
   std::vector<Report> reports;
-  for (const OutputPlan& output : outputs) reports.push_back(describe(output, model, peak, least));
+  for (const OutputPlan& output : outputs) reports.push_back(describe(output, model, peak, least, device));
   return join_reports(reports);
 }
 

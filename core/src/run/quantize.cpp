@@ -15,7 +15,10 @@
 #include "run/block_context.h"
 #include "run/calibration.h"
 #include "run/commands.h"
+#include "run/device_copies.h"
+#include "run/device_memory.h"
 #include "run/device_moves.h"
+#include "run/device_plan.h"
 #include "run/fingerprint.h"
 #include "run/join_reports.h"
 #include "run/journal.h"
@@ -37,12 +40,15 @@ constexpr double kExpertPriorTokens = 128;
 class QuantizeRun {
  public:
   QuantizeRun(const RunConfig& config, PluginRegistry& registry, Progress& progress)
-      : config_(config), registry_(registry), progress_(progress) {}
+      : config_(config), asked_batch_size_(config.batch_size), registry_(registry), progress_(progress) {
+    device_mode_.batch_size = config.batch_size;
+  }
 
   Result<Report> run() {
     const c10::NoGradGuard no_grad;
     auto report = run_all();
     if (report.ok() || !started_) return report;
+    jobs_.cancel();
     return explain(report.status());
   }
 
@@ -111,7 +117,9 @@ class QuantizeRun {
   Result<Fingerprint> fingerprint_of_run() {
     std::vector<const OutputPlan*> plans;
     for (const auto& output : outputs_) plans.push_back(&output->plan());
-    return run_fingerprint(config_, backend_.id, plans, model_, registry_);
+    RunConfig asked = config_;
+    asked.batch_size = asked_batch_size_;  // how much room the device has may change; batches are the record's
+    return run_fingerprint(asked, backend_.id, plans, model_, registry_);
   }
 
   /// A crash may come between the last rename and the end of the record.
@@ -140,18 +148,24 @@ class QuantizeRun {
     return journal_->announced(kStatisticsStep) && !std::filesystem::exists(config_.save_statistics + ".partial", error);
   }
 
-  /// The block is finished: on the disk, with all that the next one needs.
-  Status record() {
-    std::vector<std::map<std::string, uint64_t>> tensors;
+  /// The block is finished. Where the next one needs nothing of it, and nobody waits for a block, the run goes on while its tensors are
+  /// on their way, and the record is made behind them.
+  Status finish_block() {
+    const bool waits = runs_forward() || statistics_writer_ || config_.stop_after_blocks > 0;
+    if (waits) SLIM_TRY(jobs_.drain());  // a slow disk must not let finished blocks pile up
+    SLIM_ASSIGN(RunState state, state_now());
+    if (waits) return record(state);
+    return jobs_.submit(0, [this, state = std::move(state)] { return record(state); });
+  }
+
+  /// All that the next block needs.
+  Result<RunState> state_now() {
     RunState state;
-    for (auto& output : outputs_) {
-      SLIM_ASSIGN(tensors.emplace_back(), output->writer().sync_finished());
-      state.reports.push_back(output->report_state());
-    }
+    for (auto& output : outputs_) state.reports.push_back(output->report_state());
     if (statistics_writer_) {
       SLIM_ASSIGN(state.statistics, statistics_writer_->state());
     }
-    if (journal_->blocks() >= last_forward_) calibration_.batches.clear();
+    if (runs_forward() && journal_->blocks() >= last_forward_) calibration_.batches.clear();
     // What a file gives back lies dense and aligned in memory; so must what a run goes on with, to round alike.
     for (Carry& carry : calibration_.batches) {
       for (auto& [key, tensor] : carry) {
@@ -159,8 +173,17 @@ class QuantizeRun {
       }
     }
     state.calibration = calibration_;
+    return state;
+  }
+
+  /// What was handed to the writer is on the disk, and the record says so.
+  Status record(const RunState& state) {
+    std::vector<std::map<std::string, uint64_t>> tensors;
+    for (auto& output : outputs_) {
+      SLIM_ASSIGN(tensors.emplace_back(), output->writer().sync_finished());
+    }
     SLIM_TRY(journal_->record(tensors, state));
-    for (const Carry& carry : calibration_.batches) Spill::release(carry);
+    for (const Carry& carry : state.calibration.batches) Spill::release(carry);
     keep_partial(true);
     return {};
   }
@@ -204,16 +227,29 @@ class QuantizeRun {
     ops::force_reference(config_.kernels == "reference");
     SLIM_ASSIGN(model_, Model::open(config_.model, config_.adapter, registry_));
     SLIM_TRY(make_run_plans(plans, model_));
+    if (!backend_.device.is_cpu()) {
+      SLIM_ASSIGN(device_mode_, choose_device_mode(config_, model_, plans, free_device_memory(backend_.device)));
+      reset_peak_device_memory(backend_.device);
+    }
+    const bool smaller_batches = std::exchange(config_.batch_size, device_mode_.batch_size) != device_mode_.batch_size;
     SLIM_ASSIGN(memory_, choose_memory_mode(config_, model_, plans));
     SLIM_ASSIGN(const at::ScalarType dtype, model_.compute_dtype(config_.dtype));
-    exec_ = std::make_unique<BlockExec>(*model_.weights, dtype, backend_.device);
-    exec_->set_all_experts(config_.all_experts);
+    exec_ = make_exec(dtype, backend_.device);
+    host_exec_ = make_exec(dtype, at::kCPU);
+    for (OutputPlan& plan : plans) plan.config.backend = backend_.id;
     for (OutputPlan& plan : plans) outputs_.push_back(std::make_unique<OutputRun>(std::move(plan), model_, jobs_, progress_));
     find_last_observed();
     spill_ = std::make_unique<Spill>(CheckpointWriter::partial_of(outputs_.front()->folder()), memory_.spill);
     if (memory_.spill && runs_forward()) note_all("activations in files", "run.max_memory", bytes_text(config_.max_memory));
+    if (smaller_batches && runs_forward()) note_all("smaller batches for the device's memory", "run.max_vram", std::to_string(config_.batch_size) + " samples each");
     if (!memory_.read_ahead) note_all("weights not read ahead", "run.max_memory", bytes_text(config_.max_memory));
     return {};
+  }
+
+  std::unique_ptr<BlockExec> make_exec(at::ScalarType dtype, at::Device device) const {
+    auto exec = std::make_unique<BlockExec>(*model_.weights, dtype, device);
+    exec->set_all_experts(config_.all_experts);
+    return exec;
   }
 
   /// One forward pass serves several outputs, or a later run, only if it is the float model's.
@@ -254,6 +290,9 @@ class QuantizeRun {
                                           " needs calibration data; pass --calib FILE or DIR"};
     }
     SLIM_ASSIGN(calibration_, calibrate_input(config_, model_, *exec_, progress_, *spill_));
+    if (calibration_.begun_on_host > 0) {
+      note_all("batches begun on the CPU: out of the device's memory", "the model's entry", std::to_string(calibration_.begun_on_host) + " batches");
+    }
     return {};
   }
 
@@ -319,7 +358,7 @@ class QuantizeRun {
     progress_.begin("quantizing", static_cast<int64_t>(blocks.size()));
     const auto first = static_cast<size_t>(journal_->blocks());
     for (size_t i = 0; i < first; ++i) progress_.step(blocks[i].name);
-    std::future<Result<BlockWeights>> next = load_ahead(first);
+    std::future<Result<std::unique_ptr<ComingWeights>>> next = load_ahead(first);
     for (size_t i = first; i < blocks.size() && !stopped(); ++i) {
       const BlockPlan& block = blocks[i];
       if (progress_.cancelled()) return {Code::kCancelled, "interrupted before " + block.name};
@@ -328,104 +367,184 @@ class QuantizeRun {
       state.runs_again = block.index < last_forward_ && !float_inputs_;
       if (!next.valid()) next = load_ahead(i);
       if (next.valid()) {
-        SLIM_ASSIGN(BlockWeights weights, next.get());
-        SLIM_ASSIGN(state.weights, guarded(block.name, [&]() -> Result<BlockWeights> { return moved(std::move(weights), backend_.device); }));
+        SLIM_ASSIGN(const auto coming, next.get());
+        coming->copies.wait_on_host();
+        state.weights = on_device(block, std::move(coming->weights));
       }
       if (memory_.read_ahead) next = load_ahead(i + 1);
       SLIM_TRY(run_block(state));
-      SLIM_TRY(jobs_.drain());  // a slow disk must not let finished blocks pile up
       state = {};
-      SLIM_TRY(record());
+      SLIM_TRY(finish_block());
       malloc_trim(0);  // what the allocator keeps in fragments would grow with the number of blocks
       progress_.step(block.name);
     }
-    return {};
+    return jobs_.drain();
   }
 
-  std::future<Result<BlockWeights>> load_ahead(size_t index) {
+  /// A block's weights, on the host or on their way to the device.
+  struct ComingWeights {
+    explicit ComingWeights(at::Device device) : copies(device) {}
+    DeviceCopies copies;
+    BlockWeights weights;
+  };
+  std::future<Result<std::unique_ptr<ComingWeights>>> load_ahead(size_t index) {
     const auto& blocks = model_.plan.blocks;
     if (index >= blocks.size()) return {};
     const BlockPlan& block = blocks[index];
     if (!changes(block) && block.index > last_forward_) return {};  // copied as bytes
-    return std::async(std::launch::async, [this, &block] { return model_.weights->load(block); });
+    return std::async(std::launch::async, [this, &block]() -> Result<std::unique_ptr<ComingWeights>> {
+      auto coming = std::make_unique<ComingWeights>(backend_.device);
+      SLIM_ASSIGN(coming->weights, model_.weights->load(block));
+      if (!backend_.device.is_cpu() && device_mode_.read_ahead) send(*coming);
+      return coming;
+    });
+  }
+
+  /// If there is no room for them yet, they are moved when it is their turn.
+  static void send(ComingWeights& coming) {
+    const c10::NoGradGuard no_grad;
+    const auto there = guarded("moving between host and device", [&]() -> Result<BlockWeights> {
+      BlockWeights weights = coming.weights;
+      for (auto* tensors : {&weights.weight, &weights.bias}) {
+        for (at::Tensor& tensor : *tensors) tensor = coming.copies.to_device(tensor);
+      }
+      for (auto& [name, tensor] : weights.params) tensor = coming.copies.to_device(tensor);
+      coming.copies.start();
+      return weights;
+    });
+    if (there.ok()) coming.weights = *there;
   }
 
   Status run_block(BlockState& state) {
     const BlockPlan& block = *state.plan;
     if (block.index <= last_forward_ && starts_stage(model_.plan, block)) {
-      for (Carry& carry : calibration_.batches) {
-        Carry there = carry_on(carry, backend_.device);
-        SLIM_TRY(model_.enter(block, *exec_, there));
-        SLIM_ASSIGN(carry, kept(std::move(there)));
-      }
+      SLIM_TRY(replace_batches(block.name, [&](BlockExec& exec, Carry& there) { return model_.enter(block, exec, there); }));
     }
     if (changes(block)) {
       SLIM_TRY(make_block(state));
     } else {
-      if (block.index < last_forward_) SLIM_TRY(advance(state, calibration_.batches));
+      if (block.index < last_forward_) SLIM_TRY(advance(state));
       for (auto& output : outputs_) SLIM_TRY(output->copy_block(block));
     }
     exec_->release_globals();
+    host_exec_->release_globals();
     return {};
   }
 
   Status make_block(BlockState& state) {
     const BlockPlan& block = *state.plan;
-    const auto statistics = observations(block);
-    std::vector<Carry> float_outputs;
-    SLIM_TRY(gather(state, *statistics, float_outputs));
-    for (size_t i = 0; i + 1 < outputs_.size(); ++i) {
-      BlockState own = state;  // tensors are replaced, never written to: they may be shared
-      const auto own_statistics = statistics->clone();
-      SLIM_TRY(make_output(*outputs_[i], own, *own_statistics));
-    }
-    SLIM_TRY(make_output(*outputs_.back(), state, *statistics));
-    exec_->region_inputs().clear();
+    BlockWork work;
+    const Status status = make_outputs(state, work, *exec_);
+    SLIM_TRY(status.code() == Code::kOutOfMemory && can_begin_again(work) ? make_on_host(state, work, status) : status);
     if (block.index >= last_forward_) return {};
-    if (!float_inputs_) return advance(state, calibration_.batches);
-    calibration_.batches = std::move(float_outputs);
+    if (!float_inputs_) return advance(state);
+    calibration_.batches = std::move(work.float_outputs);
     return {};
   }
 
-  Status make_output(OutputRun& output, BlockState& state, StatisticSet& statistics) {
+  /// How far a block has come.
+  struct BlockWork {
+    std::vector<Carry> float_outputs;
+    std::vector<RunReport> told;     ///< by the outputs, before each was made
+    bool statistics_kept = false;    ///< in the file of run.save_statistics
+    size_t outputs_made = 0;
+  };
+
+  /// Only a device has another place to go to, and what is handed to the writer is not taken back.
+  bool can_begin_again(const BlockWork& work) const {
+    return !backend_.device.is_cpu() && work.outputs_made < outputs_.size() && !outputs_[work.outputs_made]->has_begun_writing();
+  }
+
+  /// The block again from its weights, on the host, for the outputs that are left.
+  Status make_on_host(BlockState& state, BlockWork& work, const Status& why) {
+    exec_->set_statistics(nullptr);
+    exec_->set_overrides(nullptr);
+    exec_->region_inputs().clear();
+    const BlockPlan& block = *state.plan;
+    const bool runs_again = state.runs_again;
+    state = {};
+    release_device_memory(backend_.device);
+    state.plan = &block;
+    state.runs_again = runs_again;
+    SLIM_ASSIGN(state.weights, model_.weights->load(block));
+    if (work.outputs_made < work.told.size()) outputs_[work.outputs_made]->tell_again(work.told[work.outputs_made]);
+    for (size_t i = work.outputs_made; i < outputs_.size(); ++i) {
+      outputs_[i]->notes().note("computed on the CPU: out of the device's memory", block.name, why.message());
+    }
+    work.told.resize(work.outputs_made);
+    work.float_outputs.clear();
+    SLIM_TRY(make_outputs(state, work, *host_exec_));
+    state.weights = on_device(block, std::move(state.weights));
+    return {};
+  }
+
+  Status make_outputs(BlockState& state, BlockWork& work, BlockExec& exec) {
+    const auto statistics = observations(*state.plan);
+    SLIM_TRY(gather(state, *statistics, work, exec));
+    for (size_t& i = work.outputs_made; i < outputs_.size(); ++i) {
+      work.told.push_back(outputs_[i]->told());
+      if (i + 1 == outputs_.size()) {
+        SLIM_TRY(make_output(*outputs_[i], state, *statistics, exec));
+        continue;
+      }
+      BlockState own = state;  // tensors are replaced, never written to: they may be shared
+      const auto own_statistics = statistics->clone();
+      SLIM_TRY(make_output(*outputs_[i], own, *own_statistics, exec));
+    }
+    exec.region_inputs().clear();
+    return {};
+  }
+
+  Status make_output(OutputRun& output, BlockState& state, StatisticSet& statistics, BlockExec& exec) {
     if (!output.changes(*state.plan)) return output.copy_block(*state.plan);
-    Status status = output.make_block(state, statistics, *exec_, calibration_);
+    Status status = output.make_block(state, statistics, exec, calibration_);
     return outputs_.size() == 1 ? status : std::move(status).in("output " + output.plan().config.output);
   }
 
   /// The statistics of a block: from the file of an earlier run, or from a calibration pass, which with float inputs gives the next
   /// block's too.
-  Status gather(const BlockState& state, StatisticSet& statistics, std::vector<Carry>& float_outputs) {
-    if (statistics_file_) {
-      SLIM_TRY(statistics_file_->restore(*state.plan, statistics, backend_.device));
-    } else {
-      SLIM_TRY(collect(state, statistics, float_outputs));
-    }
-    if (statistics_writer_) SLIM_TRY(statistics_writer_->put(*state.plan, statistics));
-    if (!statistics.empty()) statistics.finish(kExpertPriorTokens);
+  Status gather(const BlockState& state, StatisticSet& statistics, BlockWork& work, BlockExec& exec) {
+    return guarded(state.plan->name, [&]() -> Status {
+      if (statistics_file_) {
+        SLIM_TRY(statistics_file_->restore(*state.plan, statistics, exec.device()));
+      } else {
+        SLIM_TRY(collect(state, statistics, work.float_outputs, exec));
+      }
+      if (statistics_writer_ && !std::exchange(work.statistics_kept, true)) SLIM_TRY(statistics_writer_->put(*state.plan, statistics));
+      if (!statistics.empty()) statistics.finish(kExpertPriorTokens);
+      return {};
+    });
+  }
+
+  Status collect(const BlockState& state, StatisticSet& statistics, std::vector<Carry>& float_outputs, BlockExec& exec) {
+    exec.region_inputs().clear();
+    const bool wants_output = float_inputs_ && state.plan->index < last_forward_;
+    if (statistics.empty() && !wants_output) return {};
+    exec.set_statistics(&statistics);
+    float_outputs.resize(wants_output ? calibration_.batches.size() : 0);
+    const auto pass = [&](size_t i, Carry& there, const Status& moved) -> Status {
+      SLIM_TRY(moved);
+      SLIM_TRY(forward(state, exec, there));
+      SLIM_TRY(keep_region_inputs(exec));
+      Spill::release(calibration_.batches[i]);
+      return {};
+    };
+    const auto keep = [&](size_t i, Carry output) -> Status {
+      SLIM_ASSIGN(float_outputs[i], kept(std::move(output)));
+      return {};
+    };
+    SLIM_TRY(batch_stream(pass, wants_output ? keep : BatchStream::Keep()).run(calibration_.batches.size(), exec.device(), device_mode_.read_ahead));
+    exec.set_statistics(nullptr);
     return {};
   }
 
-  Status collect(const BlockState& state, StatisticSet& statistics, std::vector<Carry>& float_outputs) {
-    exec_->region_inputs().clear();
-    const bool wants_output = float_inputs_ && state.plan->index < last_forward_;
-    if (statistics.empty() && !wants_output) return {};
-    exec_->set_statistics(&statistics);
-    for (const Carry& carry : calibration_.batches) {
-      Carry output = carry_on(carry, backend_.device);
-      SLIM_TRY(forward(state, output));
-      SLIM_TRY(keep_region_inputs());
-      Spill::release(carry);
-      if (!wants_output) continue;
-      SLIM_ASSIGN(float_outputs.emplace_back(), kept(std::move(output)));
-    }
-    exec_->set_statistics(nullptr);
-    return {};
+  BatchStream batch_stream(BatchStream::Pass pass, BatchStream::Keep keep) const {
+    return {[this](size_t i) -> const Carry& { return calibration_.batches[i]; }, std::move(pass), std::move(keep)};
   }
 
   /// What a batch has put into regions that are replayed lies where batches do.
-  Status keep_region_inputs() {
-    for (auto& [region, inputs] : exec_->region_inputs()) {
+  Status keep_region_inputs(BlockExec& exec) {
+    for (auto& [region, inputs] : exec.region_inputs()) {
       SLIM_ASSIGN(const Carry stored, spill_->store({{"input", inputs.back()}}));
       inputs.back() = stored.at("input");
     }
@@ -448,19 +567,41 @@ class QuantizeRun {
     return {status.code(), status.message() + ", as tensor " + name + " does; download the checkpoint again"};
   }
 
-  Status forward(const BlockState& state, Carry& carry) {
-    exec_->set_block(state.plan, &state.weights);
-    SLIM_TRY(blame_weights(state, model_.forward(*state.plan, *exec_, carry)));
+  Status forward(const BlockState& state, BlockExec& exec, Carry& carry) {
+    exec.set_block(state.plan, &state.weights);
+    SLIM_TRY(blame_weights(state, model_.forward(*state.plan, exec, carry)));
     return progress_.cancelled() ? Status(Code::kCancelled, "interrupted in " + state.plan->name) : Status{};
   }
 
-  Status advance(const BlockState& state, std::vector<Carry>& batches) {
-    for (Carry& carry : batches) {
-      Carry there = carry_on(carry, backend_.device);
-      SLIM_TRY(forward(state, there));
-      SLIM_ASSIGN(carry, kept(std::move(there)));
-    }
-    return {};
+  Status advance(const BlockState& state) {
+    return replace_batches(state.plan->name, [&](BlockExec& exec, Carry& there) { return forward(state, exec, there); });
+  }
+
+  /// Every batch becomes what `pass` makes of it: on the device, or on the host where the device's memory does not do for it.
+  Status replace_batches(const std::string& where, const std::function<Status(BlockExec&, Carry&)>& pass) {
+    const auto on_either = [&](size_t i, Carry& there, const Status& moved) {
+      Status status = moved.ok() ? pass(*exec_, there) : moved;
+      if (status.code() != Code::kOutOfMemory || exec_->device().is_cpu()) return status;
+      note_all("batches computed on the CPU: out of the device's memory", where, status.message());
+      there = calibration_.batches[i];
+      release_device_memory(exec_->device());
+      status = pass(*host_exec_, there);
+      host_exec_->release_globals();
+      return status;
+    };
+    const auto keep = [&](size_t i, Carry made) -> Status {
+      SLIM_ASSIGN(calibration_.batches[i], kept(std::move(made)));
+      return {};
+    };
+    return batch_stream(on_either, keep).run(calibration_.batches.size(), exec_->device(), device_mode_.read_ahead);
+  }
+
+  /// Where a block's weights do not fit the device together, they stay on the host, and each moves when it is used.
+  BlockWeights on_device(const BlockPlan& block, BlockWeights weights) {
+    auto there = guarded(block.name, [&]() -> Result<BlockWeights> { return moved(weights, backend_.device); });
+    if (there.ok()) return *std::move(there);
+    note_all("weights moved one by one: out of the device's memory", block.name, there.status().message());
+    return weights;
   }
 
   /// A batch between blocks lies on the host, or in files.
@@ -490,7 +631,7 @@ class QuantizeRun {
     SLIM_TRY(outputs_.front()->finish());
     SLIM_TRY(remove_record());
     std::vector<Report> reports;
-    for (const auto& output : outputs_) reports.push_back(output->report(calibration_));
+    for (const auto& output : outputs_) reports.push_back(output->report(calibration_, backend_.device));
     return join_reports(reports);
   }
 
@@ -502,7 +643,8 @@ class QuantizeRun {
   static constexpr const char* kImageTokens = "image tokens";
   static constexpr const char* kStatisticsStep = "statistics";
 
-  const RunConfig& config_;
+  RunConfig config_;  ///< with the batches that the device has room for
+  int64_t asked_batch_size_;
   PluginRegistry& registry_;
   Progress& progress_;
   OpenBackend backend_;
@@ -511,7 +653,8 @@ class QuantizeRun {
   std::unique_ptr<Spill> spill_;
   bool float_inputs_ = false;
   int32_t last_observed_ = -1, last_forward_ = -1;  ///< blocks up to which statistics are wanted, and the model runs
-  std::unique_ptr<BlockExec> exec_;
+  DeviceMode device_mode_;
+  std::unique_ptr<BlockExec> exec_, host_exec_;
   Calibration calibration_;
   std::unique_ptr<StatisticsFile> statistics_file_;
   std::unique_ptr<StatisticsWriter> statistics_writer_;

@@ -132,14 +132,14 @@ std::string RunReport::experts_text() const {
 }
 
 Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const RunPlan& plan, const Calibration& calibration,
-                         int64_t input_bytes, int64_t output_bytes) const {
+                         int64_t input_bytes, int64_t output_bytes, int64_t device_bytes) const {
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   const double bits = plan.quantized_bits / std::max<double>(1, plan.quantized_weights);
   nlohmann::ordered_json json = {
-      {"output", config.output}, {"scheme", recipe.scheme.name}, {"format", recipe.format_id}, {"algorithms", recipe.algorithm_ids},
+      {"output", config.output}, {"backend", config.backend}, {"scheme", recipe.scheme.name}, {"format", recipe.format_id}, {"algorithms", recipe.algorithm_ids},
       {"input_bytes", input_bytes}, {"output_bytes", output_bytes}, {"quantized_weights", plan.quantized_weights},
       {"float_linear_weights", plan.float_weights}, {"bits_per_weight", bits}, {"seconds", seconds},
-      {"peak_rss_bytes", peak_resident_bytes()},
+      {"peak_rss_bytes", peak_resident_bytes()}, {"peak_device_bytes", device_bytes},
       {"calibration", calibration_json(calibration)},
       {"folds", folds_}, {"scattered_groups", scattered_groups_}, {"largest_proof_error", largest_proof_error_}, {"indivisible", plan.indivisible}};
   for (const auto& [name, kind] : notes.kinds()) json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
@@ -157,6 +157,7 @@ Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const Ru
   report.text += experts_text() + notes.text();
   for (const std::string& line : plan.indivisible) report.text += "group size         " + line + "\n";
   report.text += format("seconds, peak RAM  %.1f, %s\n", seconds, bytes_text(peak_resident_bytes()).c_str());
+  report.text += "backend            " + config.backend + (device_bytes > 0 ? ", at most " + bytes_text(device_bytes) + " of its memory" : "") + "\n";
   return report;
 }
 

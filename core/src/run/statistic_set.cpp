@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "run/device_moves.h"
+
 namespace slim {
 
 void StatisticSet::add(PortId port, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) {
@@ -23,6 +25,19 @@ std::unique_ptr<StatisticSet> StatisticSet::clone() const {
   copy->prior_tokens_ = prior_tokens_;
   copy->tokens_ = tokens_;
   copy->regions_ = regions_;
+  return copy;
+}
+
+Result<std::unique_ptr<StatisticSet>> StatisticSet::copied(PortId port, at::Device device) const {
+  auto copy = std::make_unique<StatisticSet>(block_, expected_tokens_);
+  for (const auto& [key, statistic] : statistics_) {
+    if (key.first != port) continue;
+    const Make& make = makers_.at(key);
+    copy->makers_[key] = make;
+    auto& other = copy->statistics_[key] = make();
+    SLIM_TRY(other->restore(moved(statistic->state(), device)));
+    if (stale_.contains(key)) copy->stale_.insert(key);
+  }
   return copy;
 }
 
