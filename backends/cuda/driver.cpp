@@ -70,7 +70,7 @@ Result<Driver> Driver::open(const char* library) {
 }
 
 Status load_torch_cuda() {
-  if (at::globalContext().hasCUDA()) return {};
+  // Opened before anything asks LibTorch whether it has CUDA: the first answer is remembered for good.
   Dl_info torch{};
   ::dladdr(reinterpret_cast<const void*>(&at::get_num_threads), &torch);
   const std::string folder = std::filesystem::path(torch.dli_fname ? torch.dli_fname : "").parent_path().string();
