@@ -28,12 +28,12 @@ class Awq final : public Algorithm {
   Result<Solved> solve(LayerContext&) override;
 
  private:
-  enum class Clip : uint8_t { kNone, kDiagonal, kGram };
+  enum class Clip : uint8_t { kNone, kDiagonal, kGram, kJoint };
   Status scale_edge(BlockContext&, const ScaleEdge&);
   bool uses(const ScaleEdge& edge) const { return norms_and_linears_ || edge.fold != Fold::kLinearRows; }
 
   SearchOptions search_;
-  Clip clip_ = Clip::kGram;
+  Clip clip_ = Clip::kJoint;
   bool norms_and_linears_ = true;
 };
 
@@ -57,8 +57,9 @@ Status Awq::setup(const Options& options) {
   search_.weight_term = term == "on" ? WeightTerm::kOn : term == "off" ? WeightTerm::kOff : WeightTerm::kBoth;
   if (options.at("search_range") == "mse") search_.range.method = quant::RangeOptions::Method::kMse;
   const std::string& clip = options.at("clip");
-  clip_ = clip == "none" ? Clip::kNone : clip == "diagonal" ? Clip::kDiagonal : Clip::kGram;
+  clip_ = clip == "none" ? Clip::kNone : clip == "diagonal" ? Clip::kDiagonal : clip == "gram" ? Clip::kGram : Clip::kJoint;
   norms_and_linears_ = options.at("edges") == "all";
+  search_.by_group = options.at("exponents") == "group";
   return {};
 }
 
@@ -117,7 +118,7 @@ Status Awq::scale_edge(BlockContext& context, const ScaleEdge& edge) {
   notes.metric(where, "awq weight exponent", found.exponents.weight);
   notes.metric(where, "awq loss before", found.identity_loss);
   notes.metric(where, "awq loss after", found.loss);
-  if (found.exponents.identity()) return {};
+  if (found.identity) return {};
   SLIM_ASSIGN(const at::Tensor applied, context.fold(edge, found.scale));
   return {};
 }
@@ -134,7 +135,7 @@ Result<Solved> Awq::solve(LayerContext& context) {
   }
   // Blocks of E[x xᵀ] are worth their cost (a product of g columns per candidate) for groups only.
   constexpr int64_t kLargestBlock = 256;
-  const bool by_group = clip_ == Clip::kGram && args.granularity == Granularity::kGroup && args.group_size <= kLargestBlock;
+  const bool by_group = (clip_ == Clip::kGram || clip_ == Clip::kJoint) && args.granularity == Granularity::kGroup && args.group_size <= kLargestBlock;
   if (!by_group) {
     range.method = quant::RangeOptions::Method::kMse;
     range.importance = error->mean_square();
@@ -143,7 +144,8 @@ Result<Solved> Awq::solve(LayerContext& context) {
   const at::Tensor weight = context.weight();
   auto& quantized = std::get<Quantized>(solved.weight);
   if (by_group) {
-    const quant::Params params = search_group_ranges(weight, args, context.scale_dtype(), *error);
+    const auto search = clip_ == Clip::kJoint ? search_joint_ranges : search_group_ranges;
+    const quant::Params params = search(weight, args, context.scale_dtype(), *error);
     quantized.codes = quant::encode(weight, params, args);
     quantized.scale = params.scale;
     quantized.zero = params.zero;
@@ -165,8 +167,10 @@ constexpr char kSchema[] = R"json({"type":"object","properties":{
           "description":"output rows of each layer that rank the scales; the winner is checked on all"},
   "search_range":{"type":"string","enum":["minmax","mse"],"default":"minmax",
                   "description":"how ranges are found while scales are compared"},
-  "clip":{"type":"string","enum":["none","diagonal","gram"],"default":"gram",
-          "description":"final ranges: extremes, least error weighted by E[x²], or least output error of each group"},
+  "clip":{"type":"string","enum":["none","diagonal","gram","joint"],"default":"joint",
+          "description":"final ranges: extremes, least error weighted by E[x²], least output error of each group alone, or of each beside the others"},
+  "exponents":{"type":"string","enum":["edge","group"],"default":"group",
+               "description":"one pair of exponents for all channels, or one for each group of channels"},
   "edges":{"type":"string","enum":["all","norms"],"default":"all",
            "description":"where scales may go: also into v_proj and up_proj, or into norms only"}}})json";
 }  // namespace

@@ -1,3 +1,5 @@
+#include <limits>
+
 #include "clip.h"
 #include "scale_search.h"
 #include "single_layer.h"
@@ -105,6 +107,7 @@ std::unique_ptr<Algorithm> make_awq(const Options& changes = {}) {
                  {"rows", "512"},
                  {"search_range", "minmax"},
                  {"clip", "gram"},
+                 {"exponents", "edge"},
                  {"edges", "all"}},
                 changes);
 }
@@ -211,6 +214,24 @@ TEST_CASE("awq/ the replay objective runs the region and agrees when the region 
   CHECK(block.metric("awq activation exponent") == same.metric("awq activation exponent"));
 }
 
+TEST_CASE("awq/ groups with exponents of their own are never worse, and better where groups differ") {
+  at::manual_seed(8);
+  // Outliers in the first half of the channels only: what suits it does not suit the other.
+  at::Tensor x = normal({300, 64});
+  x.narrow(1, 0, 32).mul_(at::randn({32}).mul_(2).exp());
+  const std::vector<at::Tensor> weights{normal({40, 64}), normal({24, 64})};
+  std::map<std::string, double> loss;
+  for (const char* exponents : {"edge", "group"}) {
+    Block block(integers(3, true), x, weights);
+    const auto awq = make_awq({{"exponents", exponents}});
+    block.collect(*awq);
+    REQUIRE(awq->transform(block).ok());
+    loss[exponents] = block.metric("awq loss after");
+    CHECK(block.folded.min().item<float>() > 0);
+  }
+  CHECK(loss["group"] < loss["edge"]);
+}
+
 TEST_CASE("awq/ heads that share keys and values share their scale") {
   at::manual_seed(3);
   const int64_t head_dim = 8, repeat = 4;
@@ -284,6 +305,26 @@ TEST_CASE("awq/ searched ranges never have a larger group error than the extreme
   CHECK((found <= group_error(*quant::choose_params(w, args, at::kBFloat16)) + 1e-5).all().item<bool>());
 }
 
+TEST_CASE("awq/ ranges found beside the errors of other groups never have a larger output error, and a smaller one where groups depend") {
+  at::manual_seed(5);
+  const at::Tensor w = normal({300, 96}), x = correlated(400, 96);
+  Gram gram(96);
+  gram.update(x);
+  ActivationRows rows(96, 1000);
+  rows.update(x);
+  for (const bool symmetric : {true, false}) {
+    const QuantArgs args = *integers(3, symmetric, 32).weight;
+    const auto error = OutputError::from(&gram, nullptr);
+    const auto output_error = [&](const quant::Params& params) { return (*error)(quant::fake_quantize(w, params, args) - w); };
+    const quant::Params joint = search_joint_ranges(w, args, at::kBFloat16, *error);
+    CHECK(output_error(joint) < 0.98 * output_error(search_group_ranges(w, args, at::kBFloat16, *error)));
+    CHECK((joint.scale > 0).all().item<bool>());
+    CHECK(at::equal(joint.scale, search_joint_ranges(w, args, at::kBFloat16, *error).scale));
+    const quant::Params of_rows = search_joint_ranges(w, args, at::kBFloat16, *OutputError::from(nullptr, &rows));
+    CHECK(output_error(of_rows) == doctest::Approx(output_error(joint)).epsilon(0.01));
+  }
+}
+
 TEST_CASE("awq/ output errors from a Gram matrix and from activations are equal") {
   at::manual_seed(5);
   const at::Tensor x = with_outliers(30, 16), delta = normal({7, 16});
@@ -329,4 +370,50 @@ TEST_CASE("awq/ a scheme that leaves weights in float, or prunes, is refused") {
   Scheme pruned = integers(4, true);
   pruned.sparsity = Sparsity{};
   CHECK(awq->accepts(pruned).code() == Code::kUnsupported);
+}
+
+TEST_CASE("awq/ zero rows, one column, bf16 and fp16 inputs: scales are positive and finite, and the same bits come twice") {
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const int64_t in : {1, 48}) {
+      at::manual_seed(9);
+      Scheme scheme = integers(4, in == 1);
+      if (in == 1) scheme.weight->granularity = Granularity::kChannel;
+      at::Tensor weight = normal({5, in});
+      weight[2].zero_();
+      std::vector<Quantized> results;
+      for (int repeat = 0; repeat < 2; ++repeat) {
+        at::manual_seed(10);
+        Block block(scheme, normal({100, in}).to(dtype), {weight.to(dtype).to(at::kFloat)});
+        const auto awq = make_awq({{"exponents", "group"}});
+        block.collect(*awq);
+        REQUIRE(awq->transform(block).ok());
+        OneLayer layer(block, 0);
+        const auto solved = awq->solve(layer);
+        REQUIRE_MESSAGE(solved.ok(), solved.status().message());
+        results.push_back(std::get<Quantized>(solved->weight));
+      }
+      CHECK((results[0].scale > 0).logical_and(at::isfinite(results[0].scale)).all().item<bool>());
+      CHECK((quant::decode(results[0])[2] == 0).all().item<bool>());
+      CHECK(at::equal(results[0].codes, results[1].codes));
+      CHECK(at::equal(results[0].scale, results[1].scale));
+    }
+  }
+}
+
+TEST_CASE("awq/ NaN and Inf in a weight or in activations are errors that name them") {
+  for (const double value : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    const auto awq = make_awq();
+    Block weights = language_like(integers(4, true)), inputs = language_like(integers(4, true));
+    weights.weights_[0][3][5] = value;
+    weights.collect(*awq);
+    OneLayer layer(weights, 0);
+    const auto solved = awq->solve(layer);
+    CHECK(solved.status().code() == Code::kNumeric);
+    CHECK(solved.status().message().find("layer0") != std::string::npos);
+    inputs.x_[7][9] = value;
+    inputs.collect(*awq);
+    const Status status = awq->transform(inputs);
+    CHECK(status.code() == Code::kNumeric);
+    CHECK(status.message().find("norm -> linears") != std::string::npos);
+  }
 }

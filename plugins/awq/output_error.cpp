@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 namespace slim::awq {
 
 ops::Rounding rounding_by_rows(const QuantArgs& args, int64_t in, at::ScalarType scale_dtype) {
@@ -28,11 +30,16 @@ std::optional<OutputError> OutputError::from(const Gram* gram, const ActivationR
 }
 
 double OutputError::operator()(const at::Tensor& delta) const {
-  if (gram_.defined()) {
-    return at::matmul(delta, gram_.to(delta.device())).mul_(delta).sum(at::kDouble).item<double>() / divisor_;
+  constexpr int64_t kSliceElements = int64_t{16} << 20;  // the products stay small beside the weight
+  const at::Tensor x = gram_.defined() ? gram_.to(delta.device()) : rows_.to(delta.device(), at::kFloat).t();
+  const int64_t slice = std::max<int64_t>(1, kSliceElements / std::max(x.size(0), x.size(1)));
+  double sum = 0;
+  for (int64_t begin = 0; begin < delta.size(0); begin += slice) {
+    const at::Tensor rows = delta.narrow(0, begin, std::min(slice, delta.size(0) - begin));
+    at::Tensor product = at::matmul(rows, x);
+    sum += (gram_.defined() ? product.mul_(rows) : product.square_()).sum(at::kDouble).item<double>();
   }
-  const at::Tensor x = rows_.to(delta.device(), at::kFloat);
-  return at::matmul(delta, x.t()).square_().sum(at::kDouble).item<double>() / divisor_;
+  return sum / divisor_;
 }
 
 at::Tensor OutputError::of_scales(const at::Tensor& weight, const at::Tensor& scales, const ops::Rounding& rounding,
@@ -44,6 +51,19 @@ at::Tensor OutputError::of_scales(const at::Tensor& weight, const at::Tensor& sc
 at::Tensor OutputError::mean_square() const {
   const at::Tensor sum = gram_.defined() ? gram_.diagonal() : rows_.to(at::kFloat).square().sum(0);
   return sum / divisor_;
+}
+
+OutputError OutputError::of_channels(int64_t begin, int64_t size) const {
+  OutputError part = *this;
+  if (gram_.defined()) part.gram_ = gram_.narrow(0, begin, size).narrow(1, begin, size).contiguous();
+  if (rows_.defined()) part.rows_ = rows_.narrow(1, begin, size).contiguous();
+  return part;
+}
+
+at::Tensor OutputError::gram() const {
+  if (gram_.defined()) return gram_;
+  const at::Tensor x = rows_.to(at::kFloat);
+  return at::matmul(x.t(), x);
 }
 
 at::Tensor OutputError::diagonal_blocks(int64_t size) const {

@@ -25,8 +25,12 @@ class OutputError {
   at::Tensor of_scales(const at::Tensor& weight, const at::Tensor& scales, const ops::Rounding&, const ops::RangeSearch&) const;
   /// E[x²] [in].
   at::Tensor mean_square() const;
+  /// The error that channels [begin, begin + size) cause on their own; operands then have `size` columns.
+  OutputError of_channels(int64_t begin, int64_t size) const;
   /// The blocks of E[x xᵀ] on its diagonal: [in / size, size, size]. `size` divides in.
   at::Tensor diagonal_blocks(int64_t size) const;
+  /// Σ x xᵀ [in, in].
+  at::Tensor gram() const;
   double tokens() const { return tokens_; }
 
  private:

@@ -166,6 +166,11 @@ Result<double> ScaleSearch::full_loss(const at::Tensor& s) const {
   return loss;
 }
 
+/// Of a scale [features / repeat], on all rows.
+Result<double> ScaleSearch::final_loss(const at::Tensor& shared) const {
+  return options_.replay ? replayed_loss(per_feature(shared)) : full_loss(per_feature(shared));
+}
+
 Result<double> ScaleSearch::replayed_loss(const at::Tensor& s) const {
   Overrides overrides;
   for (const Consumer& consumer : consumers_) {
@@ -213,26 +218,68 @@ Status ScaleSearch::refine(Exponents& best, double& best_loss) const {
   return {};
 }
 
+/// The size of the groups that all consumers have in common; 0: groups cannot be looked at alone.
+int64_t ScaleSearch::shared_group() const {
+  if (!options_.by_group || options_.replay || edge_.repeat != 1) return 0;
+  const QuantArgs& first = *consumers_.front().args;
+  for (const Consumer& consumer : consumers_) {
+    if (consumer.args->granularity != Granularity::kGroup || consumer.args->group_size != first.group_size) return 0;
+  }
+  const int64_t features = x_mean_.size(0);
+  return features % first.group_size == 0 && features > first.group_size ? first.group_size : 0;
+}
+
+/// Every group of channels with the exponents of least error of its own, which is nearly all of its part in the layers' error:
+/// groups share no scale, and the roundings of two groups are hardly correlated. Levels of groups are free; they are chosen so that the scaled
+/// activations of all groups are equally large on average.
+Result<at::Tensor> ScaleSearch::scale_by_group(const Exponents& of_edge, int64_t size) const {
+  std::vector<Exponents> candidates = grid();
+  candidates.push_back(of_edge);
+  std::vector<at::Tensor> scales;
+  for (const Exponents& exponents : candidates) scales.push_back(scale(exponents));
+  const at::Tensor all = at::stack(scales);
+  at::Tensor result = at::empty_like(x_mean_);
+  for (int64_t begin = 0; begin < x_mean_.size(0); begin += size) {
+    const at::Tensor here = all.narrow(1, begin, size).contiguous();
+    at::Tensor losses = at::zeros({here.size(0)}, at::kDouble);
+    for (const Consumer& consumer : consumers_) {
+      Consumer part = consumer;
+      part.error = consumer.error.of_channels(begin, size);
+      SLIM_ASSIGN(const at::Tensor errors, errors_of_rows(part, consumer.sample.narrow(1, begin, size).contiguous(), here));
+      losses.add_(errors, consumer.share / static_cast<double>(consumer.sample.size(0)));
+    }
+    const at::Tensor best = here[losses.argmin().item<int64_t>()];
+    result.narrow(0, begin, size).copy_(best * (x_mean_.narrow(0, begin, size) / best).mean());
+  }
+  return result / (result.max() * result.min()).sqrt();
+}
+
 Result<Found> ScaleSearch::run() {
   const std::vector<Exponents> candidates = grid();
   SLIM_ASSIGN(const std::vector<double> losses, ranking_losses(candidates));
   const auto least = std::min_element(losses.begin(), losses.end());
-  Exponents best = candidates[static_cast<size_t>(least - losses.begin())];
-  double best_loss = *least;
-  SLIM_TRY(refine(best, best_loss));
-  const auto final_loss = [&](const Exponents& exponents) {
-    const at::Tensor s = per_feature(scale(exponents));
-    return options_.replay ? replayed_loss(s) : full_loss(s);
-  };
   Found found;
-  SLIM_ASSIGN(found.identity_loss, final_loss({}));
-  SLIM_ASSIGN(found.loss, final_loss(best));
-  if (found.loss < found.identity_loss) {
-    found.exponents = best;
-  } else {
-    found.loss = found.identity_loss;
+  found.exponents = candidates[static_cast<size_t>(least - losses.begin())];
+  double best_loss = *least;
+  SLIM_TRY(refine(found.exponents, best_loss));
+  SLIM_ASSIGN(found.identity_loss, final_loss(scale({})));
+  found.loss = found.identity_loss;
+  found.scale = scale({});
+  const auto keep_if_better = [&](const at::Tensor& s, bool by_group) -> Status {
+    SLIM_ASSIGN(const double loss, final_loss(s));
+    if (loss >= found.loss) return {};
+    found.loss = loss;
+    found.scale = s;
+    found.identity = false;
+    found.by_group = by_group;
+    return {};
+  };
+  SLIM_TRY(keep_if_better(scale(found.exponents), false));
+  if (const int64_t group = shared_group()) {
+    SLIM_ASSIGN(const at::Tensor s, scale_by_group(found.exponents, group));
+    SLIM_TRY(keep_if_better(s, true));
   }
-  found.scale = scale(found.exponents);
+  if (found.identity) found.exponents = {};
   return found;
 }
 

@@ -14,6 +14,7 @@ struct SearchOptions {
   int grid = 20;
   int refine = 24;         ///< further losses evaluated around the best grid point
   int64_t rows = 512;      ///< of each layer, for ranking
+  bool by_group = true;    ///< exponents of their own for every group of channels
   WeightTerm weight_term = WeightTerm::kBoth;
   bool replay = false;     ///< the loss is the region's output error instead of the layers'
   quant::RangeOptions range;
@@ -26,8 +27,10 @@ struct Exponents {
 };
 
 struct Found {
-  Exponents exponents;
-  at::Tensor scale;  ///< [features / repeat] fp32; ones for the identity
+  Exponents exponents;  ///< of the whole edge; groups may have their own
+  at::Tensor scale;     ///< [features / repeat] fp32
+  bool identity = true;
+  bool by_group = false;
   double loss = 0, identity_loss = 0;  ///< on all rows
 };
 
@@ -70,8 +73,11 @@ class ScaleSearch {
   Result<at::Tensor> sampled_losses(const at::Tensor& scales) const;
   Result<double> full_loss(const at::Tensor& s) const;
   Result<double> replayed_loss(const at::Tensor& s) const;
+  Result<double> final_loss(const at::Tensor& shared) const;
   Result<std::vector<double>> ranking_losses(const std::vector<Exponents>&) const;
   Status refine(Exponents& best, double& best_loss) const;
+  int64_t shared_group() const;
+  Result<at::Tensor> scale_by_group(const Exponents& of_edge, int64_t size) const;
 
   BlockContext& context_;
   const ScaleEdge& edge_;
