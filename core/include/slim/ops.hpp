@@ -122,6 +122,14 @@ struct RoundingError {
   double error = 0;   ///< Σ (ŵ - w)²
   double weight = 0;  ///< Σ w²
 };
+/// `slim::round_units_measured(...) -> (Tensor codes, Tensor scale, Tensor zero, Tensor error)`, arguments as in round_units:
+/// round_units and rounding_error in one pass over the weight.
+struct MeasuredUnits {
+  RoundedUnits rounded;
+  RoundingError error;
+};
+/// Rounds and measures, as said at MeasuredUnits.
+SLIM_API MeasuredUnits round_units_measured(const at::Tensor& weight, const Rounding&, const RangeSearch&, at::ScalarType arithmetic);
 /// The error of codes; tensors as in encode().
 SLIM_API RoundingError rounding_error(const at::Tensor& weight, const at::Tensor& codes, const ScaleZero&, const Rounding&);
 

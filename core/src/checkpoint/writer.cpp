@@ -2,13 +2,17 @@
 
 #include <ATen/ATen.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/file.h>
 #include <sys/statvfs.h>
+#include <sys/vfs.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
+#include <future>
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -25,7 +29,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kChunk = 8 << 20;
+constexpr int64_t kChunk = 1 << 20;      // of bytes that are copied or hashed: they stay in the cache
+constexpr int64_t kReserved = 16 << 20;  // at a time: writes to the same file wait for it
+constexpr int64_t kWriteback = 1 << 20;  // the least for which writing to the disk starts at once
 
 Status invalid(std::string message) { return Status(Code::kInvalidArgument, std::move(message)); }
 
@@ -115,24 +121,63 @@ Result<int64_t> available_bytes(const fs::path& folder) {
   return static_cast<int64_t>(std::min<uint64_t>(uint64_t{info.f_bavail} * info.f_frsize, INT64_MAX));
 }
 
-// `needed` and `available` are those of the whole output, for the message.
-Status reserve(const File& file, int64_t bytes, const fs::path& folder, int64_t needed, int64_t available) {
-  int error = 0;
-  do {
-    error = ::fallocate(file.fd(), 0, 0, bytes) == 0 ? 0 : errno;
-  } while (error == EINTR);
-  if (error == ENOSPC || error == EDQUOT) return disk_full(folder, needed, available);
-  if (error == EOPNOTSUPP ||
-      error == ENOSYS) {  // some network file systems; the free space was compared before
-    error = ::ftruncate(file.fd(), bytes) == 0 ? 0 : errno;
+/// Reserves space on the disk for the files of one output.
+class Reservation {
+ public:
+  /// `needed` and `available` are those of the whole output, for the message.
+  Reservation(fs::path folder, int64_t needed, int64_t available) : folder_(std::move(folder)), needed_(needed), available_(available) {}
+  ~Reservation() {
+    stop_ = true;
+    if (later_.valid()) later_.wait();
   }
-  return error == 0 ? Status{} : system_error(file.path(), "reserve " + bytes_string(bytes), error);
-}
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+
+  /// Gives the file its size, and the space for it: at once, or where space is memory, which takes time to find, with start_later().
+  Status add(const File& file, int64_t bytes) {
+    if (::ftruncate(file.fd(), bytes) != 0) return system_error(file.path(), "reserve " + bytes_string(bytes), errno);
+    struct statfs info {};
+    if (::fstatfs(file.fd(), &info) != 0 || info.f_type != TMPFS_MAGIC) return reserve(file, 0, bytes);
+    files_.emplace_back(&file, bytes);
+    return {};
+  }
+  /// The files must outlive the reservation.
+  void start_later() {
+    if (!files_.empty()) later_ = std::async(std::launch::async, [this] { return reserve_files(); });
+  }
+  /// Waits for it.
+  Status finish() { return later_.valid() ? later_.get() : Status{}; }
+
+ private:
+  Status reserve_files() const {
+    for (const auto& [file, bytes] : files_) {
+      for (int64_t done = 0; done < bytes && !stop_; done += kReserved) SLIM_TRY(reserve(*file, done, std::min(kReserved, bytes - done)));
+    }
+    return {};
+  }
+
+  Status reserve(const File& file, int64_t offset, int64_t bytes) const {
+    int error = 0;
+    do {
+      error = ::fallocate(file.fd(), 0, offset, bytes) == 0 ? 0 : errno;
+    } while (error == EINTR);
+    if (error == ENOSPC || error == EDQUOT) return disk_full(folder_, needed_, available_);
+    // Some network file systems cannot; the free space was compared before.
+    if (error == 0 || error == EOPNOTSUPP || error == ENOSYS) return {};
+    return system_error(file.path(), "reserve " + bytes_string(bytes), error);
+  }
+
+  fs::path folder_;
+  int64_t needed_, available_;
+  std::vector<std::pair<const File*, int64_t>> files_;
+  std::atomic<bool> stop_{false};
+  std::future<Status> later_;
+};
 
 // Starts writing to the disk now, so that little is left for finish(). Only a hint: errors come back from
 // fsync.
 void start_writeback(const File& file, int64_t offset, int64_t bytes) {
-  if (bytes >= kChunk / 8) ::sync_file_range(file.fd(), offset, bytes, SYNC_FILE_RANGE_WRITE);
+  if (bytes >= kWriteback) ::sync_file_range(file.fd(), offset, bytes, SYNC_FILE_RANGE_WRITE);
 }
 
 // A file system without locks is no reason to fail.
@@ -179,6 +224,7 @@ struct CheckpointWriter::State {
   std::vector<fs::path> made_parents;  // outermost first
   std::optional<File> lock;
   std::vector<std::unique_ptr<File>> shards;
+  std::optional<Reservation> reservation;  // of the shards
   std::map<std::string, Slot> slots;
   std::set<std::string> own_files;
   std::set<fs::path> folders;  // below partial
@@ -190,6 +236,7 @@ struct CheckpointWriter::State {
 
   ~State() {
     forget_leftover(partial_name);
+    reservation.reset();
     if (finished) return;
     shards.clear();
     std::error_code ignored;
@@ -261,6 +308,7 @@ struct CheckpointWriter::State {
     }
     SLIM_ASSIGN(const int64_t available, available_bytes(partial));
     if (!options.resume && needed > available) return disk_full(target, needed, available);
+    reservation.emplace(target, needed, available);
     for (size_t i = 0; i < plans.size(); ++i) {
       const std::string name = shard_name(options.stem, i, plans.size());
       int64_t offset = static_cast<int64_t>(headers[i].size());
@@ -269,7 +317,7 @@ struct CheckpointWriter::State {
       file_checksums[name] = hash_text(headers[i]);
       own_files.insert(name);
       if (!options.resume) {
-        SLIM_TRY(reserve(*shards[i], offset + plans[i].bytes, target, needed, available));
+        SLIM_TRY(reservation->add(*shards[i], offset + plans[i].bytes));
         SLIM_TRY(shards[i]->write_at(0, std::as_bytes(std::span(headers[i]))));
       }
       for (const auto& spec : plans[i].tensors) {
@@ -278,6 +326,7 @@ struct CheckpointWriter::State {
         offset += bytes;
       }
     }
+    reservation->start_later();
     return {};
   }
 
@@ -425,8 +474,11 @@ Status CheckpointWriter::put(const std::string& name, const at::Tensor& value) {
       const at::Tensor plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous();
       if (slot.bytes == 0) return {};
       const std::span bytes(static_cast<const std::byte*>(plain.const_data_ptr()), static_cast<size_t>(slot.bytes));
-      SLIM_TRY(slot.file->write_at(slot.offset, bytes));
-      slot.checksum = hash_bytes(bytes);
+      for (int64_t done = 0; done < slot.bytes; done += kChunk) {
+        const std::span chunk = bytes.subspan(static_cast<size_t>(done), static_cast<size_t>(std::min(kChunk, slot.bytes - done)));
+        slot.checksum = hash_bytes(chunk, slot.checksum);
+        SLIM_TRY(slot.file->write_at(slot.offset + done, chunk));
+      }
     } catch (const std::exception& error) {
       return Status(Code::kOutOfMemory, "tensor '" + name + "': cannot copy it to the CPU: " + error.what());
     }
@@ -482,6 +534,7 @@ Status CheckpointWriter::finish() {
   State& state = *state_;
   if (state.finished) return Status(Code::kInternal, state.target.string() + ": is finished already");
   SLIM_TRY(state.check_complete());
+  SLIM_TRY(state.reservation->finish());
   if (state.shards.size() > 1) {
     SLIM_ASSIGN(const File index, File::create((state.partial / state.index_name()).string()));
     const std::string text = state.index_text();

@@ -71,15 +71,15 @@ Result<Params> choose_params(const at::Tensor& weight, const QuantArgs& args, at
   return stored(params, scale_dtype);
 }
 
-Result<Quantized> quantize(const at::Tensor& weight, const QuantArgs& args, at::ScalarType scale_dtype, const RangeOptions& options,
-                           at::ScalarType arithmetic) {
+Result<Measured> quantize(const at::Tensor& weight, const QuantArgs& args, at::ScalarType scale_dtype, const RangeOptions& options,
+                          at::ScalarType arithmetic) {
   SLIM_TRY(check(weight, args));
   SLIM_TRY(Units::make(args, weight.size(0), weight.size(1)).status());
-  const ops::RoundedUnits rounded = ops::round_units(
+  const auto [rounded, error] = ops::round_units_measured(
       weight, rounding_of(args, weight.size(0), weight.size(1), scale_dtype), search_of(options), arithmetic);
   SLIM_TRY(check_scale(weight, rounded.scale));
   const Params params = stored({rounded.scale, rounded.zero}, scale_dtype);
-  return Quantized{args, rounded.codes, params.scale, params.zero, {}};
+  return Measured{Quantized{args, rounded.codes, params.scale, params.zero, {}}, error};
 }
 
 Params params_from_range(const at::Tensor& low, const at::Tensor& high, const QuantArgs& args, at::ScalarType scale_dtype) {

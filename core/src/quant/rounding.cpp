@@ -20,16 +20,17 @@ std::string tensor_of(const Layer& layer) {
 
 Result<Quantized> round_weight(LayerContext& context, const Rounding& rounding) {
   const QuantArgs& args = *context.scheme().weight;
-  const auto* stored = dynamic_cast<const StoredWeight*>(&context);
+  auto* const stored = dynamic_cast<StoredWeight*>(&context);
   const at::Tensor weight = stored ? stored->stored_weight() : context.weight();
   RangeOptions range = rounding.weight;
   if (rounding.fuse_scales && args.granularity == Granularity::kTensor) {
     range.method = RangeOptions::Method::kMinMax;
     range.fused_abs_max = context.fused_abs_max();
   }
-  Result<Quantized> rounded = quantize(weight, args, context.scale_dtype(), range, rounding.arithmetic);
+  const Result<Measured> rounded = quantize(weight, args, context.scale_dtype(), range, rounding.arithmetic);
   if (!rounded.ok()) return rounded.status().in(tensor_of(context.layer()));
-  return rounded;
+  if (stored) stored->measured(rounded->quantized.codes, rounded->error);
+  return rounded->quantized;
 }
 
 Status round_input(LayerContext& context, const InputRange& method, Solved& solved) {

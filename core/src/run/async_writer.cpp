@@ -32,6 +32,13 @@ Status AsyncWriter::drain() {
   return status_;
 }
 
+void AsyncWriter::cancel() {
+  std::unique_lock lock(mutex_);
+  for (const auto& [bytes, job] : jobs_) pending_bytes_ -= bytes;
+  jobs_.clear();
+  changed_.wait(lock, [&] { return !busy_; });
+}
+
 void AsyncWriter::work() {
   std::unique_lock lock(mutex_);
   while (true) {

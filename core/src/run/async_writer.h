@@ -19,6 +19,8 @@ class SLIM_API AsyncWriter {
   Status submit(int64_t bytes, std::function<Status()> job);
   /// Waits for all jobs; their first error.
   Status drain();
+  /// Forgets what has not begun, and waits for what has.
+  void cancel();
 
  private:
   void work();
