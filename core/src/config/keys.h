@@ -37,6 +37,13 @@ const ConfigKey* find_config_key(std::string_view name);
 SLIM_API std::map<std::string, std::string> config_values(const RunConfig&);
 /// All names and aliases.
 SLIM_API std::vector<std::string> config_key_names();
+/// The tables of a file, and first parts of keys: "model", "dataset".
+std::vector<std::string> config_sections();
+bool is_config_section(std::string_view name);
+/// Says which key was meant.
+Status unknown_key(const std::string& key);
+/// "a,b" in its parts, empty ones left out.
+std::vector<std::string> split_list(const std::string& text);
 /// The text of a scalar; nullopt for a list.
 std::optional<std::string> text_of(const ConfigValue&);
 /// Converts and stores; kInvalidArgument says what was found and expected, not where.
