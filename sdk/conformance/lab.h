@@ -61,6 +61,9 @@ Status fold_edge(const BlockPlan&, const ScaleEdge&, const at::Tensor& s, BlockT
 /// The consumers' columns of a producer's s: grouped heads repeated. [features]
 at::Tensor columns_of(const ScaleEdge&, const at::Tensor& s);
 
+/// Calibration batches of a block, and tokens of each.
+constexpr int64_t kLabInputs = 3, kLabTokens = 48;
+
 /// A small transformer block with random weights of uneven channels, and its inputs: attention (grouped heads) and a gated
 /// feed-forward part. `experts`: two experts instead, of which no token reaches the second.
 struct LabBlock {
