@@ -44,7 +44,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream&) const override {}
 
  private:
-  static c10::Stream stream(StreamId id) { return {c10::Stream::UNSAFE, kDevice, id}; }
+  static c10::Stream stream(StreamId id) { return c10::Stream(c10::Stream::UNSAFE, kDevice, id); }
 };
 
 struct Hooks final : at::PrivateUse1HooksInterface {
