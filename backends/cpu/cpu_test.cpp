@@ -1,3 +1,4 @@
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <doctest/doctest.h>
 
 #include <map>
