@@ -76,10 +76,11 @@ std::vector<const Layer*> skipped_layers(const OutputModel& model) {
   return skipped;
 }
 
-Json dynamic_json(const OutputModel& model, const std::vector<Group>& groups) {
+/// "-:" for layers in float; "+:" for those of all groups but the first.
+Json dynamic_json(const std::vector<Group>& groups, const std::vector<const Layer*>& skipped) {
   std::vector<std::vector<std::string>> names;
   for (const Group& group : groups) names.push_back(names_of(group.layers));
-  names.push_back(names_of(skipped_layers(model)));
+  names.push_back(names_of(skipped));
   const auto patterns = [&](size_t index) {
     std::vector<std::string> others;
     for (size_t i = 0; i < names.size(); ++i) {
@@ -96,6 +97,31 @@ Json dynamic_json(const OutputModel& model, const std::vector<Group>& groups) {
     }
   }
   return dynamic;
+}
+
+/// Ends of the names of all quantized layers, of at least two parts ("mlp.up_proj"), which occur in no name of a layer in float.
+std::vector<std::string> quantized_suffixes(const OutputModel& model) {
+  std::vector<std::string> floats, suffixes;
+  for (const BlockPlan& block : model.plan->blocks) {
+    for (const Layer& layer : block.layers) {
+      if (!model.schemes.contains(layer.name)) floats.push_back(layer.name);
+    }
+  }
+  const auto in_float = [&](const std::string& suffix) {
+    return std::any_of(floats.begin(), floats.end(), [&](const auto& name) { return name.find(suffix) != std::string::npos; });
+  };
+  for (const auto& [name, scheme] : model.schemes) {
+    const auto covers = [&name = name](const std::string& suffix) { return name.ends_with(suffix); };
+    if (std::any_of(suffixes.begin(), suffixes.end(), covers)) continue;
+    size_t dot = name.rfind('.');
+    std::string suffix;
+    do {
+      dot = dot == std::string::npos || dot == 0 ? std::string::npos : name.rfind('.', dot - 1);
+      suffix = dot == std::string::npos ? name : name.substr(dot + 1);
+    } while (dot != std::string::npos && in_float(suffix));
+    suffixes.push_back(suffix);
+  }
+  return suffixes;
 }
 
 // ---- reading --------------------------------------------------------------------------------------------------------
@@ -150,10 +176,22 @@ std::string write_gptq_config(const OutputModel& model, int version) {
   json["checkpoint_format"] = format;
   json["format"] = format;
   json["pack_dtype"] = "int32";
-  const Json dynamic = dynamic_json(model, groups);
+  const std::vector<const Layer*> skipped = skipped_layers(model);
+  const Json dynamic = dynamic_json(groups, skipped);
   if (!dynamic.empty()) json["dynamic"] = dynamic;
+  // transformers knows no "dynamic".
+  if (!skipped.empty()) json["modules_in_block_to_quantize"] = Json::array({quantized_suffixes(model)});
   json["meta"] = {{"quantizer", {std::string("slim:") + SLIM_VERSION}}};
   return json.dump();
+}
+
+std::vector<std::string> patterns_in_float(const OutputModel& model) {
+  std::vector<std::string> quantized;
+  for (const Group& group : groups_of(model)) {
+    const std::vector<std::string> names = names_of(group.layers);
+    quantized.insert(quantized.end(), names.begin(), names.end());
+  }
+  return patterns_of(names_of(skipped_layers(model)), quantized);
 }
 
 std::optional<int> GptqConfig::version(std::string_view text) {

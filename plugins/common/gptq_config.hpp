@@ -9,8 +9,12 @@
 namespace slim::formats {
 
 /// quantization_config of a model in GPTQ format: the quantization that most layers have, others and those left in
-/// float under "dynamic", as GPTQModel and vLLM read it.
+/// float under "dynamic", as GPTQModel and vLLM read it; what is not left in float under "modules_in_block_to_quantize" for transformers.
 std::string write_gptq_config(const OutputModel&, int version);
+
+/// Regular expressions for the layers in float that GPTQModel would take for quantized ones, because other blocks or towers have
+/// the like in quantized form: keys of "dynamic", without "-:".
+std::vector<std::string> patterns_in_float(const OutputModel&);
 
 /// quantization_config of a GPTQ checkpoint.
 class GptqConfig {

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/bit_stream.hpp"
+#include "common/gptq_config.hpp"
 #include "common/stored_layer.hpp"
 #include "float_modules.h"
 #include "slim/ops.hpp"
@@ -114,6 +115,7 @@ Result<std::string> AwqFormat::quantization_config(const OutputModel& model) con
   json["zero_point"] = true;
   json["version"] = "gemm";
   json["modules_to_not_convert"] = ignore.empty() ? Json(nullptr) : Json(ignore);
+  for (const std::string& pattern : formats::patterns_in_float(model)) json["dynamic"]["-:" + pattern] = Json::object();  // GPTQModel
   return json.dump();
 }
 
@@ -153,22 +155,9 @@ Result<QuantArgs> read_config(std::string_view text) try {
 Result<StoredLayer> stored_layer(const std::string& module, const QuantArgs& args, const TensorReader& reader) {
   const auto& tensors = reader.tensors();
   SLIM_ASSIGN(const TensorSpec codes, find_tensor(module, module + ".qweight", tensors));
-  SLIM_ASSIGN(const TensorSpec scales, find_tensor(module, module + ".scales", tensors));
   if (codes.shape.size() != 2)
     return corrupt(codes.name, "expected two dimensions, found " + shape_string(codes.shape));
-  const int64_t in = codes.shape[0], out = codes.shape[1] * kPerWord;
-  if (in <= 0 || out <= 0 || (args.granularity == Granularity::kGroup && in % args.group_size != 0)) {
-    return corrupt(codes.name, "groups of " + std::to_string(args.group_size) + " do not divide " + std::to_string(in) +
-                                   " input channels");
-  }
-  const bool half =
-      scales.dtype == Dtype::kF16 || scales.dtype == Dtype::kBF16;  // some writers follow the model's dtype
-  const std::vector<TensorSpec> expected = specs_of(module, out, in, args, half ? scales.dtype : Dtype::kF16);
-  SLIM_TRY(check_tensors(module, expected, tensors, kSuffixes));
-  StoredLayer layer{module, out, in, {"", args, {}, {}}, {}};
-  layer.scheme.name = scheme_name(layer.scheme);
-  for (const TensorSpec& spec : expected) layer.tensors.push_back(spec.name);
-  return layer;
+  return packed_layer(module, codes.shape[1] * kPerWord, codes.shape[0], args, specs_of, tensors, kSuffixes);
 }
 
 Result<std::vector<StoredLayer>> AwqFormat::stored_layers(const TensorReader& reader,

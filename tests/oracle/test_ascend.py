@@ -46,8 +46,8 @@ def check_static(layer, tensors, floats, codes, half):
     assert scale.shape == offset.shape == (1,)
     deq_scale = tensors[layer + ".deq_scale"]
     assert deq_scale.dtype == (torch.int64 if half else torch.float32) and deq_scale.shape == (len(codes),)
-    if layer + ".weight_scale" in tensors:  # the product is formed in the dtype of the scales
-        product = (scale * tensors[layer + ".weight_scale"][:, 0]).float()
+    if layer + ".weight_scale" in tensors:  # exact for bf16 scales
+        product = scale.float() * tensors[layer + ".weight_scale"][:, 0].float()
         assert (number(deq_scale) == product.double().numpy()).all(), f"{layer}: deq_scale"
     bias = floats[layer + ".bias"].double().numpy() if layer + ".bias" in floats else 0.0
     expected = np.rint(bias / number(deq_scale) - number(offset) * codes.astype(np.int64).sum(1))
