@@ -147,12 +147,17 @@ SLIM_KERNEL F e4m3_to_float(typename Bits<F>::Unsigned byte) {
   return bit_cast<F>(bit_cast<U>(magnitude) | sign);
 }
 
-/// w / scale + zero, inside the codes, not yet rounded to one.
+/// quotient + zero, inside the codes, not yet rounded to one.
 template <class F, class Range>
-SLIM_KERNEL F scaled(F w, F scale, F zero, const Range& range, Float arithmetic) {
-  F x = rounded_to(F(w / scale), arithmetic);
+SLIM_KERNEL F shifted(F quotient, F zero, const Range& range, Float arithmetic) {
+  F x = rounded_to(quotient, arithmetic);
   if (!range.symmetric) x = rounded_to(F(x + zero), arithmetic);
   return clamp(x, range.min, range.max);
+}
+/// w / scale + zero, as shifted() has it.
+template <class F, class Range>
+SLIM_KERNEL F scaled(F w, F scale, F zero, const Range& range, Float arithmetic) {
+  return shifted(F(w / scale), zero, range, arithmetic);
 }
 /// The code, as a number.
 template <class F, class Range>

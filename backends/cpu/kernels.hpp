@@ -61,9 +61,9 @@ struct Kernels {
   /// Σ importance |ŵ - w|^norm of one step in which all units have one scale.
   double (*shared_error)(const Matrix& w, const Step&, const Shrink&, const CodeRange&, float scale,
                          float zero);
-  /// codes: of the step's first row, [rows, columns], int8 or E4M3.
+  /// codes: of the step's first row, [rows, columns], int8 or E4M3. sums [rows][2]: what error() adds for each row; or null.
   void (*encode)(const Matrix& w, const Step&, const float* scale, const float* zero, const CodeRange&,
-                 Float arithmetic, uint8_t* codes);
+                 Float arithmetic, uint8_t* codes, double* sums);
   void (*decode)(const uint8_t* codes, int64_t columns, const Step&, const float* scale, const float* zero,
                  const CodeRange&, float* w);
   /// Adds Σ (ŵ - w)² and Σ w² to sums[0] and sums[1].

@@ -129,7 +129,7 @@ struct RangeFinder {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> round_units_with(
     const at::Tensor& input, int64_t unit_rows, int64_t unit_columns, int64_t bits, bool e4m3, bool symmetric,
     at::ScalarType scale_dtype, std::optional<at::ScalarType> arithmetic, const OptionalTensor& importance,
-    double max_shrink, double norm, int64_t steps, double abs_max) {
+    double max_shrink, double norm, int64_t steps, double abs_max, const at::Tensor& row_sums = {}) {
   const at::Tensor weight = with_contiguous_rows(input);
   const at::Tensor channels = importance ? importance->to(at::kFloat).contiguous() : at::Tensor();
   const RangeFinder finder{
@@ -142,9 +142,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> round_units_with(
     codes = at::empty(weight.sizes(), weight.options().dtype(e4m3 ? at::kFloat8_e4m3fn : at::kChar));
   uint8_t* const bytes = arithmetic ? static_cast<uint8_t*>(codes.mutable_data_ptr()) : nullptr;
   const Float type = float_type(arithmetic.value_or(at::kFloat));
+  double* const sums = row_sums.defined() ? row_sums.mutable_data_ptr<double>() : nullptr;
   const auto encode_step = [&](int64_t index, const Step& step) {
-    kernels_in_use().encode(finder.weight, step, params.scale_row(index), params.zero_row(index),
-                            finder.codes, type, bytes + step.row * units.columns);
+    kernels_in_use().encode(finder.weight, step, params.scale_row(index), params.zero_row(index), finder.codes, type,
+                            bytes + step.row * units.columns, sums ? sums + 2 * step.row : nullptr);
   };
   if (weight.numel() == 0) return {codes, params.scale, params.zero};
   if (units.whole()) {
@@ -180,6 +181,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> round_units(
                           importance, max_shrink, norm, steps, abs_max);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> round_units_measured(
+    const at::Tensor& weight, int64_t unit_rows, int64_t unit_columns, int64_t bits, bool e4m3,
+    bool symmetric, at::ScalarType scale_dtype, at::ScalarType arithmetic, const OptionalTensor& importance,
+    double max_shrink, double norm, int64_t steps, double abs_max) {
+  const at::Tensor rows = at::zeros({weight.size(0), 2}, at::kDouble);  // added up in their order, whatever the threads
+  auto [codes, scale, zero] = round_units_with(weight, unit_rows, unit_columns, bits, e4m3, symmetric, scale_dtype,
+                                               arithmetic, importance, max_shrink, norm, steps, abs_max, rows);
+  return {codes, scale, zero, rows.sum(0)};
+}
+
 at::Tensor encode_with(const at::Tensor& input, const at::Tensor& scale, const OptionalTensor& zero,
                        int64_t unit_rows, int64_t unit_columns, const CodeRange& range,
                        at::ScalarType arithmetic) {
@@ -193,7 +204,7 @@ at::Tensor encode_with(const at::Tensor& input, const at::Tensor& scale, const O
   const Float type = float_type(arithmetic);
   units.for_each_row([&](int64_t row, int64_t index, const Step& step) {
     kernels_in_use().encode(from, step, params.scale_row(index), params.zero_row(index), range, type,
-                            bytes + row * units.columns);
+                            bytes + row * units.columns, nullptr);
   });
   return codes;
 }
@@ -250,6 +261,7 @@ TORCH_LIBRARY_IMPL(slim, CPU, m) {
   m.impl("encode", encode);
   m.impl("cast_e4m3", cast_e4m3);
   m.impl("round_units", round_units);
+  m.impl("round_units_measured", round_units_measured);
   m.impl("decode", decode);
   m.impl("rounding_error", rounding_error);
 }

@@ -77,6 +77,12 @@ SLIM_KERNEL F16 multiply_add(F16 a, F16 b, F16 c) {
 #endif
 }
 
+#if defined(__FMA__)
+constexpr bool kFused = true;
+#else
+constexpr bool kFused = false;
+#endif
+
 SLIM_KERNEL float sum(F16 v) {
   float total = 0;
   for (int i = 0; i < kLanes; ++i) total += v[i];
