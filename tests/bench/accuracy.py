@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""accuracy.py --build BUILD [--toys NAME...] [--peer PYTHON] [--work FOLDER]: quality of every algorithm on the trained toys, as Markdown.
+"""accuracy.py --build BUILD [--toys NAME...] [--only METHOD...] [--peer PYTHON] [--work FOLDER]: quality of every algorithm on the trained toys, as Markdown.
 
 --peer: a Python that has llm-compressor 0.14; its results on the same samples stand beside ours. All rows are judged by one
 judge, `slim eval`, which reads both tools' checkpoints. KL divergence is to the bf16 original.
---work: results are kept there, and those of the peer are used again."""
+--work: results are kept there, and those of the peer are used again.
+--only: rows of these methods ("awq", "awq,gptq", ...), without the peer's."""
 import argparse
 import json
 import shutil
@@ -20,10 +21,10 @@ SAMPLES = ROOT / "tests/data/samples"
 PEER = Path(__file__).with_name("peer_llmcompressor.py")
 CALIBRATION = {"toy-qwen3vl": "calib.jsonl", "toy-qwen25vl": "calib.jsonl", "toy-hunyuan-dense": "calib_textqa.jsonl",
                "toy-hunyuan-moe": "calib_textqa.jsonl"}
-GROUP_AWARE = "gptq.act_group_aware=true"
-OURS = (("rtn", "w4a16"), ("awq", "w4a16"), ("gptq", "w4a16"), ("gptq", "w4a16", GROUP_AWARE), ("awq,gptq", "w4a16"), ("rtn", "w4a16_asym"), ("awq", "w4a16_asym"),
+STORED_ORDER = "gptq.act_group_aware=false"
+OURS = (("rtn", "w4a16"), ("awq", "w4a16"), ("gptq", "w4a16"), ("gptq", "w4a16", STORED_ORDER), ("awq,gptq", "w4a16"), ("rtn", "w4a16_asym"), ("awq", "w4a16_asym"),
         ("rtn", "w3a16"), ("awq", "w3a16"), ("gptq", "w3a16"),
-        ("gptq", "w3a16", GROUP_AWARE), ("awq,gptq", "w3a16"),
+        ("gptq", "w3a16", STORED_ORDER), ("awq,gptq", "w3a16"),
         ("fp8", "fp8_static"), ("fp8", "fp8_dynamic"), ("fp8", "fp8_block"),
         ("int8", "w8a8"), ("smooth,int8", "w8a8"), ("int8", "w8a8_static"), ("smooth,int8", "w8a8_static"), ("sparse", "w8a8s"))
 THEIRS = (("awq", "W4A16"), ("gptq", "W4A16"), ("awq", "W4A16_ASYM"), ("awq", "W3A16"), ("gptq", "W3A16"),
@@ -74,10 +75,12 @@ class Toy:
         run = json.loads(record.read_text())
         return folder, (f"{run['seconds']:.1f}", f"{run['peak_rss_mib']} MiB")
 
-    def table(self, python):
+    def table(self, python, only):
         print(f"\n`{self.name}`, calibrated on `{self.calibration.name}`:\n\n{HEADER}", flush=True)
         scores = None
         for plugin, scheme, *settings in OURS:
+            if only and plugin not in only:
+                continue
             folder, cost = self.ours(plugin, scheme, *settings)
             result = cost and self.judge(folder)
             if not result:
@@ -86,7 +89,7 @@ class Toy:
                 print(row("bf16", result["reference"]))
             scores = result
             print(row(" ".join(["slim", plugin, scheme, *settings]), scores, *cost), flush=True)
-        for method, scheme in THEIRS if python else ():
+        for method, scheme in THEIRS if python and not only else ():
             folder, cost = self.theirs(python, method, scheme)
             result = cost and self.judge(folder)
             if result:
@@ -97,6 +100,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, required=True)
     parser.add_argument("--toys", nargs="*", default=list(CALIBRATION), choices=list(CALIBRATION))
+    parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--peer")
     parser.add_argument("--work", type=Path)
     arguments = parser.parse_args()
@@ -104,7 +108,7 @@ def main():
         work = arguments.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
         for name in arguments.toys:
-            Toy(name, arguments.build, work).table(arguments.peer)
+            Toy(name, arguments.build, work).table(arguments.peer, arguments.only)
 
 
 if __name__ == "__main__":

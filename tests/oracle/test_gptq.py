@@ -14,7 +14,7 @@ import tempfile
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-PLAIN = {"range": "minmax", "refit": "false"}
+PLAIN = {"range": "minmax", "refit": "false", "act_group_aware": "false"}
 CASES = [("w4a16", 128, 96, 512, {}), ("w4a16", 32, 40, 320, {}), ("w4a16_asym", 64, 48, 256, {}), ("w3a16", 128, 33, 384, {}),
          ("w2a16_asym", 32, 24, 160, {}), ("w8a16", -1, 20, 200, {}), ("w4a16", 64, 64, 256, {"desc_act": "true"})]
 
