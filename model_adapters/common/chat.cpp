@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "common/jinja.hpp"
+#include "common/side_file.hpp"
 #include "common/unicode.hpp"
 
 namespace slim::model {
@@ -17,16 +16,14 @@ using jinja::Value;
 using nlohmann::json;
 
 Result<std::string> read_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file.is_open() || file.bad()) return Status(Code::kIo, path.string() + ": cannot be read");
+  SLIM_ASSIGN(std::string text, read_side_file(path));
   if (!is_valid_utf8(text)) return Status(Code::kCorrupt, path.string() + ": not valid UTF-8");
   return text;
 }
 
 Result<json> read_json(const std::filesystem::path& path) {
   SLIM_ASSIGN(std::string text, read_file(path));
-  json out = json::parse(text, nullptr, false);
+  SLIM_ASSIGN(json out, parse_side_json(text, path.string()));
   if (!out.is_object()) return Status(Code::kCorrupt, path.string() + ": expected a JSON object");
   return out;
 }

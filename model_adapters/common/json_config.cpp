@@ -2,6 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "common/side_file.hpp"
+
 namespace slim::model {
 using Json = nlohmann::json;
 
@@ -26,7 +28,7 @@ struct JsonConfig::Node {
 };
 
 Result<JsonConfig> JsonConfig::parse(std::string_view text, std::string where) {
-  auto value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  SLIM_ASSIGN(Json value, parse_side_json(text, where));
   if (!value.is_object()) return Status(Code::kCorrupt, where + " is no JSON object");
   auto node = std::make_shared<Node>();
   *node = {std::move(value), std::move(where) + ": ", std::make_shared<Status>()};

@@ -5,13 +5,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 
 #include "common/attention.hpp"
 #include "common/chat.hpp"
 #include "common/image.hpp"
 #include "common/json_config.hpp"
+#include "common/side_file.hpp"
 #include "common/tokenizer.hpp"
 #include "common/vision_processor.hpp"
 
@@ -274,9 +273,7 @@ Result<JsonConfig> read_json(const std::string& folder, const std::string& name)
   const auto path = std::filesystem::path(folder) / name;
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored)) return JsonConfig::parse("{}", name);
-  std::ifstream file(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (file.bad()) return Status(Code::kIo, path.string() + " cannot be read");
+  SLIM_ASSIGN(const std::string text, read_side_file(path));
   return JsonConfig::parse(text, path.string());
 }
 

@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <cctype>
 #include <deque>
-#include <filesystem>
-#include <fstream>
 #include <unordered_map>
 
+#include "common/side_file.hpp"
 #include "common/tokenizer_added.hpp"
 #include "common/tokenizer_bpe.hpp"
 #include "common/tokenizer_json.hpp"
@@ -380,15 +379,11 @@ Result<Tokenizer> Tokenizer::from_json(std::string_view text, const std::string&
 }
 
 Result<Tokenizer> Tokenizer::from_file(const std::string& path) {
-  std::error_code error;
-  auto size = std::filesystem::file_size(path, error);
-  std::ifstream file(path, std::ios::binary);
-  if (error || !file)
+  auto text = read_side_file(path);
+  if (!text.ok() && text.status().code() == Code::kNotFound)
     return Status(Code::kNotFound, path + ": cannot be read; a model folder needs a tokenizer.json");
-  std::string text(size, '\0');
-  if (!file.read(text.data(), static_cast<std::streamsize>(size)))
-    return Status(Code::kIo, path + ": read failed");
-  return from_json(text, path);
+  if (!text.ok()) return text.status();
+  return from_json(*text, path);
 }
 
 // ---- use --------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,12 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <optional>
 #include <span>
 
 #include <nlohmann/json.hpp>
 
+#include "common/side_file.hpp"
 #include "common/vision_processor.hpp"
 
 /// Options from preprocessor_config.json and its relatives.
@@ -169,22 +168,12 @@ Result<PatchOptions> video_options(const Named& in, PixelBudget budget) {
   return options;
 }
 
-Result<json> parse(std::string_view text, std::string_view name) {
-  json object = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!object.is_discarded()) return object;
-  return Status(Code::kCorrupt, std::string(name) + ": not valid JSON; download the file again");
-}
-
 /// A JSON file of the folder; null where there is no such file.
 Result<json> read_json(const std::filesystem::path& file) {
   std::error_code error;
   if (!std::filesystem::exists(file, error)) return json(nullptr);
-  std::ifstream stream(file, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  if (!stream.good() && !stream.eof()) {
-    return Status(Code::kIo, file.string() + ": cannot be read; check its permissions");
-  }
-  return parse(text, file.string());
+  SLIM_ASSIGN(const std::string text, read_side_file(file));
+  return parse_side_json(text, file.string());
 }
 
 struct Found {
@@ -210,12 +199,12 @@ Result<Found> find_config(const std::string& folder, const std::string& nested,
 }  // namespace
 
 Result<PatchOptions> parse_image_options(std::string_view text, std::string_view name) {
-  SLIM_ASSIGN(const json object, parse(text, name));
+  SLIM_ASSIGN(const json object, parse_side_json(text, name));
   return image_options({object, name});
 }
 
 Result<PatchOptions> parse_video_options(std::string_view text, std::string_view name, PixelBudget budget) {
-  SLIM_ASSIGN(const json object, parse(text, name));
+  SLIM_ASSIGN(const json object, parse_side_json(text, name));
   return video_options({object, name}, budget);
 }
 
