@@ -222,6 +222,11 @@ def checkpoint_cases(work):
         lambda value: value.update(chat_template="{% for message in messages %}"))})], ["chat_template"])
     yield Case("broken preprocessor_config.json", [*AWQ, *CALIB, "--model", work.model("preprocessor", {"preprocessor_config.json": lambda path: path.write_text("[]")})],
                ["preprocessor_config.json"])
+    endless = '{"image_mean": ' + "[" * 200_000 + "]" * 200_000 + "}"
+    yield Case("preprocessor_config.json nested without end", [*AWQ, *CALIB, "--model", work.model("endless", {"preprocessor_config.json": lambda path: path.write_text(endless)})],
+               ["preprocessor_config.json", "nested deeper than 64"])
+    yield Case("tokenizer.json of a terabyte", [*AWQ, *CALIB, "--model", work.model("terabyte", {"tokenizer.json": lambda path: os.truncate(path, 1 << 40)})],
+               ["tokenizer.json", "1099511627776"])
     yield Case("wrong architecture for the adapter", ["--plugin", "rtn", "--model", TOY, "--adapter", "hunyuan"], ["hunyuan", "'qwen3vl' serves", "--adapter"])
     yield Case("model folder missing", ["--plugin", "rtn", "--model", work.path("nowhere")], ["nowhere"])
     yield Case("model is a file", ["--plugin", "rtn", "--model", TOY / "config.json"], ["config.json", "folder"], code=2)
