@@ -128,6 +128,17 @@ at::Tensor rounding_error(const at::Tensor& input, const at::Tensor& code_input,
   return sums.sum(0).cpu();
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> round_units_measured(
+    const at::Tensor& weight, int64_t unit_rows, int64_t unit_columns, int64_t bits, bool e4m3,
+    bool symmetric, at::ScalarType scale_dtype, at::ScalarType arithmetic, const OptionalTensor& importance,
+    double max_shrink, double norm, int64_t steps, double abs_max) {
+  const auto [codes, scale, zero] =
+      round_units(weight, unit_rows, unit_columns, bits, e4m3, symmetric, scale_dtype, arithmetic, importance,
+                  max_shrink, norm, steps, abs_max);
+  const OptionalTensor zeros = zero.defined() ? OptionalTensor(zero) : std::nullopt;
+  return {codes, scale, zero, rounding_error(weight, codes, scale, zeros, unit_rows, unit_columns)};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(slim, CUDA, m) {
@@ -135,6 +146,7 @@ TORCH_LIBRARY_IMPL(slim, CUDA, m) {
   m.impl("encode", encode);
   m.impl("cast_e4m3", cast_e4m3);
   m.impl("round_units", round_units);
+  m.impl("round_units_measured", round_units_measured);
   m.impl("decode", decode);
   m.impl("rounding_error", rounding_error);
 }

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -139,7 +140,10 @@ Finding backend_finding(const PluginInfo& info, PluginRegistry& registry) {
   return finding;
 }
 
-void add_plugins(PluginRegistry& registry, std::vector<Finding>& findings) {
+}  // namespace
+
+std::vector<Finding> examine_plugins(PluginRegistry& registry, const std::vector<PluginInfo>& plugins) {
+  std::vector<Finding> findings;
   std::map<std::string, std::string> by_kind;
   const std::map<slim_kind, const char*> names = {
       {SLIM_ALGORITHM, "algorithms"}, {SLIM_ADAPTER, "adapters"}, {SLIM_FORMAT, "formats"}};
@@ -147,7 +151,7 @@ void add_plugins(PluginRegistry& registry, std::vector<Finding>& findings) {
       "searched were the folders that `slim plugins list` shows; reinstall slim, or pass --plugin-dir";
   for (const auto& [kind, name] : names) by_kind[name];
   bool has_backend = false;
-  for (const PluginInfo& info : registry.list()) {
+  for (const PluginInfo& info : plugins) {
     if (!info.shadowed_by.empty()) continue;
     if (info.kind == SLIM_BACKEND) {
       findings.push_back(backend_finding(info, registry));
@@ -163,14 +167,15 @@ void add_plugins(PluginRegistry& registry, std::vector<Finding>& findings) {
   for (const auto& [name, list] : by_kind) {
     findings.push_back({name, list.empty() ? "none" : list, list.empty() ? searched : ""});
   }
+  return findings;
 }
-
-}  // namespace
 
 std::vector<Finding> examine(PluginRegistry& registry, const fs::path& root) {
   std::vector<Finding> findings = {processor(root), memory(root), libtorch(), nvidia_driver(root),
                                    ascend_driver(root)};
-  add_plugins(registry, findings);
+  std::vector<Finding> plugins = examine_plugins(registry, registry.list());
+  findings.insert(findings.end(), std::make_move_iterator(plugins.begin()),
+                  std::make_move_iterator(plugins.end()));
   return findings;
 }
 
