@@ -26,7 +26,7 @@ FULL, BROKEN = errno.ENOSPC, errno.EIO
 FAULTS = [
     ("write", "journal.jsonl", 0, FULL, r"journal\.jsonl.*No space left", False),
     ("write", "journal.jsonl", 4, FULL, r"journal\.jsonl.*No space left", True),
-    ("write", ".slim/batches-", 2, FULL, r"batches-.*No space left", True),
+    ("write", ".slim/batches-", 12, FULL, r"batches-.*No space left", None),
     ("write", ".slim/state-", 2, BROKEN, r"state-.*Input/output error", True),
     ("write", "statistics.safetensors.partial", 12, FULL, r"statistics\.safetensors\.partial.*No space left", True),
     ("write", "out.partial/model", 40, BROKEN, r"model.*safetensors.*Input/output error", True),

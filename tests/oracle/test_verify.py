@@ -176,7 +176,7 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         checks, rng = Checks(options.build, Path(name)), random.Random(options.seed)
-        made = checks.slim("--plugin", "rtn", "--scheme", "w4a16", "--group-size", 32, "--model", TOY, "--max-shard-size", "400kB", "--output", checks.work / "whole")
+        made = checks.slim("--plugin", "rtn", "--scheme", "w4a16", "--group-size", 32, "--model", TOY, "--max-shard-size", "2MB", "--output", checks.work / "whole")
         assert made.returncode == 0, made.stderr
         assert len(shards(checks.work / "whole")) > 1
         checks.verified("an output as it was written", checks.work / "whole", "--reference", TOY, code=0)

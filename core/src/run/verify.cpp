@@ -253,8 +253,8 @@ class Verification {
 
 Result<Report> verify(const VerifyConfig& config, PluginRegistry& registry, Progress& progress) {
   auto report = Verification(config, registry, progress).run();
-  const bool corrupt = !report.ok() && report.status().code() == Code::kCorrupt;
-  if (corrupt) return Status(Code::kVerification, report.status().message());
+  const bool damaged = !report.ok() && (report.status().code() == Code::kCorrupt || report.status().code() == Code::kUnsupported);
+  if (damaged) return Status(Code::kVerification, report.status().message());
   return report;
 }
 
