@@ -7,7 +7,8 @@ from kit import SAMPLES, run
 
 CALIB = ["--calib", SAMPLES / "calib.jsonl", "--num-samples", 4, "--batch-size", 2]
 QUICK = ["--set", "awq.grid=2", "--set", "awq.refine=0", "--set", "awq.rows=8"]
-CHAIN = ["--plugin", "awq,gptq", *QUICK, *CALIB]
+QUICK_GPTQ = ["--set", "gptq.range=minmax", "--set", "gptq.refit=false"]
+CHAIN = ["--plugin", "awq,gptq", *QUICK, *QUICK_GPTQ, *CALIB]
 
 
 class Device:

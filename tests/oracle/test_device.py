@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """A run on a device: the stand-in of tests/standin_device, opened by the npu backend as torch_npu would be, gives the bytes of the CPU
 for every algorithm, and takes no more of its memory than `slim plan` says; evaluation gives the same figures."""
-from device_runs import CALIB, CHAIN, QUICK, Device, need, on_cpu, same
+from device_runs import CALIB, CHAIN, QUICK, QUICK_GPTQ, Device, need, on_cpu, same
 from kit import DATA, SAMPLES, run, run_checks, unpacked
 
-TEXT = ["--calib", SAMPLES / "calib_text.txt", "--num-samples", 4, "--batch-size", 2, "--max-seq-length", 96]
+TEXT = ["--calib", SAMPLES / "calib_text.txt", "--num-samples", 2, "--batch-size", 1, "--max-seq-length", 64]
 QWEN, MOE = "toy-qwen3vl", "toy-hunyuan-moe"
 RECIPES = {
     "awq then gptq": (QWEN, *CHAIN),
     "awq by replay": (QWEN, "--plugin", "awq", *QUICK, "--set", "awq.objective=replay", *CALIB),
-    "gptq of experts": (MOE, "--plugin", "gptq", *TEXT),
+    "gptq of experts": (MOE, "--plugin", "gptq", *QUICK_GPTQ, *TEXT),
     "gptq by salience": (QWEN, "--plugin", "gptq", "--set", "gptq.desc_act=true", "--set", "gptq.static_groups=false", "--format", "gptq", *CALIB),
     "fp8 static and a cache": (QWEN, "--plugin", "fp8", "--kv-cache", "fp8", *CALIB),
     "smoothed int8": (QWEN, "--plugin", "smooth,int8", "--scheme", "w8a8_static", *CALIB),

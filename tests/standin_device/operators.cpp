@@ -193,7 +193,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from", copy_from);
   m.impl("_copy_from_and_resize", copy_from_and_resize);
   // Operators that LibTorch takes apart differently for devices which it does not know.
-  for (const char* name : {"convolution", "scaled_dot_product_attention", "resize_"}) {
+  for (const char* name : {"convolution", "native_layer_norm", "scaled_dot_product_attention", "resize_"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
   }
 }

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "run/device_moves.h"
 #include "slim/quant.hpp"
 
 namespace slim {
@@ -29,7 +30,8 @@ at::Tensor BlockExec::linear(LayerId id, const at::Tensor& x) {
   const at::Tensor bias = weights_->bias[id].defined() ? of_input(weights_->bias[id]) : at::Tensor();
   const auto& activation = weights_->activation[id];
   if (!activation) return at::linear(x, weight, bias);
-  return at::linear(quant::fake_quantize_activation(x, activation->args, activation->scale, activation->zero), weight, bias);
+  const at::Tensor input = quant::fake_quantize_activation(x, activation->args, moved(activation->scale, device_), moved(activation->zero, device_));
+  return at::linear(input, weight, bias);
 }
 
 at::Tensor BlockExec::tap(PortId port, const at::Tensor& x) {
