@@ -402,6 +402,7 @@ struct CheckpointWriter::State {
     }
     if (own_files.contains(name))
       return invalid("'" + name + "' is a weight file of the output and cannot be replaced");
+    SLIM_TRY(reservation->finish());  // it shall not take the tensors' space
     for (fs::path folder = path.parent_path(); !folder.empty(); folder = folder.parent_path())
       folders.insert(partial / folder);
     std::error_code error;
