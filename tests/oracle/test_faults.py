@@ -100,6 +100,7 @@ def check_calls(checks, library, faults):
         done = checks.slim(LD_PRELOAD=str(library), FAULT_CALL=call, FAULT_PATH=path, FAULT_AFTER=str(after), FAULT_ERRNO=str(number))
         checks.error(name, done, says, kept)
         checks.whole(name, "--resume")
+        print(f"{name}: {done.stderr.strip()}", flush=True)
 
 
 def check_inputs(checks):
