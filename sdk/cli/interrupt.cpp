@@ -19,7 +19,7 @@ namespace slim::cli {
 namespace {
 
 /// A run that has not stopped by then is ended: finished blocks are on the disk.
-constexpr std::chrono::milliseconds kPatience{800};
+constexpr std::chrono::milliseconds kPatience{600};
 
 volatile sig_atomic_t signals_seen = 0;
 /// Whoever leaves kRunning first decides how the process ends.
