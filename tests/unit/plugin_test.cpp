@@ -169,7 +169,7 @@ TEST_CASE("plugin/ listing runs no code and marks what is hidden by an earlier f
     incompatible += !info.compatible.ok();
   }
   CHECK(hidden == 1);
-  CHECK(incompatible == 9);  // other_torch, other_build_tag, newer_api, other_cxx_abi, other_compiler_abi, second_torch, no_metadata
+  CHECK(incompatible == 9);  // other_torch, other_build_tag, newer_api, other_cxx_abi, other_compiler_abi, other_interface, no_interface, second_torch, no_metadata
 }
 
 TEST_CASE("plugin/ the current directory is never searched") {
