@@ -231,6 +231,21 @@ TEST_CASE("gptq/ int8 weights per channel come with the static activation scale 
   }
 }
 
+TEST_CASE("gptq/ zero rows stay zero, and weights and inputs in bf16 and fp16 are taken as they are") {
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const char* name : {"w2a16", "w3a16_asym", "w4a16", "w8a16"}) {
+      at::manual_seed(10);
+      at::Tensor weight = at::randn({6, 32}).to(dtype);
+      weight[4].zero_();
+      CalibratedLayer layer(scheme(name, 16), correlated(100, 32).to(dtype), weight);
+      const Quantized result = solved_by(gptq(), layer);
+      check_ranges(result, *layer.scheme().weight);
+      CHECK(at::isfinite(result.scale.to(at::kFloat)).all().item<bool>());
+      CHECK((quant::decode(result)[4] == 0).all().item<bool>());
+    }
+  }
+}
+
 TEST_CASE("gptq/ schemes that are not integers per group or channel are refused") {
   for (const char* name : {"fp8_static", "fp8_dynamic", "fp8_block", "w8a8s", "2:4"}) {
     const Status status = gptq()->accepts(scheme(name));
