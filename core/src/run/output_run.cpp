@@ -75,13 +75,13 @@ Status OutputRun::check_cancelled(const std::string& where) {
 }
 
 Status OutputRun::make_block(BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration) {
-  writing_ = false;
   SLIM_TRY(transform(state, statistics, exec, calibration));
   if (statistics.stale()) SLIM_TRY(collect_stale(state, statistics, exec, calibration));
   SLIM_TRY(solve(state, statistics, exec.device()));
   SLIM_TRY(write_changed(state));
   if (plan_.plan.kv_cache) SLIM_TRY(write_cache_scales(*state.plan, statistics));
   report_.record_experts(*state.plan, statistics);
+  writing_ = false;
   return copy_block(*state.plan);
 }
 

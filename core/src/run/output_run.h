@@ -35,7 +35,7 @@ class OutputRun {
   std::string report_state() const { return report_.state(); }
   /// Makes the block anew: the statistics follow what is folded, the state is then what engines will compute with.
   Status make_block(BlockState&, StatisticSet&, BlockExec&, const Calibration&);
-  /// True once make_block() has begun to hand tensors to the writer: from then on the block cannot be made again.
+  /// True while make_block() hands tensors to the writer: from then on the block cannot be made again.
   bool has_begun_writing() const { return writing_; }
   /// What was told so far, and back to it: for a block that is made again.
   RunReport told() const { return report_; }
