@@ -193,7 +193,7 @@ def check_crash(slim, work):
                               ("crashes_in_thread", -signal.SIGABRT, "crashed with SIGABRT"), ("exits", 1, r"ended by exit\(\)")):
         library = work / f"libslim_algorithm_{fault}.so"
         shutil.copy(slim.build / "tests/plugins_bad/misbehaving/libslim_algorithm_misbehaving.so", library)
-        result = slim.run("--plugin", library, *CALIB, "--output", "crashed", "--quiet")
+        result = slim.run("--plugin", library, *CALIB, "--output", f"crashed-{fault}", "--quiet")
         assert result.returncode == code, f"{fault}: {result.returncode}: {result.stderr}"
         assert re.search(r"slim: error: .*" + says + r" in misbehaving: model\..*--resume", result.stderr), result.stderr
     print("crash: the plugin is named")
