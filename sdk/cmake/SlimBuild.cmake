@@ -17,9 +17,16 @@ if(SLIM_SANITIZE)
   add_link_options(-fsanitize=${SLIM_SANITIZE})
 endif()
 add_compile_definitions(BOOST_DLL_USE_STD_FS)
+if(SLIM_FUZZ)  # its targets call functions that are private to libslim_core otherwise
+  set(CMAKE_CXX_VISIBILITY_PRESET default)
+  set(CMAKE_VISIBILITY_INLINES_HIDDEN OFF)
+endif()
 
 # Line numbers in backtraces, at half the compile time and size of full debug information.
 set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g1 -DNDEBUG")
+if(SLIM_SANITIZE)
+  set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O1 -g1 -DNDEBUG")
+endif()
 
 add_library(slim_pch OBJECT ${CMAKE_SOURCE_DIR}/core/src/pch.cpp)
 target_link_libraries(slim_pch PUBLIC slim::torch)

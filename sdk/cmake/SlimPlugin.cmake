@@ -7,6 +7,9 @@ include_guard(GLOBAL)
 include(GNUInstallDirs)
 add_custom_target(slim_plugins)
 set(SLIM_PLUGIN_EXPORTS ${CMAKE_CURRENT_LIST_DIR}/plugin.map)
+if(NOT SLIM_SANITIZE)  # whose functions come with the program that loads the library
+  set(SLIM_NO_UNDEFINED LINKER:-z,defs)
+endif()
 function(slim_add_plugin kind id)
   cmake_parse_arguments(arg "" "TEST_MODEL" "LIBS" ${ARGN})
   string(REPLACE "-" "_" file_id ${id})
@@ -32,7 +35,7 @@ function(slim_add_plugin kind id)
   endif()
   add_library(${target} MODULE $<TARGET_OBJECTS:${target}_objects>)
   target_link_libraries(${target} PRIVATE slim::core slim::torch ${arg_LIBS})
-  target_link_options(${target} PRIVATE LINKER:-z,defs LINKER:-z,nodelete LINKER:--exclude-libs,ALL
+  target_link_options(${target} PRIVATE ${SLIM_NO_UNDEFINED} LINKER:-z,nodelete LINKER:--exclude-libs,ALL
     LINKER:--version-script=${SLIM_PLUGIN_EXPORTS})
   set_target_properties(${target} PROPERTIES LINK_DEPENDS ${SLIM_PLUGIN_EXPORTS} LINKER_LANGUAGE CXX
     LIBRARY_OUTPUT_DIRECTORY ${directory} INSTALL_RPATH "$ORIGIN/../..")
