@@ -253,7 +253,7 @@ TEST_CASE("sparse activations/ method 3 takes the histogram unless a value stand
 TEST_CASE("sparse activations/ without a token the layer is named, and NaN is refused") {
   SingleLayer layer = layer_of(at::randn({4, 8}));
   observe_low_bit({}, layer.layer(), 8, layer.requests);
-  CHECK(solve_low_bit({}, layer).status().message().starts_with("layer: "));
+  CHECK(solve_low_bit({}, layer).status().message().starts_with("layer0: "));
   layer.requests.update(at::full({1, 8}, std::numeric_limits<float>::quiet_NaN()));
   CHECK(solve_low_bit({}, layer).status().code() == Code::kNumeric);
 }
