@@ -123,6 +123,18 @@ TEST_CASE(
   CHECK(contains(router, "mlp.gate"));
 }
 
+TEST_CASE("awq format/ layers in float that are like quantized ones are told under dynamic too, for GPTQModel") {
+  const auto dynamic = [](const std::vector<std::string>& floats) {
+    const std::string config = config_of(*make_format(), {{"model.layers.0.mlp.up_proj", weight_only(4, 32, false)}}, floats);
+    return nlohmann::json::parse(config).value("dynamic", nlohmann::json());
+  };
+  CHECK(dynamic({}).is_null());
+  const nlohmann::json found = dynamic({"model.layers.0.self_attn.o_proj"});
+  REQUIRE(found.size() == 1);
+  CHECK(found.begin().key().find("-:") == 0);
+  CHECK(found.begin().key().find("o_proj") != std::string::npos);
+}
+
 TEST_CASE("awq format/ whatever is left in float, its entries cover it and nothing that is quantized") {
   const std::vector<std::string> names = {
       "model.layers.1.mlp.up_proj",          "model.layers.11.mlp.up_proj",

@@ -193,9 +193,12 @@ Status check_round_trip(const Format& format, const Written& written) {
                    std::to_string(layer.in) + "]");
   }
   SLIM_ASSIGN(const Solved solved, format.decode(layer, reader));
-  if (!same(dense(solved), dense(written.solved))) {
+  const at::Tensor before = dense(written.solved), after = dense(solved);
+  if (before.sizes() != after.sizes()) return failure("the weight came back with shape " + shape_string(after.sizes().vec()));
+  // A format may store a product of scales in fp32 (Ascend's deq_scale of W8A8S): dividing it again may move the last bit.
+  if (!same(after, before) && !at::allclose(after, before, 0x1p-22, 0)) {
     return failure("the weight that came back differs from what was written, by up to " +
-                   std::to_string((dense(solved) - dense(written.solved)).abs().max().item<double>()));
+                   std::to_string((after - before).abs().max().item<double>()));
   }
   return {};
 }
@@ -296,7 +299,7 @@ Result<Outcome> damaged(const Subject& subject) { return for_each_scheme(subject
 
 std::vector<Check> format_checks() {
   return {{"format/layout", "encode() gives exactly the tensors that layout() announces", &layout},
-          {"format/round-trip", "what was written comes back bit for bit", &round_trip},
+          {"format/round-trip", "what was written comes back bit for bit, or but for the last bit of an fp32 scale", &round_trip},
           {"format/recognises", "its own checkpoints are recognised, others are not", &recognises},
           {"format/threads", "encode() gives the same bits from several threads", &deterministic},
           {"format/damaged", "missing, cut and overwritten tensors are errors, or harmless", &damaged},
