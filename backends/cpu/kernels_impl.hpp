@@ -187,7 +187,8 @@ struct Divisor {
   template <class T>
   static Divisor of(const T*, float scale) {
     constexpr float kSmall = 8.6736174e-19F, kLarge = 1.1529215e18F;  // 2^-60, 2^60
-    return {broadcast(scale), broadcast(1 / scale), kFused && sizeof(T) == 2 && scale >= kSmall && scale <= kLarge};
+    return {broadcast(scale), broadcast(1 / scale),
+            kFused && sizeof(T) == 2 && scale >= kSmall && scale <= kLarge};
   }
   SLIM_KERNEL F16 quotient(F16 w) const {
     const F16 q = w * reciprocal, corrected = multiply_add(multiply_add(-q, scale, w), reciprocal, q);
@@ -221,8 +222,8 @@ SLIM_KERNEL UB16 load_codes(const uint8_t* from, int64_t count) {
 
 /// One row; with kMeasured also Σ (ŵ - w)² and Σ w², added as error() adds them.
 template <Float kArithmetic, bool kMeasured, class T, class Range>
-void encode_row(const T* from, const Matrix& w, const Step& step, const float* scale, const float* zero, const Range& range,
-                uint8_t* out, double* sums) {
+void encode_row(const T* from, const Matrix& w, const Step& step, const float* scale, const float* zero,
+                const Range& range, uint8_t* out, double* sums) {
   F16 error{}, size{};
   for_each_unit(w.columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
     const Divisor s = Divisor::of(from, scale[unit]);
@@ -231,7 +232,8 @@ void encode_row(const T* from, const Matrix& w, const Step& step, const float* s
     const auto encode_unit = [&](auto&& quotient) __attribute__((always_inline)) {
       for_each_vector(
           count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-            const F16 value = load_some(from + begin + i, n), x = shifted(quotient(value), z, range, kArithmetic);
+            const F16 value = load_some(from + begin + i, n),
+                      x = shifted(quotient(value), z, range, kArithmetic);
             store_some(out + begin + i, bytes_of(x, range.is_e4m3), n);
             if constexpr (kMeasured) {
               const F16 e = keep_first(decoded(number_of(x, range.is_e4m3), s.scale, z, range) - value, n);
@@ -263,8 +265,10 @@ void encode(const Matrix& w, const Step& step, const float* scale, const float* 
         constexpr Float kArithmetic = decltype(arithmetic)::value;
         for (int64_t r = 0; r < step.rows; ++r, out += w.columns) {
           const auto* from = row_of<decltype(element)>(w, step.row + r);
-          if (sums) encode_row<kArithmetic, true>(from, w, step, scale, zero, range, out, sums + 2 * r);
-          else encode_row<kArithmetic, false>(from, w, step, scale, zero, range, out, nullptr);
+          if (sums)
+            encode_row<kArithmetic, true>(from, w, step, scale, zero, range, out, sums + 2 * r);
+          else
+            encode_row<kArithmetic, false>(from, w, step, scale, zero, range, out, nullptr);
         }
       });
     });
@@ -652,11 +656,11 @@ class Tile {
   }
 
   void load(const SweepRows& rows, int64_t first, int64_t count) {
+    const int64_t done = load_blocks(rows, first, count);
     for (int64_t lane = 0; lane < kTileRows; ++lane) {
-      const int64_t row = first + (lane < count ? lane : count - 1);  // lanes beyond the last row repeat it
+      const int64_t row = row_of_lane(first, lane, count);
       const float* from = rows.weight + row * rows.weight_stride;
-      float* const to = reinterpret_cast<float*>(weight_) + lane;
-      for (int64_t c = 0; c < sweep_.columns; ++c) to[c * kTileRows] = from[c];
+      for (int64_t c = done; c < sweep_.columns; ++c) at(weight_[c], lane) = from[c];
       for (int64_t g = 0; g < sweep_.groups; ++g) {
         const int64_t entry = (rows.row + row) * sweep_.groups + g;
         at(scale_[g], lane) = sweep_.scale[entry];
@@ -684,19 +688,79 @@ class Tile {
   }
 
   void store(const SweepRows& rows, int64_t first, int64_t count) const {
+    const int64_t done = store_blocks(rows, first, count);
     for (int64_t lane = 0; lane < count; ++lane) {
       const int64_t row = first + lane;
       float* weight = rows.weight + row * rows.weight_stride;
       float* errors = rows.errors + row * rows.errors_stride;
-      for (int64_t c = 0; c < sweep_.columns; ++c) weight[c] = at(weight_[c], lane);
-      for (int64_t c = 0; c < sweep_.columns; ++c) errors[c] = at(error_[c], lane);
+      for (int64_t c = done; c < sweep_.columns; ++c) weight[c] = at(weight_[c], lane);
+      for (int64_t c = done; c < sweep_.columns; ++c) errors[c] = at(error_[c], lane);
       if (!sweep_.scale) continue;
       int8_t* codes = rows.codes + row * rows.codes_stride;
-      for (int64_t c = 0; c < sweep_.columns; ++c) codes[c] = static_cast<int8_t>(at(code_[c], lane));
+      for (int64_t c = done; c < sweep_.columns; ++c) codes[c] = static_cast<int8_t>(at(code_[c], lane));
     }
   }
 
  private:
+  /// Lanes beyond the last row repeat it.
+  static int64_t row_of_lane(int64_t first, int64_t lane, int64_t count) {
+    return first + (lane < count ? lane : count - 1);
+  }
+
+#if defined(__AVX512F__)
+  int64_t load_blocks(const SweepRows& rows, int64_t first, int64_t count) {
+    int64_t c = 0;
+    for (; c + kLanes <= sweep_.columns; c += kLanes) {
+      for (int v = 0; v < kTileVectors; ++v) {
+        F16 block[kLanes];
+        for (int64_t r = 0; r < kLanes; ++r) {
+          block[r] = slim::kernels::load(rows.weight +
+                                         row_of_lane(first, v * kLanes + r, count) * rows.weight_stride + c);
+        }
+        transpose(block);
+        for (int64_t k = 0; k < kLanes; ++k) weight_[c + k].v[v] = block[k];
+      }
+    }
+    return c;
+  }
+
+  /// f(row, its numbers in the columns [c, c + kLanes)) for the rows of one vector of lanes.
+  template <class F>
+  SLIM_KERNEL static void for_each_block_row(const Pair* columns, int64_t c, int v, int64_t count, F&& f) {
+    F16 block[kLanes];
+    for (int64_t k = 0; k < kLanes; ++k) block[k] = columns[c + k].v[v];
+    transpose(block);
+    for (int64_t r = 0; r < kLanes && v * kLanes + r < count; ++r) f(v * kLanes + r, block[r]);
+  }
+
+  int64_t store_blocks(const SweepRows& rows, int64_t first, int64_t count) const {
+    int64_t c = 0;
+    for (; c + kLanes <= sweep_.columns; c += kLanes) {
+      for (int v = 0; v < kTileVectors; ++v) {
+        for_each_block_row(
+            weight_, c, v, count, [&](int64_t lane, F16 w) __attribute__((always_inline)) {
+              slim::kernels::store(rows.weight + (first + lane) * rows.weight_stride + c, w);
+            });
+        for_each_block_row(
+            error_, c, v, count, [&](int64_t lane, F16 e) __attribute__((always_inline)) {
+              slim::kernels::store(rows.errors + (first + lane) * rows.errors_stride + c, e);
+            });
+        if (!sweep_.scale) continue;
+        for_each_block_row(
+            code_, c, v, count, [&](int64_t lane, F16 code) __attribute__((always_inline)) {
+              const B16 bytes = __builtin_convertvector(__builtin_convertvector(code, I16), B16);
+              store_some(rows.codes + (first + lane) * rows.codes_stride + c, bytes, kLanes);
+            });
+      }
+    }
+    return c;
+  }
+#else
+  // Without permutations of 16 numbers, moving them one by one is faster.
+  int64_t load_blocks(const SweepRows&, int64_t, int64_t) { return 0; }
+  int64_t store_blocks(const SweepRows&, int64_t, int64_t) const { return 0; }
+#endif
+
   static float& at(Pair& pair, int64_t lane) { return reinterpret_cast<float*>(&pair)[lane]; }
   static float at(const Pair& pair, int64_t lane) { return reinterpret_cast<const float*>(&pair)[lane]; }
   const float* factor(int64_t i) const { return sweep_.factor + i * sweep_.columns; }

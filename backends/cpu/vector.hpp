@@ -117,4 +117,41 @@ SLIM_KERNEL F16 keep_first(F16 v, int64_t count) {
   return kIndex < static_cast<int32_t>(count) ? v : F16{};
 }
 
+#if defined(__AVX512F__)
+/// Lane of the pair (a, b), b's counted from 16, that the exchange at distance kD puts into `lane` of a or of b.
+template <int kD>
+constexpr int into_first(int lane) {
+  return lane & kD ? kLanes + lane - kD : lane;
+}
+template <int kD>
+constexpr int into_second(int lane) {
+  return lane & kD ? kLanes + lane : lane + kD;
+}
+template <int kD>
+SLIM_KERNEL void exchange(F16* rows) {
+  constexpr I16 kFirst = {into_first<kD>(0),  into_first<kD>(1),  into_first<kD>(2),  into_first<kD>(3),
+                          into_first<kD>(4),  into_first<kD>(5),  into_first<kD>(6),  into_first<kD>(7),
+                          into_first<kD>(8),  into_first<kD>(9),  into_first<kD>(10), into_first<kD>(11),
+                          into_first<kD>(12), into_first<kD>(13), into_first<kD>(14), into_first<kD>(15)};
+  constexpr I16 kSecond = {
+      into_second<kD>(0),  into_second<kD>(1),  into_second<kD>(2),  into_second<kD>(3),
+      into_second<kD>(4),  into_second<kD>(5),  into_second<kD>(6),  into_second<kD>(7),
+      into_second<kD>(8),  into_second<kD>(9),  into_second<kD>(10), into_second<kD>(11),
+      into_second<kD>(12), into_second<kD>(13), into_second<kD>(14), into_second<kD>(15)};
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & kD) continue;
+    const __m512 a = (__m512)rows[i], b = (__m512)rows[i + kD];
+    rows[i] = (F16)_mm512_permutex2var_ps(a, (__m512i)kFirst, b);
+    rows[i + kD] = (F16)_mm512_permutex2var_ps(a, (__m512i)kSecond, b);
+  }
+}
+/// 16 rows of 16 numbers become columns.
+SLIM_KERNEL void transpose(F16* rows) {
+  exchange<1>(rows);
+  exchange<2>(rows);
+  exchange<4>(rows);
+  exchange<8>(rows);
+}
+#endif
+
 }  // namespace slim::kernels
