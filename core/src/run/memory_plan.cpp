@@ -3,13 +3,14 @@
 #include "run/run_plan.h"
 #include "run/run_report.h"
 #include "run/statistic_set.h"
+#include "slim/feedback.hpp"
 
 namespace slim {
 namespace {
 
 /// LibTorch, the plugins and the buffers of their matrix products.
-constexpr int64_t kProgramBytes = int64_t{140} << 20;
-/// What an algorithm compares in slices of rows.
+constexpr int64_t kProgramBytes = int64_t{190} << 20;
+/// What an algorithm compares in slices of rows, at most.
 constexpr int64_t kSliceBytes = int64_t{160} << 20;
 constexpr int64_t kFloatBytes = 4;
 
@@ -63,15 +64,15 @@ class BlockMemory {
     const int64_t replayed = observed_.keeps_inputs() ? ((mode_.spill ? batch_ : tokens_) + tokens_) : 0;
     return (states + replayed) * each;
   }
-  /// What a forward pass of one batch holds at most: an MLP's three wide activations.
-  int64_t pass(int64_t size) const { return forward_ ? batch_ * (3 * widest_ + 5 * hidden()) * size : 0; }
+  /// What a forward pass of one batch holds at most: an MLP's three wide activations, or attention's many narrow ones, partly fp32.
+  int64_t pass(int64_t size) const { return forward_ ? batch_ * std::max(3 * widest_ + 5 * hidden(), 17 * hidden()) * size : 0; }
 
   int64_t gathering() const { return weights_ + statistics_of_all() + pass(size_); }
 
   /// Folded weights are fp32; the search works on one layer, the proof on a batch in fp32.
   int64_t transforming() const {
     if (!folds_) return 0;
-    const int64_t search = largest_ * kFloatBytes + kSliceBytes, proof = pass(kFloatBytes) + 3 * (forward_ ? batch_ : 0) * hidden() * kFloatBytes;
+    const int64_t search = largest_ * kFloatBytes + slices(largest_), proof = pass(kFloatBytes) + 3 * (forward_ ? batch_ : 0) * hidden() * kFloatBytes;
     return folded(weights_) + statistics_of_all() + std::max(search, proof);
   }
   int64_t folded(int64_t bytes) const { return folds_ ? bytes / size_ * kFloatBytes : bytes; }
@@ -102,10 +103,13 @@ class BlockMemory {
   }
   int64_t solving_layer(const Port& port, int64_t largest) const {
     if (observed_.empty() || statistics(port) == 0) return largest;  // rounded as it lies in memory; its packed codes
-    const int64_t work = 2 * largest * kFloatBytes + largest + kSliceBytes;
-    const int64_t factor = observed_.factorizes(port.id) ? port.features * port.features / 2 * kFloatBytes : 0;
-    return std::max(factor + work, 2 * factor + kSliceBytes);  // in fp64, where fp32 does not do
+    const int64_t work = 2 * largest * kFloatBytes + largest + slices(largest);
+    const int64_t triangle = port.features * port.features / 2 * kFloatBytes;
+    const int64_t panels = 2 * std::min(port.features, quant::UpperTriangle::kPanelRows) * port.features * kFloatBytes;
+    if (!observed_.factorizes(port.id)) return work;
+    return panels + triangle + std::max(work, triangle);  // made in fp64, where fp32 does not do
   }
+  static int64_t slices(int64_t largest) { return std::min(kSliceBytes, 3 * largest * kFloatBytes); }
 
   MemoryMode mode_;
   const BlockPlan& block_;
