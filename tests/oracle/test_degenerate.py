@@ -127,8 +127,8 @@ def change_layer(value):
 
 def check_sizes(checks, work, only):
     """A layer of zeros, and weights and activations near the ends of what their types hold."""
-    for name, factor in (("zeros", 0.0), ("tiny weights", 1e-38), ("small weights", 1e-9), ("large weights", 1e6), ("huge weights", 1e38)):
-        model = checkpoint(work / name.replace(" ", "-"), change_layer(factor))
+    for name, factor in (("zeros", 0.0), ("tiny weights", 1e-38), ("huge weights", 1e38)):
+        model = checkpoint(work / ("layer-" + name.replace(" ", "-")), change_layer(factor))
         for chain in DATA_FREE if factor < 1e6 else [*DATA_FREE, "gptq", "awq"]:
             if only in chain:
                 checks.valid_or_refused(name, chain, model, work / "text.jsonl" if chain in CHAINS else None, r"up_proj|layers\.1")
