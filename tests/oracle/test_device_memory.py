@@ -40,7 +40,8 @@ def budgets(checks, build, work):
 def exhausted(checks, build, work):
     """Less and less memory than a run takes: more and more is computed on the CPU, which the report tells, and the bytes are the same."""
     device = Device(build, work)
-    words = [*CHAIN, "--batch-size", 1, *MODEL]
+    words = [*CHAIN, *MODEL]
+    words[words.index("--batch-size") + 1] = 1  # smaller batches would add in another order
     on_cpu(build, *words, "--output", work / "enough")
     peak = device.slim(*words, "--output", work / "enough-npu")[1]["peak_bytes"]
     for share in (0.9, 0.6, 0.3, 0.05):
