@@ -44,11 +44,11 @@ def exhausted(checks, build, work):
     words[words.index("--batch-size") + 1] = 1  # smaller batches would add in another order
     on_cpu(build, *words, "--output", work / "enough")
     peak = device.slim(*words, "--output", work / "enough-npu")[1]["peak_bytes"]
-    for share in (0.9, 0.6, 0.3, 0.05):
+    for share in (0.4, 0.05):
         report, counts = device.slim(*words, "--kernels", "reference", "--output", work / f"share-{share}", memory=int(share * peak))
         same(checks, f"{share} of the memory", work / f"share-{share}", work / "enough")
-        told = [kind for kind in report["notes"] if "out of the device's memory" in kind]
-        checks.expect(counts["out_of_memory"] > 0 and told, f"{share} of the memory: it is told what was computed on the CPU", (counts, list(report["notes"])))
+        told = [kind for kind in report.get("notes", {}) if "out of the device's memory" in kind]
+        checks.expect(counts["out_of_memory"] > 0 and told, f"{share} of the memory: it is told what was computed on the CPU", (counts, told))
 
 
 if __name__ == "__main__":
