@@ -35,6 +35,12 @@ at::Tensor sum_of_relative_size(const at::Tensor& weight, const QuantArgs& args)
   return sum;
 }
 
+/// Its largest and smallest are as far from 1; where activations are all zero no scale can be told from another, and it is 1.
+at::Tensor centered(const at::Tensor& s) {
+  const at::Tensor result = s / (s.max() * s.min()).sqrt();
+  return at::where(at::isfinite(result), result, at::ones_like(s)).clamp(1e-4, 1e4);
+}
+
 }  // namespace
 
 Result<ScaleSearch> ScaleSearch::make(BlockContext& context, const ScaleEdge& edge, const std::vector<LayerId>& layers,
@@ -96,10 +102,7 @@ at::Tensor ScaleSearch::scale(const Exponents& exponents) const {
   if (exponents.identity()) return at::ones_like(x_mean_);
   at::Tensor s = x_mean_.pow(exponents.activation);
   if (exponents.weight != 0) s = s / (w_mean_.pow(exponents.weight) + 1e-4);
-  s = s.clamp_min(1e-4);
-  s = s / (s.max() * s.min()).sqrt();
-  s = at::where(at::isfinite(s), s, at::ones_like(s));
-  return s.clamp(1e-4, 1e4);
+  return centered(s.clamp_min(1e-4));
 }
 
 std::vector<Exponents> ScaleSearch::grid() const {
@@ -251,7 +254,7 @@ Result<at::Tensor> ScaleSearch::scale_by_group(const Exponents& of_edge, int64_t
     const at::Tensor best = here[losses.argmin().item<int64_t>()];
     result.narrow(0, begin, size).copy_(best * (x_mean_.narrow(0, begin, size) / best).mean());
   }
-  return result / (result.max() * result.min()).sqrt();
+  return centered(result);
 }
 
 Result<Found> ScaleSearch::run() {

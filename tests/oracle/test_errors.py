@@ -329,14 +329,14 @@ def usage_cases(work):
                              ("unknown backend", [*rtn, "--backend", "cpuu"], ["cpuu", "cpu"]),
                              ("unknown adapter", [*rtn, "--adapter", "qwen3lv"], ["qwen3lv", "qwen3vl"]),
                              ("unknown plugin", ["--plugin", "rtm", "--model", TOY], ["rtm", "rtn", "lib/slim/plugins"]),
+                             ("info on an unknown plugin", ["plugins", "info", "awk"], ["awk", "awq"]),
                              ("verify with an unknown flag", ["verify", TOY, "--referense", TOY], ["--reference"])]:
         yield Case(name, args, says, code=2)
     for name, args, says in [("inspect of a missing folder", ["inspect", work.path("nowhere")], ["nowhere"]),
                              ("verify of a missing folder", ["verify", work.path("nowhere")], ["nowhere"]),
                              ("plan of a missing folder", ["plan", "--plugin", "rtn", "--model", work.path("nowhere")], ["nowhere"]),
                              ("eval of missing data", ["eval", TOY, "--data", work.path("nowhere.jsonl")], ["nowhere"]),
-                             ("missing TOML file", [*rtn, "--config", work.path("gone.toml")], ["gone.toml"]),
-                             ("info on an unknown plugin", ["plugins", "info", "awk"], ["awk", "awq"])]:
+                             ("missing TOML file", [*rtn, "--config", work.path("gone.toml")], ["gone.toml"])]:
         yield Case(name, args, says)
 
 

@@ -147,6 +147,6 @@ TEST_CASE("cli/ plugins info shows the options of a plugin") {
     range |= option.at("name") == "range" && option.at("default") == "minmax";
   CHECK(range);
   const Outcome unknown = slim("plugins info rnt");
-  CHECK(unknown.code == 1);
+  CHECK(unknown.code == 2);
   CHECK(unknown.err.find("did you mean 'rtn'?") != std::string::npos);
 }

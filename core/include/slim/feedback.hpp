@@ -23,13 +23,13 @@ enum class SweepOrder : uint8_t {
 /// An upper triangular matrix without its lower half: panels of rows, each from its diagonal on. Shared when copied.
 class SLIM_API UpperTriangle {
  public:
-  static constexpr int64_t kPanelRows = 1024;
+  static constexpr int64_t kPanelRows = 1024;  ///< of every panel but the last
   UpperTriangle() = default;
   /// Panel i [rows, n - i * kPanelRows]: kPanelRows rows, the last what is left; below the diagonal they hold zeros.
   explicit UpperTriangle(std::vector<at::Tensor> panels) : panels_(std::move(panels)) {}
-  bool defined() const { return !panels_.empty(); }
-  int64_t size() const { return defined() ? panels_.front().size(1) : 0; }
-  const std::vector<at::Tensor>& panels() const { return panels_; }
+  bool defined() const { return !panels_.empty(); }                         ///< False for the default.
+  int64_t size() const { return defined() ? panels_.front().size(1) : 0; }  ///< Rows, and columns.
+  const std::vector<at::Tensor>& panels() const { return panels_; }         ///< As the constructor takes them.
   /// Rows [row, row_end) and columns [column, column_end): a view where one panel holds them all, else a copy.
   at::Tensor block(int64_t row, int64_t row_end, int64_t column, int64_t column_end) const;
 

@@ -33,8 +33,9 @@ SLIM_API void channel_moments_(at::Tensor sum_abs, at::Tensor sum_square, at::Te
 
 /// Counts of values, and their extremes.
 struct BinCounts {
-  at::Tensor counts;       ///< int64 [2 * bins_per_side] on the CPU
-  double min = 0, max = 0;  ///< exact; both NaN if a value is
+  at::Tensor counts;  ///< int64 [2 * bins_per_side] on the CPU
+  double min = 0;     ///< exact; NaN if a value is
+  double max = 0;     ///< likewise
 };
 /// `slim::histogram(Tensor x, int exponent, int bins_per_side) -> (Tensor counts, Tensor extremes)`: bin i counts the values of
 /// [(i - bins_per_side) w, (i + 1 - bins_per_side) w) with w = 2^exponent; smaller ones and NaN count in the first bin, larger ones in
@@ -125,8 +126,8 @@ struct RoundingError {
 /// `slim::round_units_measured(...) -> (Tensor codes, Tensor scale, Tensor zero, Tensor error)`, arguments as in round_units:
 /// round_units and rounding_error in one pass over the weight.
 struct MeasuredUnits {
-  RoundedUnits rounded;
-  RoundingError error;
+  RoundedUnits rounded;  ///< what round_units gives
+  RoundingError error;   ///< what rounding_error gives for it
 };
 /// Rounds and measures, as said at MeasuredUnits.
 SLIM_API MeasuredUnits round_units_measured(const at::Tensor& weight, const Rounding&, const RangeSearch&, at::ScalarType arithmetic);

@@ -8,8 +8,8 @@
 namespace slim {
 namespace {
 
-/// LibTorch, the plugins and the buffers of their matrix products.
-constexpr int64_t kProgramBytes = int64_t{190} << 20;
+/// LibTorch and the plugins; what a forward pass adds: buffers of matrix products.
+constexpr int64_t kProgramBytes = int64_t{125} << 20, kPassBuffers = int64_t{65} << 20;
 /// What an algorithm compares in slices of rows, at most.
 constexpr int64_t kSliceBytes = int64_t{160} << 20;
 constexpr int64_t kFloatBytes = 4;
@@ -41,6 +41,7 @@ class BlockMemory {
     return shared + std::max({gathering(), transforming(), solving()});
   }
   int64_t weights() const { return weights_; }
+  bool runs_forward() const { return forward_; }
 
  private:
   int64_t statistics(const Port& port) const {
@@ -122,15 +123,16 @@ class BlockMemory {
 }  // namespace
 
 int64_t peak_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs, MemoryMode mode) {
-  int64_t most = 0, ahead = 0;
+  int64_t most = 0, ahead = 0, program = kProgramBytes;
   for (auto block = model.plan.blocks.rbegin(); block != model.plan.blocks.rend(); ++block) {
     const auto changes = [&](const OutputPlan& output) { return output.plan.changes(*block); };
     if (std::none_of(outputs.begin(), outputs.end(), changes)) continue;
     const BlockMemory memory(config, model, outputs, mode, *block);
     most = std::max(most, memory.peak(ahead));
     ahead = memory.weights();
+    if (memory.runs_forward()) program = kProgramBytes + kPassBuffers;
   }
-  return kProgramBytes + most;
+  return program + most;
 }
 
 int64_t least_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
