@@ -144,8 +144,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> round_units_with(
   const Float type = float_type(arithmetic.value_or(at::kFloat));
   double* const sums = row_sums.defined() ? row_sums.mutable_data_ptr<double>() : nullptr;
   const auto encode_step = [&](int64_t index, const Step& step) {
-    kernels_in_use().encode(finder.weight, step, params.scale_row(index), params.zero_row(index), finder.codes, type,
-                            bytes + step.row * units.columns, sums ? sums + 2 * step.row : nullptr);
+    kernels_in_use().encode(finder.weight, step, params.scale_row(index), params.zero_row(index),
+                            finder.codes, type, bytes + step.row * units.columns,
+                            sums ? sums + 2 * step.row : nullptr);
   };
   if (weight.numel() == 0) return {codes, params.scale, params.zero};
   if (units.whole()) {
@@ -185,9 +186,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> round_units_measured(
     const at::Tensor& weight, int64_t unit_rows, int64_t unit_columns, int64_t bits, bool e4m3,
     bool symmetric, at::ScalarType scale_dtype, at::ScalarType arithmetic, const OptionalTensor& importance,
     double max_shrink, double norm, int64_t steps, double abs_max) {
-  const at::Tensor rows = at::zeros({weight.size(0), 2}, at::kDouble);  // added up in their order, whatever the threads
-  auto [codes, scale, zero] = round_units_with(weight, unit_rows, unit_columns, bits, e4m3, symmetric, scale_dtype,
-                                               arithmetic, importance, max_shrink, norm, steps, abs_max, rows);
+  const at::Tensor rows =
+      at::zeros({weight.size(0), 2}, at::kDouble);  // added up in their order, whatever the threads
+  auto [codes, scale, zero] =
+      round_units_with(weight, unit_rows, unit_columns, bits, e4m3, symmetric, scale_dtype, arithmetic,
+                       importance, max_shrink, norm, steps, abs_max, rows);
   return {codes, scale, zero, rows.sum(0)};
 }
 

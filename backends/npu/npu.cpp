@@ -11,7 +11,8 @@ using namespace slim;
 
 /// Where torch_npu's allocator tells.
 void read_memory(c10::DeviceIndex device, DeviceInfo& info) {
-  auto* const allocator = dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(c10::DeviceType::PrivateUse1));
+  auto* const allocator =
+      dynamic_cast<c10::DeviceAllocator*>(c10::GetAllocator(c10::DeviceType::PrivateUse1));
   if (!allocator) return;
   try {
     const auto [free, total] = allocator->getMemoryInfo(device);
@@ -29,7 +30,9 @@ class NpuBackend final : public Backend {
   Status open(const Options&) override {
     SLIM_TRY(npu::load_torch_npu());
     if (at::isPrivateUse1HooksRegistered()) return {};
-    return {Code::kUnsupported, "torch_npu was loaded, but offers no device; see whether npu-smi lists an NPU, or use --backend cpu"};
+    return {
+        Code::kUnsupported,
+        "torch_npu was loaded, but offers no device; see whether npu-smi lists an NPU, or use --backend cpu"};
   }
   Result<std::vector<DeviceInfo>> devices() const override {
     std::vector<DeviceInfo> infos(static_cast<size_t>(at::detail::getPrivateUse1Hooks().deviceCount()));
@@ -40,7 +43,9 @@ class NpuBackend final : public Backend {
     return infos;
   }
   bool accelerates(std::string_view) const override { return false; }
-  void synchronize(c10::Device device) override { c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index()); }
+  void synchronize(c10::Device device) override {
+    c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
+  }
 };
 }  // namespace
 SLIM_BACKEND_PLUGIN("npu", NpuBackend, "Ascend NPUs through torch_npu", "{}")

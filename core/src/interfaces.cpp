@@ -21,9 +21,12 @@ TensorReader::~TensorReader() = default;
 Format::~Format() = default;
 
 Result<std::vector<TensorSpec>> Format::cache_layout(const CacheSite&, c10::ScalarType) const {
-  return Status(Code::kUnsupported, "this format has no scales for a key/value cache; use compressed-tensors, or leave kv_cache out");
+  return Status(
+      Code::kUnsupported,
+      "this format has no scales for a key/value cache; use compressed-tensors, or leave kv_cache out");
 }
-Result<TensorMap> Format::encode_cache(const CacheSite& site, const at::Tensor&, const at::Tensor&, c10::ScalarType type) const {
+Result<TensorMap> Format::encode_cache(const CacheSite& site, const at::Tensor&, const at::Tensor&,
+                                       c10::ScalarType type) const {
   return cache_layout(site, type).status();
 }
 }  // namespace slim

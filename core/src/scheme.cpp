@@ -91,7 +91,9 @@ Result<Scheme> find_combination(const std::string& name, size_t plus) {
   SLIM_ASSIGN(const Scheme pruned, find_scheme(name.substr(0, plus)));
   SLIM_ASSIGN(Scheme scheme, find_scheme(name.substr(plus + 1)));
   if (!pruned.sparsity || pruned.weight || !scheme.weight || scheme.sparsity) {
-    return Status(Code::kInvalidArgument, "scheme '" + name + "': expected n:m and how the weights that stay are quantized, as in 2:4+w4a16");
+    return Status(
+        Code::kInvalidArgument,
+        "scheme '" + name + "': expected n:m and how the weights that stay are quantized, as in 2:4+w4a16");
   }
   scheme.name = name;
   scheme.sparsity = pruned.sparsity;

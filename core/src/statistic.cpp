@@ -17,12 +17,14 @@ Result<at::Tensor> entry(const TensorMap& state, std::string_view key, std::vect
     return Status(Code::kCorrupt, "saved statistic: entry '" + std::string(key) + "' is missing");
   }
   const at::Tensor& tensor = found->second;
-  bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && (!dtype || tensor.scalar_type() == *dtype);
+  bool fits =
+      tensor.dim() == static_cast<int64_t>(shape.size()) && (!dtype || tensor.scalar_type() == *dtype);
   for (size_t i = 0; fits && i < shape.size(); ++i) {
     fits = shape[i] < 0 || tensor.size(static_cast<int64_t>(i)) == shape[i];
   }
   if (!fits) {
-    return Status(Code::kCorrupt, "saved statistic: entry '" + std::string(key) + "' has another shape or type than this run's");
+    return Status(Code::kCorrupt, "saved statistic: entry '" + std::string(key) +
+                                      "' has another shape or type than this run's");
   }
   return tensor.clone();
 }

@@ -39,7 +39,8 @@ class Awq final : public Algorithm {
 
 bool quantizes_weight(const Scheme* scheme) { return scheme && scheme->weight; }
 
-std::vector<LayerId> quantized_consumers(const ScaleEdge& edge, const std::function<const Scheme*(LayerId)>& scheme) {
+std::vector<LayerId> quantized_consumers(const ScaleEdge& edge,
+                                         const std::function<const Scheme*(LayerId)>& scheme) {
   std::vector<LayerId> layers;
   for (const LayerId id : edge.consumers) {
     if (quantizes_weight(scheme(id))) layers.push_back(id);
@@ -57,19 +58,25 @@ Status Awq::setup(const Options& options) {
   search_.weight_term = term == "on" ? WeightTerm::kOn : term == "off" ? WeightTerm::kOff : WeightTerm::kBoth;
   if (options.at("search_range") == "mse") search_.range.method = quant::RangeOptions::Method::kMse;
   const std::string& clip = options.at("clip");
-  clip_ = clip == "none" ? Clip::kNone : clip == "diagonal" ? Clip::kDiagonal : clip == "gram" ? Clip::kGram : Clip::kJoint;
+  clip_ = clip == "none"       ? Clip::kNone
+          : clip == "diagonal" ? Clip::kDiagonal
+          : clip == "gram"     ? Clip::kGram
+                               : Clip::kJoint;
   norms_and_linears_ = options.at("edges") == "all";
   search_.by_group = options.at("exponents") == "group";
   return {};
 }
 
 Status Awq::accepts(const Scheme& scheme) const {
-  if (!scheme.weight) return {Code::kUnsupported, "awq scales weights; scheme " + scheme.name + " leaves them in float"};
-  if (scheme.sparsity) return {Code::kUnsupported, "awq does not prune; scheme " + scheme.name + " needs the sparse plugin"};
+  if (!scheme.weight)
+    return {Code::kUnsupported, "awq scales weights; scheme " + scheme.name + " leaves them in float"};
+  if (scheme.sparsity)
+    return {Code::kUnsupported, "awq does not prune; scheme " + scheme.name + " needs the sparse plugin"};
   return {};
 }
 
-void Awq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes, Observations& observations) const {
+void Awq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes,
+                  Observations& observations) const {
   for (const Layer& layer : plan.layers) {
     if (!quantizes_weight(schemes[static_cast<size_t>(layer.id)])) continue;
     const int64_t features = plan.ports[static_cast<size_t>(layer.input)].features;
@@ -77,7 +84,8 @@ void Awq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schem
     // Few tokens: keeping them all is exact, and cheaper than a product of features² per candidate.
     int64_t tokens = observations.expected_tokens();
     if (layer.expert >= 0 && plan.moe) {
-      tokens = tokens * plan.moe->top_k / std::max<int64_t>(1, static_cast<int64_t>(plan.moe->experts.size()));
+      tokens =
+          tokens * plan.moe->top_k / std::max<int64_t>(1, static_cast<int64_t>(plan.moe->experts.size()));
     }
     if (tokens < features) {
       observations.want<ActivationRows>(layer.input, features, features);
@@ -86,7 +94,8 @@ void Awq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schem
     }
   }
   for (const ScaleEdge& edge : plan.edges) {
-    const auto layers = quantized_consumers(edge, [&](LayerId id) { return schemes[static_cast<size_t>(id)]; });
+    const auto layers =
+        quantized_consumers(edge, [&](LayerId id) { return schemes[static_cast<size_t>(id)]; });
     if (layers.empty() || !uses(edge)) continue;
     observations.want<ChannelMoments>(edge.port, plan.ports[static_cast<size_t>(edge.port)].features);
     if (search_.replay && edge.region >= 0) observations.keep_inputs(edge.region);
@@ -135,7 +144,8 @@ Result<Solved> Awq::solve(LayerContext& context) {
   }
   // Blocks of E[x xᵀ] are worth their cost (a product of g columns per candidate) for groups only.
   constexpr int64_t kLargestBlock = 256;
-  const bool by_group = (clip_ == Clip::kGram || clip_ == Clip::kJoint) && args.granularity == Granularity::kGroup && args.group_size <= kLargestBlock;
+  const bool by_group = (clip_ == Clip::kGram || clip_ == Clip::kJoint) &&
+                        args.granularity == Granularity::kGroup && args.group_size <= kLargestBlock;
   if (!by_group) {
     range.method = quant::RangeOptions::Method::kMse;
     range.importance = error->mean_square();
@@ -150,7 +160,8 @@ Result<Solved> Awq::solve(LayerContext& context) {
     quantized.scale = params.scale;
     quantized.zero = params.zero;
   }
-  context.notes().metric(name, "loss", (*error)(quant::decode(quantized).sub_(weight)) / static_cast<double>(weight.size(0)));
+  context.notes().metric(
+      name, "loss", (*error)(quant::decode(quantized).sub_(weight)) / static_cast<double>(weight.size(0)));
   return solved;
 }
 

@@ -306,7 +306,9 @@ TEST_CASE("awq/ searched ranges never have a larger group error than the extreme
   CHECK((found <= group_error(*quant::choose_params(w, args, at::kBFloat16)) + 1e-5).all().item<bool>());
 }
 
-TEST_CASE("awq/ ranges found beside the errors of other groups never have a larger output error, and a smaller one where groups depend") {
+TEST_CASE(
+    "awq/ ranges found beside the errors of other groups never have a larger output error, and a smaller one "
+    "where groups depend") {
   at::manual_seed(5);
   const at::Tensor w = normal({300, 96}), x = correlated(400, 96);
   Gram gram(96);
@@ -316,12 +318,15 @@ TEST_CASE("awq/ ranges found beside the errors of other groups never have a larg
   for (const bool symmetric : {true, false}) {
     const QuantArgs args = *integers(3, symmetric, 32).weight;
     const auto error = OutputError::from(&gram, nullptr);
-    const auto output_error = [&](const quant::Params& params) { return (*error)(quant::fake_quantize(w, params, args) - w); };
+    const auto output_error = [&](const quant::Params& params) {
+      return (*error)(quant::fake_quantize(w, params, args) - w);
+    };
     const quant::Params joint = search_joint_ranges(w, args, at::kBFloat16, *error);
     CHECK(output_error(joint) < 0.98 * output_error(search_group_ranges(w, args, at::kBFloat16, *error)));
     CHECK((joint.scale > 0).all().item<bool>());
     CHECK(at::equal(joint.scale, search_joint_ranges(w, args, at::kBFloat16, *error).scale));
-    const quant::Params of_rows = search_joint_ranges(w, args, at::kBFloat16, *OutputError::from(nullptr, &rows));
+    const quant::Params of_rows =
+        search_joint_ranges(w, args, at::kBFloat16, *OutputError::from(nullptr, &rows));
     CHECK(output_error(of_rows) == doctest::Approx(output_error(joint)).epsilon(0.01));
   }
 }
@@ -373,7 +378,9 @@ TEST_CASE("awq/ a scheme that leaves weights in float, or prunes, is refused") {
   CHECK(awq->accepts(pruned).code() == Code::kUnsupported);
 }
 
-TEST_CASE("awq/ zero rows, one column, bf16 and fp16 inputs: scales are positive and finite, and the same bits come twice") {
+TEST_CASE(
+    "awq/ zero rows, one column, bf16 and fp16 inputs: scales are positive and finite, and the same bits "
+    "come twice") {
   for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     for (const int64_t in : {1, 48}) {
       at::manual_seed(9);
@@ -402,7 +409,8 @@ TEST_CASE("awq/ zero rows, one column, bf16 and fp16 inputs: scales are positive
 }
 
 TEST_CASE("awq/ NaN and Inf in a weight or in activations are errors that name them") {
-  for (const double value : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+  for (const double value :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
     const auto awq = make_awq();
     Block weights = language_like(integers(4, true)), inputs = language_like(integers(4, true));
     weights.weights_[0][3][5] = value;

@@ -16,8 +16,8 @@ constexpr double kSmallestShare = 0.5, kStep = 0.0125;
 class GroupSearch {
  public:
   /// weight [rows, g]; block [g, g] of Σ x xᵀ; others [rows, g]: what the errors of all other groups put on these channels.
-  GroupSearch(const at::Tensor& weight, const at::Tensor& block, const at::Tensor& others, const QuantArgs& args,
-              at::ScalarType scale_dtype)
+  GroupSearch(const at::Tensor& weight, const at::Tensor& block, const at::Tensor& others,
+              const QuantArgs& args, at::ScalarType scale_dtype)
       : weight_(weight.contiguous()), block_(block), others_(others), args_(args), scale_dtype_(scale_dtype) {
     args_.granularity = Granularity::kChannel;
     const auto [min, max] = at::aminmax(weight_, 1, /*keepdim=*/true);
@@ -31,13 +31,18 @@ class GroupSearch {
     delta_ = delta;
     best_ = cost(delta);
     if (args_.symmetric) return;
-    low_ = at::div(params.scale.to(at::kFloat) * (args_.min_code() - params.zero.to(at::kFloat)), min_.clamp_max(-1e-30)).clamp_(0, 1);
-    high_ = at::div(params.scale.to(at::kFloat) * (args_.max_code() - params.zero.to(at::kFloat)), max_.clamp_min(1e-30)).clamp_(0, 1);
+    low_ = at::div(params.scale.to(at::kFloat) * (args_.min_code() - params.zero.to(at::kFloat)),
+                   min_.clamp_max(-1e-30))
+               .clamp_(0, 1);
+    high_ = at::div(params.scale.to(at::kFloat) * (args_.max_code() - params.zero.to(at::kFloat)),
+                    max_.clamp_min(1e-30))
+                .clamp_(0, 1);
   }
 
   void shrink_together() {
     // 2^b codes lie unevenly around zero: a symmetric range a little wider than the extremes leaves the largest weight unclipped.
-    const double widest = args_.symmetric ? static_cast<double>(-args_.min_code()) / static_cast<double>(args_.max_code()) : 1;
+    const double widest =
+        args_.symmetric ? static_cast<double>(-args_.min_code()) / static_cast<double>(args_.max_code()) : 1;
     for (double share = std::min(widest, 1.5); share >= kSmallestShare; share -= kStep) {
       const at::Tensor both = at::full_like(min_, share);
       keep_if_better(both, both);
@@ -45,8 +50,10 @@ class GroupSearch {
   }
 
   void move_ends() {
-    for (const int step : {-8, -4, -2, -1, 1, 2, 4, 8}) keep_if_better((low_ + step * kStep).clamp_(0, 1), high_);
-    for (const int step : {-8, -4, -2, -1, 1, 2, 4, 8}) keep_if_better(low_, (high_ + step * kStep).clamp_(0, 1));
+    for (const int step : {-8, -4, -2, -1, 1, 2, 4, 8})
+      keep_if_better((low_ + step * kStep).clamp_(0, 1), high_);
+    for (const int step : {-8, -4, -2, -1, 1, 2, 4, 8})
+      keep_if_better(low_, (high_ + step * kStep).clamp_(0, 1));
   }
 
   const quant::Params& params() const { return params_; }
@@ -62,7 +69,9 @@ class GroupSearch {
     const quant::Params params = quant::params_from_range(min_ * low, max_ * high, args_, scale_dtype_);
     const at::Tensor delta = quant::fake_quantize(weight_, params, args_).sub_(weight_);
     const at::Tensor candidate = cost(delta), better = candidate < best_;
-    const auto choose = [&](at::Tensor& kept, const at::Tensor& other) { kept = at::where(better, other, kept); };
+    const auto choose = [&](at::Tensor& kept, const at::Tensor& other) {
+      kept = at::where(better, other, kept);
+    };
     choose(best_, candidate);
     choose(delta_, delta);
     choose(params_.scale, params.scale);
@@ -80,14 +89,15 @@ class GroupSearch {
 };
 
 /// Goes once through the groups of some rows; `params` [rows, groups] are views that it writes.
-void improve_rows(const at::Tensor& weight, const at::Tensor& gram, const QuantArgs& args, at::ScalarType scale_dtype,
-                  const quant::Params& params) {
+void improve_rows(const at::Tensor& weight, const at::Tensor& gram, const QuantArgs& args,
+                  at::ScalarType scale_dtype, const quant::Params& params) {
   const int64_t size = args.group_size;
   at::Tensor delta = quant::fake_quantize(weight, params, args).sub_(weight);
   for (int64_t group = 0; group * size < weight.size(1); ++group) {
     const at::Tensor mine = delta.narrow(1, group * size, size);
     const at::Tensor block = gram.narrow(0, group * size, size).narrow(1, group * size, size).contiguous();
-    const at::Tensor others = at::matmul(delta, gram.narrow(1, group * size, size)).addmm_(mine, block, /*beta=*/1, /*alpha=*/-1);
+    const at::Tensor others =
+        at::matmul(delta, gram.narrow(1, group * size, size)).addmm_(mine, block, /*beta=*/1, /*alpha=*/-1);
     const at::Tensor scale = params.scale.narrow(1, group, 1);
     const at::Tensor zero = params.zero.defined() ? params.zero.narrow(1, group, 1) : at::Tensor();
     GroupSearch search(weight.narrow(1, group * size, size), block, others, args, scale_dtype);
@@ -118,7 +128,8 @@ quant::Params search_joint_ranges(const at::Tensor& weight, const QuantArgs& arg
   for (int64_t begin = 0; begin < weight.size(0); begin += kRowsPerSlice) {
     const int64_t rows = std::min(kRowsPerSlice, weight.size(0) - begin);
     const at::Tensor zero = params.zero.defined() ? params.zero.narrow(0, begin, rows) : at::Tensor();
-    improve_rows(weight.narrow(0, begin, rows), gram, args, scale_dtype, {params.scale.narrow(0, begin, rows), zero});
+    improve_rows(weight.narrow(0, begin, rows), gram, args, scale_dtype,
+                 {params.scale.narrow(0, begin, rows), zero});
   }
   return params;
 }

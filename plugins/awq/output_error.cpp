@@ -42,8 +42,8 @@ double OutputError::operator()(const at::Tensor& delta) const {
   return sum / divisor_;
 }
 
-at::Tensor OutputError::of_scales(const at::Tensor& weight, const at::Tensor& scales, const ops::Rounding& rounding,
-                                  const ops::RangeSearch& search) const {
+at::Tensor OutputError::of_scales(const at::Tensor& weight, const at::Tensor& scales,
+                                  const ops::Rounding& rounding, const ops::RangeSearch& search) const {
   const auto beside = [&](const at::Tensor& x) { return x.defined() ? x.to(weight.device()) : x; };
   return ops::scale_losses(weight, scales, beside(gram_), beside(rows_), rounding, search) / divisor_;
 }
@@ -71,7 +71,8 @@ at::Tensor OutputError::diagonal_blocks(int64_t size) const {
     const int64_t blocks = gram_.size(0) / size;
     return gram_.view({blocks, size, blocks, size}).diagonal(0, 0, 2).permute({2, 0, 1}) / divisor_;
   }
-  const at::Tensor x = rows_.to(at::kFloat).view({rows_.size(0), -1, size}).transpose(0, 1);  // [blocks, kept, size]
+  const at::Tensor x =
+      rows_.to(at::kFloat).view({rows_.size(0), -1, size}).transpose(0, 1);  // [blocks, kept, size]
   return at::bmm(x.transpose(1, 2), x).div_(divisor_);
 }
 

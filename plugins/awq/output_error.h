@@ -22,7 +22,8 @@ class OutputError {
   /// Summed over the rows of `delta` [rows, in] fp32.
   double operator()(const at::Tensor& delta) const;
   /// That of Q(W s) / s for every row s of scales [candidates, in], in fp64 on the CPU. Units are parts of rows.
-  at::Tensor of_scales(const at::Tensor& weight, const at::Tensor& scales, const ops::Rounding&, const ops::RangeSearch&) const;
+  at::Tensor of_scales(const at::Tensor& weight, const at::Tensor& scales, const ops::Rounding&,
+                       const ops::RangeSearch&) const;
   /// E[x²] [in].
   at::Tensor mean_square() const;
   /// The error that channels [begin, begin + size) cause on their own; operands then have `size` columns.

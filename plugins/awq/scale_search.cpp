@@ -43,8 +43,8 @@ at::Tensor centered(const at::Tensor& s) {
 
 }  // namespace
 
-Result<ScaleSearch> ScaleSearch::make(BlockContext& context, const ScaleEdge& edge, const std::vector<LayerId>& layers,
-                                      const SearchOptions& options) {
+Result<ScaleSearch> ScaleSearch::make(BlockContext& context, const ScaleEdge& edge,
+                                      const std::vector<LayerId>& layers, const SearchOptions& options) {
   ScaleSearch search(context, edge, options);
   SLIM_TRY(search.read_activations());
   SLIM_TRY(search.read_layers(layers));
@@ -65,13 +65,15 @@ Status ScaleSearch::read_activations() {
 
 Status ScaleSearch::read_layers(const std::vector<LayerId>& layers) {
   const auto count = static_cast<int64_t>(layers.size());
-  const int64_t rows = std::clamp<int64_t>(4 * options_.rows / count, std::min<int64_t>(32, options_.rows), options_.rows);
+  const int64_t rows =
+      std::clamp<int64_t>(4 * options_.rows / count, std::min<int64_t>(32, options_.rows), options_.rows);
   const double edge_tokens = context_.statistic<ChannelMoments>(edge_.port)->tokens;
   at::Tensor relative_size;
   int64_t out = 0;
   for (const LayerId id : layers) {
     const Layer& layer = context_.plan().layers[static_cast<size_t>(id)];
-    auto error = OutputError::from(context_.statistic<Gram>(layer.input), context_.statistic<ActivationRows>(layer.input));
+    auto error = OutputError::from(context_.statistic<Gram>(layer.input),
+                                   context_.statistic<ActivationRows>(layer.input));
     if (!error) continue;  // an expert that no token reached does not vote
     const at::Tensor weight = context_.weight(id);
     Consumer consumer{id, &*context_.scheme(id)->weight, *error, {}, layer.out, 1.0};
@@ -119,8 +121,8 @@ std::vector<Exponents> ScaleSearch::grid() const {
 }
 
 /// Q(W s) / s
-Result<at::Tensor> ScaleSearch::rounded(const at::Tensor& weight, const QuantArgs& args, const OutputError& error,
-                                        const at::Tensor& s) const {
+Result<at::Tensor> ScaleSearch::rounded(const at::Tensor& weight, const QuantArgs& args,
+                                        const OutputError& error, const at::Tensor& s) const {
   quant::RangeOptions range = options_.range;
   if (range.method == quant::RangeOptions::Method::kMse) {
     range.importance = error.mean_square().to(weight.device()) / s.square();
@@ -130,7 +132,8 @@ Result<at::Tensor> ScaleSearch::rounded(const at::Tensor& weight, const QuantArg
 }
 
 /// Per candidate, the mean over tokens, summed over these rows. fp64 [candidates]
-Result<at::Tensor> ScaleSearch::errors_of_rows(const Consumer& consumer, const at::Tensor& weight, const at::Tensor& scales) const {
+Result<at::Tensor> ScaleSearch::errors_of_rows(const Consumer& consumer, const at::Tensor& weight,
+                                               const at::Tensor& scales) const {
   at::Tensor sum = at::zeros({scales.size(0)}, at::kDouble);
   if (!rows_are_independent(*consumer.args)) {
     for (int64_t k = 0; k < scales.size(0); ++k) {
@@ -141,7 +144,8 @@ Result<at::Tensor> ScaleSearch::errors_of_rows(const Consumer& consumer, const a
   }
   ops::RangeSearch search;
   if (options_.range.method == quant::RangeOptions::Method::kMse) {
-    search = {consumer.error.mean_square().to(weight.device()), options_.range.max_shrink, options_.range.norm, options_.range.steps, 0};
+    search = {consumer.error.mean_square().to(weight.device()), options_.range.max_shrink,
+              options_.range.norm, options_.range.steps, 0};
   }
   const ops::Rounding rounding = rounding_by_rows(*consumer.args, weight.size(1), context_.scale_dtype());
   for (int64_t begin = 0; begin < weight.size(0); begin += kRowsPerSlice) {
@@ -163,7 +167,8 @@ Result<at::Tensor> ScaleSearch::sampled_losses(const at::Tensor& scales) const {
 Result<double> ScaleSearch::full_loss(const at::Tensor& s) const {
   double loss = 0;
   for (const Consumer& consumer : consumers_) {
-    SLIM_ASSIGN(const at::Tensor error, errors_of_rows(consumer, context_.weight(consumer.id), s.unsqueeze(0)));
+    SLIM_ASSIGN(const at::Tensor error,
+                errors_of_rows(consumer, context_.weight(consumer.id), s.unsqueeze(0)));
     loss += consumer.share * error.item<double>() / static_cast<double>(consumer.out);
   }
   return loss;
@@ -177,7 +182,8 @@ Result<double> ScaleSearch::final_loss(const at::Tensor& shared) const {
 Result<double> ScaleSearch::replayed_loss(const at::Tensor& s) const {
   Overrides overrides;
   for (const Consumer& consumer : consumers_) {
-    SLIM_ASSIGN(overrides[consumer.id], rounded(context_.weight(consumer.id), *consumer.args, consumer.error, s));
+    SLIM_ASSIGN(overrides[consumer.id],
+                rounded(context_.weight(consumer.id), *consumer.args, consumer.error, s));
   }
   return context_.loss(edge_.region, overrides);
 }
@@ -226,7 +232,8 @@ int64_t ScaleSearch::shared_group() const {
   if (!options_.by_group || options_.replay || edge_.repeat != 1) return 0;
   const QuantArgs& first = *consumers_.front().args;
   for (const Consumer& consumer : consumers_) {
-    if (consumer.args->granularity != Granularity::kGroup || consumer.args->group_size != first.group_size) return 0;
+    if (consumer.args->granularity != Granularity::kGroup || consumer.args->group_size != first.group_size)
+      return 0;
   }
   const int64_t features = x_mean_.size(0);
   return features % first.group_size == 0 && features > first.group_size ? first.group_size : 0;
@@ -248,7 +255,8 @@ Result<at::Tensor> ScaleSearch::scale_by_group(const Exponents& of_edge, int64_t
     for (const Consumer& consumer : consumers_) {
       Consumer part = consumer;
       part.error = consumer.error.of_channels(begin, size);
-      SLIM_ASSIGN(const at::Tensor errors, errors_of_rows(part, consumer.sample.narrow(1, begin, size).contiguous(), here));
+      SLIM_ASSIGN(const at::Tensor errors,
+                  errors_of_rows(part, consumer.sample.narrow(1, begin, size).contiguous(), here));
       losses.add_(errors, consumer.share / static_cast<double>(consumer.sample.size(0)));
     }
     const at::Tensor best = here[losses.argmin().item<int64_t>()];

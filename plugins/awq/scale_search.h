@@ -12,11 +12,11 @@ enum class WeightTerm : uint8_t { kBoth, kOn, kOff };
 
 struct SearchOptions {
   int grid = 20;
-  int refine = 24;         ///< further losses evaluated around the best grid point
-  int64_t rows = 512;      ///< of each layer, for ranking
-  bool by_group = true;    ///< exponents of their own for every group of channels
+  int refine = 24;       ///< further losses evaluated around the best grid point
+  int64_t rows = 512;    ///< of each layer, for ranking
+  bool by_group = true;  ///< exponents of their own for every group of channels
   WeightTerm weight_term = WeightTerm::kBoth;
-  bool replay = false;     ///< the loss is the region's output error instead of the layers'
+  bool replay = false;  ///< the loss is the region's output error instead of the layers'
   quant::RangeOptions range;
 };
 
@@ -46,7 +46,8 @@ struct Found {
 class ScaleSearch {
  public:
   /// `layers`: quantized consumers of the edge. kNotFound when no statistic saw a token.
-  static Result<ScaleSearch> make(BlockContext&, const ScaleEdge&, const std::vector<LayerId>& layers, const SearchOptions&);
+  static Result<ScaleSearch> make(BlockContext&, const ScaleEdge&, const std::vector<LayerId>& layers,
+                                  const SearchOptions&);
   Result<Found> run();
 
  private:
@@ -54,9 +55,9 @@ class ScaleSearch {
     LayerId id = 0;
     const QuantArgs* args = nullptr;
     OutputError error;
-    at::Tensor sample;     // rows of the weight, fp32
+    at::Tensor sample;  // rows of the weight, fp32
     int64_t out = 0;
-    double share = 1;      // of the edge's tokens that reach this layer
+    double share = 1;  // of the edge's tokens that reach this layer
   };
   ScaleSearch(BlockContext& context, const ScaleEdge& edge, const SearchOptions& options)
       : context_(context), edge_(edge), options_(options) {}
@@ -68,8 +69,10 @@ class ScaleSearch {
   at::Tensor scale(const Exponents&) const;
   std::vector<Exponents> grid() const;
 
-  Result<at::Tensor> rounded(const at::Tensor& weight, const QuantArgs&, const OutputError&, const at::Tensor& s) const;
-  Result<at::Tensor> errors_of_rows(const Consumer&, const at::Tensor& weight, const at::Tensor& scales) const;
+  Result<at::Tensor> rounded(const at::Tensor& weight, const QuantArgs&, const OutputError&,
+                             const at::Tensor& s) const;
+  Result<at::Tensor> errors_of_rows(const Consumer&, const at::Tensor& weight,
+                                    const at::Tensor& scales) const;
   Result<at::Tensor> sampled_losses(const at::Tensor& scales) const;
   Result<double> full_loss(const at::Tensor& s) const;
   Result<double> replayed_loss(const at::Tensor& s) const;

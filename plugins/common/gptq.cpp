@@ -42,7 +42,8 @@ Status check_scheme(const Layer& layer, const Scheme& scheme, int version) {
   return check_groups(layer, args);
 }
 
-std::vector<TensorSpec> specs_of(const std::string& name, int64_t out, int64_t in, const QuantArgs& args, Dtype scale) {
+std::vector<TensorSpec> specs_of(const std::string& name, int64_t out, int64_t in, const QuantArgs& args,
+                                 Dtype scale) {
   const int64_t groups = scale_shape(args, out, in)[1];
   return {{name + ".qweight", Dtype::kI32, {packed_words(in, args.bits), out}},
           {name + ".qzeros", Dtype::kI32, {groups, packed_words(out, args.bits)}},
@@ -57,7 +58,8 @@ at::Tensor plain_index(int64_t in, const QuantArgs& args) {
 
 /// Zero points int8 [groups, out] as their signed streams: of version 1 the codes are one less, and may wrap around.
 at::Tensor stored_zero(const Quantized& quantized, int version) {
-  const at::Tensor zero = quantized.zero.defined() ? quantized.zero : at::zeros_like(quantized.scale, at::kChar);
+  const at::Tensor zero =
+      quantized.zero.defined() ? quantized.zero : at::zeros_like(quantized.scale, at::kChar);
   return zero.t().sub(version == 1 ? 1 : 0);
 }
 
@@ -69,7 +71,8 @@ Result<at::Tensor> read_index(const StoredLayer& layer, const TensorReader& read
   const auto [low, high] = at::aminmax(index);
   if (low.item<int64_t>() < 0 || high.item<int64_t>() >= groups) {
     return corrupt(name, "groups run from 0 to " + std::to_string(groups - 1) + ", found " +
-                             std::to_string(low.item<int64_t>()) + " to " + std::to_string(high.item<int64_t>()));
+                             std::to_string(low.item<int64_t>()) + " to " +
+                             std::to_string(high.item<int64_t>()));
   }
   return index;
 }
@@ -91,19 +94,22 @@ Result<at::Tensor> read_zero(const StoredLayer& layer, const TensorReader& reade
   return zero.to(at::kChar).t().contiguous();
 }
 
-Result<StoredLayer> stored_layer(const std::string& module, const QuantArgs& args, const TensorReader& reader) {
+Result<StoredLayer> stored_layer(const std::string& module, const QuantArgs& args,
+                                 const TensorReader& reader) {
   const auto& tensors = reader.tensors();
   SLIM_ASSIGN(const TensorSpec codes, find_tensor(module, module + ".qweight", tensors));
   if (codes.shape.size() != 2 || codes.shape[0] * 32 % args.bits != 0) {
     return corrupt(codes.name, shape_string(codes.shape) + " is no matrix of whole streams of " +
                                    std::to_string(args.bits) + " bits");
   }
-  return packed_layer(module, codes.shape[1], codes.shape[0] * 32 / args.bits, args, specs_of, tensors, kSuffixes);
+  return packed_layer(module, codes.shape[1], codes.shape[0] * 32 / args.bits, args, specs_of, tensors,
+                      kSuffixes);
 }
 
 }  // namespace
 
-Result<std::vector<TensorSpec>> GptqFormat::layout(const Layer& layer, const Scheme& scheme, c10::ScalarType) const {
+Result<std::vector<TensorSpec>> GptqFormat::layout(const Layer& layer, const Scheme& scheme,
+                                                   c10::ScalarType) const {
   SLIM_TRY(check_scheme(layer, scheme, version_));
   return specs_of(layer.name, layer.out, layer.in, *scheme.weight, Dtype::kF16);
 }
@@ -114,7 +120,8 @@ Result<TensorMap> GptqFormat::encode(const Layer& layer, const Scheme& scheme, c
   SLIM_ASSIGN(const Quantized* quantized, check_result(layer, scheme, solved, at::kHalf));
   const bool scattered = quant::has_scattered_groups(*quantized);
   const QuantArgs& args = quantized->args;
-  const at::Tensor index = scattered ? quantized->group_index.to(at::kCPU, at::kInt) : plain_index(layer.in, args);
+  const at::Tensor index =
+      scattered ? quantized->group_index.to(at::kCPU, at::kInt) : plain_index(layer.in, args);
   TensorMap tensors;
   tensors[layer.name + ".qweight"] = ops::pack_columns(quantized->codes.to(at::kChar), args.bits).cpu();
   tensors[layer.name + ".qzeros"] = pack_rows(stored_zero(*quantized, version_), args.bits);

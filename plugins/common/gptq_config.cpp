@@ -21,7 +21,9 @@ struct Group {
   std::vector<const Layer*> layers;
 };
 
-int64_t group_size_of(const QuantArgs& args) { return args.granularity == Granularity::kGroup ? args.group_size : -1; }
+int64_t group_size_of(const QuantArgs& args) {
+  return args.granularity == Granularity::kGroup ? args.group_size : -1;
+}
 
 /// Layers by their quantization, the largest group first.
 std::vector<Group> groups_of(const OutputModel& model) {
@@ -30,8 +32,8 @@ std::vector<Group> groups_of(const OutputModel& model) {
     for (const Layer& layer : block.layers) {
       const auto scheme = model.schemes.find(layer.name);
       if (scheme == model.schemes.end()) continue;
-      auto group =
-          std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.args == *scheme->second.weight; });
+      auto group = std::find_if(groups.begin(), groups.end(),
+                                [&](const Group& g) { return g.args == *scheme->second.weight; });
       if (group == groups.end()) group = groups.insert(group, Group{*scheme->second.weight, {}});
       group->layers.push_back(&layer);
     }
@@ -93,7 +95,8 @@ Json dynamic_json(const std::vector<Group>& groups, const std::vector<const Laye
   for (size_t i = 1; i < groups.size(); ++i) {
     const QuantArgs& args = groups[i].args;
     for (const std::string& pattern : patterns(i)) {
-      dynamic["+:" + pattern] = {{"bits", args.bits}, {"group_size", group_size_of(args)}, {"sym", args.symmetric}};
+      dynamic["+:" + pattern] = {
+          {"bits", args.bits}, {"group_size", group_size_of(args)}, {"sym", args.symmetric}};
     }
   }
   return dynamic;
@@ -108,7 +111,8 @@ std::vector<std::string> quantized_suffixes(const OutputModel& model) {
     }
   }
   const auto in_float = [&](const std::string& suffix) {
-    return std::any_of(floats.begin(), floats.end(), [&](const auto& name) { return name.find(suffix) != std::string::npos; });
+    return std::any_of(floats.begin(), floats.end(),
+                       [&](const auto& name) { return name.find(suffix) != std::string::npos; });
   };
   for (const auto& [name, scheme] : model.schemes) {
     const auto covers = [&name = name](const std::string& suffix) { return name.ends_with(suffix); };
@@ -134,8 +138,8 @@ Status wrong(const std::string& where, const std::string& what) {
 Status read_args(const Json& json, const std::string& where, QuantArgs& args) {
   args.bits = json.value("bits", args.bits);
   if (args.bits != 2 && args.bits != 3 && args.bits != 4 && args.bits != 8) {
-    return {Code::kUnsupported,
-            "quantization_config." + where + "bits: slim reads 2, 3, 4 and 8, found " + std::to_string(args.bits)};
+    return {Code::kUnsupported, "quantization_config." + where + "bits: slim reads 2, 3, 4 and 8, found " +
+                                    std::to_string(args.bits)};
   }
   args.symmetric = json.value("sym", args.symmetric);
   const int64_t size = json.value("group_size", group_size_of(args));
@@ -196,7 +200,8 @@ std::vector<std::string> patterns_in_float(const OutputModel& model) {
 
 std::optional<int> GptqConfig::version(std::string_view text) {
   const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || !json.contains("quant_method") || json["quant_method"] != "gptq") return std::nullopt;
+  if (!json.is_object() || !json.contains("quant_method") || json["quant_method"] != "gptq")
+    return std::nullopt;
   for (const char* key : {"checkpoint_format", "format"}) {
     const auto found = json.find(key);
     if (found == json.end() || !found->is_string()) continue;
@@ -237,7 +242,8 @@ Result<GptqConfig> GptqConfig::parse(std::string_view text) try {
 Result<QuantArgs> GptqConfig::find(const std::string& module) const {
   for (const Rule& rule : rules_) {
     if (!matches_start(rule.pattern, module)) continue;
-    if (!rule.args) return corrupt(module, "has quantized tensors, but quantization_config.dynamic leaves it in float");
+    if (!rule.args)
+      return corrupt(module, "has quantized tensors, but quantization_config.dynamic leaves it in float");
     return *rule.args;
   }
   return base_;

@@ -138,16 +138,22 @@ TEST_CASE(
   for (const std::string& name : floats) CHECK(!config->find(name).ok());
 }
 
-TEST_CASE("gptq layout/ where layers are left in float, the ends of names of all others tell transformers which to replace") {
+TEST_CASE(
+    "gptq layout/ where layers are left in float, the ends of names of all others tell transformers which to "
+    "replace") {
   const GptqFormat format(1);
   const Scheme scheme = weight_only(4, 32, true);
-  const auto listed = [&](const std::map<std::string, Scheme>& schemes, const std::vector<std::string>& floats) {
-    return nlohmann::json::parse(config_of(format, schemes, floats)).value("modules_in_block_to_quantize", nlohmann::json());
+  const auto listed = [&](const std::map<std::string, Scheme>& schemes,
+                          const std::vector<std::string>& floats) {
+    return nlohmann::json::parse(config_of(format, schemes, floats))
+        .value("modules_in_block_to_quantize", nlohmann::json());
   };
   CHECK(listed({{"model.layers.0.mlp.up_proj", scheme}}, {}).is_null());
-  const std::string a = "model.layers.1.mlp.up_proj", b = "model.layers.11.mlp.up_proj", c = "model.layers.1.self_attn.o_proj";
+  const std::string a = "model.layers.1.mlp.up_proj", b = "model.layers.11.mlp.up_proj",
+                    c = "model.layers.1.self_attn.o_proj";
   CHECK((listed({{a, scheme}, {b, scheme}}, {c}) == nlohmann::json::parse(R"([["mlp.up_proj"]])")));
-  CHECK((listed({{a, scheme}, {c, scheme}}, {b}) == nlohmann::json::parse(R"([["layers.1.mlp.up_proj", "self_attn.o_proj"]])")));
+  CHECK((listed({{a, scheme}, {c, scheme}}, {b}) ==
+         nlohmann::json::parse(R"([["layers.1.mlp.up_proj", "self_attn.o_proj"]])")));
   CHECK((listed({{b, scheme}}, {a}) == nlohmann::json::parse(R"([["11.mlp.up_proj"]])")));
 }
 

@@ -41,7 +41,8 @@ Solved solve(const Layer& layer, const Scheme& scheme, at::ScalarType scale_dtyp
   const auto params = quant::choose_params(w, *scheme.weight, scale_dtype);
   REQUIRE(params.ok());
   Solved solved;
-  solved.weight = Quantized{*scheme.weight, quant::encode(w, *params, *scheme.weight), params->scale, params->zero, {}};
+  solved.weight =
+      Quantized{*scheme.weight, quant::encode(w, *params, *scheme.weight), params->scale, params->zero, {}};
   if (!layer.bias.empty()) solved.bias = at::randn({layer.out}) * 10;
   if (scheme.input && !scheme.input->dynamic) {
     solved.input_scale = at::full({1}, 0.0173, scale_dtype);
@@ -127,12 +128,15 @@ TEST_CASE("ascend/ static layers hold deq_scale and quant_bias of the formulas")
       const float product = solved.input_scale.item<float>() * quantized.scale[row][0].item<float>();
       int32_t bits = 0;
       std::memcpy(&bits, &product, sizeof bits);
-      if (dtype == at::kHalf) CHECK(deq[row].item<int64_t>() == bits);
-      else CHECK(deq[row].item<float>() == product);
+      if (dtype == at::kHalf)
+        CHECK(deq[row].item<int64_t>() == bits);
+      else
+        CHECK(deq[row].item<float>() == product);
       int64_t sum = 0;
       for (int64_t column = 0; column < one.in; ++column) sum += quantized.codes[row][column].item<int64_t>();
-      const double value = static_cast<double>(solved.bias[row].item<float>()) / static_cast<double>(product) +
-                           53.0 * static_cast<double>(sum);
+      const double value =
+          static_cast<double>(solved.bias[row].item<float>()) / static_cast<double>(product) +
+          53.0 * static_cast<double>(sum);
       CHECK(written.reader.values.at(one.name + ".quant_bias")[row].item<double>() == std::nearbyint(value));
     }
     CHECK_FALSE(written.reader.specs.contains(one.name + ".weight_scale"));

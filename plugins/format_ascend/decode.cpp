@@ -123,8 +123,8 @@ Result<at::Tensor> read_offset(const TensorReader& reader, const std::string& na
 
 /// The weights' scales that an engine computes with: deq_scale / input_scale. Where weight_scale agrees it is the same
 /// without the rounding of a division.
-Result<at::Tensor> effective_scale(const StoredLayer& layer, const TensorReader& reader, const at::Tensor& deq_scale,
-                                   const at::Tensor& input_scale) {
+Result<at::Tensor> effective_scale(const StoredLayer& layer, const TensorReader& reader,
+                                   const at::Tensor& deq_scale, const at::Tensor& input_scale) {
   const std::string name = layer.name + ".weight_scale";
   if (reader.tensors().contains(name)) {
     SLIM_ASSIGN(const at::Tensor scale, read_scale(reader, name));

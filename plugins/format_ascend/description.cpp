@@ -64,7 +64,8 @@ Result<Description> Description::parse(std::string_view text) {
   Description description;
   for (const auto& [name, value] : json.items()) {
     if (name.find('.') == std::string::npos) continue;
-    if (!value.is_string()) return corrupt("'" + name + "' is " + value.type_name() + ", expected the name of a type");
+    if (!value.is_string())
+      return corrupt("'" + name + "' is " + value.type_name() + ", expected the name of a type");
     description.types_[name] = value.get<std::string>();
   }
   return description;

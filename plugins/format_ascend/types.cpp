@@ -26,7 +26,8 @@ Result<Type> weight_only_type(const Scheme& scheme) {
                                    "; compressed-tensors and gptq hold others");
   }
   if (weight.granularity == Granularity::kGroup) return Type::kW4A16;
-  return unsupported(scheme, "4-bit weights need groups here; set group_size, or use compressed-tensors, awq or gptq");
+  return unsupported(
+      scheme, "4-bit weights need groups here; set group_size, or use compressed-tensors, awq or gptq");
 }
 
 }  // namespace
@@ -44,7 +45,8 @@ Result<Type> type_of(const Scheme& scheme) {
   if (!scheme.weight || scheme.sparsity)
     return unsupported(scheme, "it prunes, or leaves weights in float; compressed-tensors holds it");
   const QuantArgs& weight = *scheme.weight;
-  if (weight.type == NumberType::kFloat) return unsupported(scheme, "codes are integers; compressed-tensors holds FP8");
+  if (weight.type == NumberType::kFloat)
+    return unsupported(scheme, "codes are integers; compressed-tensors holds FP8");
   if (!scheme.input) return weight_only_type(scheme);
   const QuantArgs& input = *scheme.input;
   if (weight.bits != 8 || input.bits != 8 || input.type == NumberType::kFloat || !weight.symmetric) {
@@ -53,19 +55,22 @@ Result<Type> type_of(const Scheme& scheme) {
                        "compressed-tensors holds others");
   }
   const bool low_bit = scheme.name == "w8a8s";
-  if (weight.granularity != Granularity::kChannel && !(low_bit && weight.granularity == Granularity::kTensor)) {
+  if (weight.granularity != Granularity::kChannel &&
+      !(low_bit && weight.granularity == Granularity::kTensor)) {
     return unsupported(scheme, "8-bit weights have one scale a row; compressed-tensors holds others");
   }
   if (input.dynamic && input.granularity == Granularity::kToken && input.symmetric && !low_bit)
     return Type::kW8A8Dynamic;
-  if (!input.dynamic && input.granularity == Granularity::kTensor) return low_bit ? Type::kW8A8S : Type::kW8A8;
-  return unsupported(
-      scheme, "activations are static per tensor, or dynamic per token and symmetric; compressed-tensors holds others");
+  if (!input.dynamic && input.granularity == Granularity::kTensor)
+    return low_bit ? Type::kW8A8S : Type::kW8A8;
+  return unsupported(scheme,
+                     "activations are static per tensor, or dynamic per token and symmetric; "
+                     "compressed-tensors holds others");
 }
 
 c10::ScalarType scale_dtype(Type type, c10::ScalarType model_dtype) {
-  const bool wide =
-      type == Type::kW8A8S || type == Type::kW4A16 || (type == Type::kW8A8 && model_dtype == c10::ScalarType::Half);
+  const bool wide = type == Type::kW8A8S || type == Type::kW4A16 ||
+                    (type == Type::kW8A8 && model_dtype == c10::ScalarType::Half);
   return wide ? c10::ScalarType::Float : model_dtype;
 }
 

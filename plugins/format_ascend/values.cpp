@@ -6,18 +6,20 @@
 
 namespace slim::ascend {
 
-Result<at::Tensor> quant_bias(const at::Tensor& codes, const at::Tensor& deq_scale, const at::Tensor& input_offset,
-                              const at::Tensor& bias) {
-  at::Tensor value = codes.sum(1, /*keepdim=*/false, at::kLong).to(at::kDouble) * -input_offset.to(at::kDouble);
+Result<at::Tensor> quant_bias(const at::Tensor& codes, const at::Tensor& deq_scale,
+                              const at::Tensor& input_offset, const at::Tensor& bias) {
+  at::Tensor value =
+      codes.sum(1, /*keepdim=*/false, at::kLong).to(at::kDouble) * -input_offset.to(at::kDouble);
   if (bias.defined()) value = bias.to(at::kDouble).div(deq_scale.to(at::kDouble)).add_(value);
   value.round_();
   const at::Tensor large = (value.abs() > std::numeric_limits<int32_t>::max()).nonzero();
   if (large.numel() > 0) {
     const auto row = large[0][0].item<int64_t>();
-    return Status(Code::kNumeric,
-                  "row " + std::to_string(row) + ": quant_bias " + std::to_string(value[row].item<double>()) +
-                      " does not fit 32 bits; the row's weights are tiny beside its bias: leave the layer in float "
-                      "with ignore_layers");
+    return Status(
+        Code::kNumeric,
+        "row " + std::to_string(row) + ": quant_bias " + std::to_string(value[row].item<double>()) +
+            " does not fit 32 bits; the row's weights are tiny beside its bias: leave the layer in float "
+            "with ignore_layers");
   }
   return value.to(at::kInt);
 }
@@ -39,7 +41,8 @@ at::Tensor pack_row_pairs(const at::Tensor& codes) {
 }
 
 at::Tensor unpack_row_pairs(const at::Tensor& packed) {
-  const at::Tensor low = packed.bitwise_left_shift(4).bitwise_right_shift(4), high = packed.bitwise_right_shift(4);
+  const at::Tensor low = packed.bitwise_left_shift(4).bitwise_right_shift(4),
+                   high = packed.bitwise_right_shift(4);
   return at::stack({low, high}, 1).reshape({packed.size(0) * 2, packed.size(1)});
 }
 

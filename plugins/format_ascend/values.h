@@ -10,8 +10,8 @@ namespace slim::ascend {
 
 /// int32 [out] = round(bias / deq_scale - input_offset * sum of the row's codes), computed in fp64, ties to even; bias
 /// undefined: 0. kNumeric if it does not fit: the bias is too large for a row of tiny weights.
-Result<at::Tensor> quant_bias(const at::Tensor& codes, const at::Tensor& deq_scale, const at::Tensor& input_offset,
-                              const at::Tensor& bias);
+Result<at::Tensor> quant_bias(const at::Tensor& codes, const at::Tensor& deq_scale,
+                              const at::Tensor& input_offset, const at::Tensor& bias);
 
 /// int64 whose low 32 bits are the float32's, and back. kCorrupt for numbers that are no bits of a positive float.
 at::Tensor float_bits(const at::Tensor& values);

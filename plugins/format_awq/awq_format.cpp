@@ -29,8 +29,10 @@ constexpr std::array<std::string_view, 3> kSuffixes = {".qweight", ".qzeros", ".
 class AwqFormat final : public Format {
  public:
   c10::ScalarType scale_dtype(const Scheme&, c10::ScalarType) const override { return c10::ScalarType::Half; }
-  Result<std::vector<TensorSpec>> layout(const Layer&, const Scheme&, c10::ScalarType model_dtype) const override;
-  Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&, c10::ScalarType model_dtype) const override;
+  Result<std::vector<TensorSpec>> layout(const Layer&, const Scheme&,
+                                         c10::ScalarType model_dtype) const override;
+  Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&,
+                           c10::ScalarType model_dtype) const override;
   Result<std::string> quantization_config(const OutputModel&) const override;
   bool recognises(std::string_view quantization_config, const std::vector<std::string>& files) const override;
   Result<std::vector<StoredLayer>> stored_layers(const TensorReader&,
@@ -44,7 +46,8 @@ Status unsupported(const std::string& where, const std::string& why) {
 
 Status check_scheme(const Layer& layer, const Scheme& scheme) {
   const std::string where = layer.name + ", scheme " + scheme.name;
-  if (!scheme.weight || scheme.weight->type != NumberType::kInt || scheme.weight->bits != kBits || scheme.input) {
+  if (!scheme.weight || scheme.weight->type != NumberType::kInt || scheme.weight->bits != kBits ||
+      scheme.input) {
     return unsupported(where, "holds 4-bit integer weights with float activations only");
   }
   const QuantArgs& args = *scheme.weight;
@@ -53,13 +56,14 @@ Status check_scheme(const Layer& layer, const Scheme& scheme) {
   }
   if (layer.role == Role::kHead) return unsupported(where, "leaves the output head in float; ignore it");
   if (layer.out % kPerWord != 0) {
-    return unsupported(where,
-                       "packs eight output channels in a word, which do not divide " + std::to_string(layer.out));
+    return unsupported(
+        where, "packs eight output channels in a word, which do not divide " + std::to_string(layer.out));
   }
   return check_groups(layer, args);
 }
 
-std::vector<TensorSpec> specs_of(const std::string& name, int64_t out, int64_t in, const QuantArgs& args, Dtype scale) {
+std::vector<TensorSpec> specs_of(const std::string& name, int64_t out, int64_t in, const QuantArgs& args,
+                                 Dtype scale) {
   const int64_t groups = scale_shape(args, out, in)[1];
   return {{name + ".qweight", Dtype::kI32, {in, out / kPerWord}},
           {name + ".qzeros", Dtype::kI32, {groups, out / kPerWord}},
@@ -71,13 +75,15 @@ at::Tensor unpack(const at::Tensor& words, int64_t out) {
   std::array<int64_t, kPerWord> position{};
   for (int64_t k = 0; k < kPerWord; ++k) position[kOrder[k]] = k;
   const at::Tensor index = at::tensor(at::ArrayRef<int64_t>(position.data(), position.size()), at::kLong);
-  const at::Tensor codes = unpack_rows(words, kBits, out).view({words.size(0), -1, kPerWord}).index_select(2, index);
+  const at::Tensor codes =
+      unpack_rows(words, kBits, out).view({words.size(0), -1, kPerWord}).index_select(2, index);
   return codes.view({words.size(0), out}).t().contiguous();
 }
 
 // ---- writing --------------------------------------------------------------------------------------------------------
 
-Result<std::vector<TensorSpec>> AwqFormat::layout(const Layer& layer, const Scheme& scheme, c10::ScalarType) const {
+Result<std::vector<TensorSpec>> AwqFormat::layout(const Layer& layer, const Scheme& scheme,
+                                                  c10::ScalarType) const {
   SLIM_TRY(check_scheme(layer, scheme));
   return specs_of(layer.name, layer.out, layer.in, *scheme.weight, Dtype::kF16);
 }
@@ -88,7 +94,8 @@ Result<TensorMap> AwqFormat::encode(const Layer& layer, const Scheme& scheme, co
   SLIM_ASSIGN(const Quantized* quantized, check_result(layer, scheme, solved, at::kHalf));
   if (quant::has_scattered_groups(*quantized))
     return unsupported(layer.name, "has no index of groups; use static groups, or format gptq");
-  const at::Tensor zero = quantized->zero.defined() ? quantized->zero : at::zeros_like(quantized->scale, at::kChar);
+  const at::Tensor zero =
+      quantized->zero.defined() ? quantized->zero : at::zeros_like(quantized->scale, at::kChar);
   TensorMap tensors;
   tensors[layer.name + ".qweight"] = ops::pack_awq(quantized->codes.to(at::kChar)).cpu();
   tensors[layer.name + ".qzeros"] = ops::pack_awq(zero.to(at::kChar)).cpu();
@@ -115,7 +122,8 @@ Result<std::string> AwqFormat::quantization_config(const OutputModel& model) con
   json["zero_point"] = true;
   json["version"] = "gemm";
   json["modules_to_not_convert"] = ignore.empty() ? Json(nullptr) : Json(ignore);
-  for (const std::string& pattern : formats::patterns_in_float(model)) json["dynamic"]["-:" + pattern] = Json::object();  // GPTQModel
+  for (const std::string& pattern : formats::patterns_in_float(model))
+    json["dynamic"]["-:" + pattern] = Json::object();  // GPTQModel
   return json.dump();
 }
 
@@ -141,7 +149,8 @@ Result<QuantArgs> read_config(std::string_view text) try {
   if (!json.value("zero_point", true)) return refuse("zero_point", "weights with zero points only");
   const int64_t size = number("group_size", "q_group_size");
   if (size <= 0 && size != -1)
-    return corrupt("quantization_config.group_size", "expected a positive number or -1, found " + std::to_string(size));
+    return corrupt("quantization_config.group_size",
+                   "expected a positive number or -1, found " + std::to_string(size));
   QuantArgs args;
   args.bits = kBits;
   args.symmetric = false;
@@ -152,7 +161,8 @@ Result<QuantArgs> read_config(std::string_view text) try {
   return Status(Code::kCorrupt, std::string("quantization_config: ") + error.what());
 }
 
-Result<StoredLayer> stored_layer(const std::string& module, const QuantArgs& args, const TensorReader& reader) {
+Result<StoredLayer> stored_layer(const std::string& module, const QuantArgs& args,
+                                 const TensorReader& reader) {
   const auto& tensors = reader.tensors();
   SLIM_ASSIGN(const TensorSpec codes, find_tensor(module, module + ".qweight", tensors));
   if (codes.shape.size() != 2)

@@ -123,9 +123,11 @@ TEST_CASE(
   CHECK(contains(router, "mlp.gate"));
 }
 
-TEST_CASE("awq format/ layers in float that are like quantized ones are told under dynamic too, for GPTQModel") {
+TEST_CASE(
+    "awq format/ layers in float that are like quantized ones are told under dynamic too, for GPTQModel") {
   const auto dynamic = [](const std::vector<std::string>& floats) {
-    const std::string config = config_of(*make_format(), {{"model.layers.0.mlp.up_proj", weight_only(4, 32, false)}}, floats);
+    const std::string config =
+        config_of(*make_format(), {{"model.layers.0.mlp.up_proj", weight_only(4, 32, false)}}, floats);
     return nlohmann::json::parse(config).value("dynamic", nlohmann::json());
   };
   CHECK(dynamic({}).is_null());

@@ -29,8 +29,10 @@ class Gptq final : public Algorithm {
     return desc_act_ && !static_groups_ && args.granularity == Granularity::kGroup;
   }
   quant::RangeOptions range_options(const at::Tensor& mean_square) const;
-  Result<Quantized> rounded_in_order(LayerContext&, const at::Tensor& order, const at::Tensor& mean_square) const;
-  Result<quant::Params> group_params(const quant::SweepGroup&, const QuantArgs&, at::ScalarType, const at::Tensor& mean_square) const;
+  Result<Quantized> rounded_in_order(LayerContext&, const at::Tensor& order,
+                                     const at::Tensor& mean_square) const;
+  Result<quant::Params> group_params(const quant::SweepGroup&, const QuantArgs&, at::ScalarType,
+                                     const at::Tensor& mean_square) const;
   Result<quant::Swept> swept(LayerContext&, const quant::InputFactor&, const Quantized& rounded,
                              const at::Tensor& mean_square) const;
 
@@ -54,16 +56,20 @@ Status Gptq::setup(const Options& options) {
 }
 
 Status Gptq::accepts(const Scheme& scheme) const {
-  if (scheme.sparsity) return {Code::kUnsupported, "gptq does not prune; scheme " + scheme.name + " needs the sparse plugin"};
-  if (!scheme.weight) return {Code::kUnsupported, "gptq rounds weights; scheme " + scheme.name + " leaves them in float"};
+  if (scheme.sparsity)
+    return {Code::kUnsupported, "gptq does not prune; scheme " + scheme.name + " needs the sparse plugin"};
+  if (!scheme.weight)
+    return {Code::kUnsupported, "gptq rounds weights; scheme " + scheme.name + " leaves them in float"};
   const QuantArgs& args = *scheme.weight;
   const bool by_row = args.granularity == Granularity::kGroup || args.granularity == Granularity::kChannel;
   if (args.type == NumberType::kInt && by_row && scheme.name != "w8a8s") return {};
-  return {Code::kUnsupported, "gptq rounds to integers with scales per group or channel, which is not what scheme " + scheme.name +
-                                  " asks for; use w2a16, w3a16, w4a16, w8a16 (also _asym), w8a8 or w8a8_static"};
+  return {Code::kUnsupported,
+          "gptq rounds to integers with scales per group or channel, which is not what scheme " +
+              scheme.name + " asks for; use w2a16, w3a16, w4a16, w8a16 (also _asym), w8a8 or w8a8_static"};
 }
 
-void Gptq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes, Observations& observations) const {
+void Gptq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schemes,
+                   Observations& observations) const {
   for (const Layer& layer : plan.layers) {
     const Scheme* scheme = schemes[static_cast<size_t>(layer.id)];
     if (!scheme || !scheme->weight) continue;
@@ -76,7 +82,8 @@ void Gptq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& sche
 quant::SweepOrder Gptq::order(const QuantArgs& args) const {
   if (desc_act_) return quant::SweepOrder::kSalience;
   if (!group_aware_) return quant::SweepOrder::kStored;
-  return args.granularity == Granularity::kGroup ? quant::SweepOrder::kGroupAware : quant::SweepOrder::kSalience;
+  return args.granularity == Granularity::kGroup ? quant::SweepOrder::kGroupAware
+                                                 : quant::SweepOrder::kSalience;
 }
 
 quant::RangeOptions Gptq::range_options(const at::Tensor& mean_square) const {
@@ -88,29 +95,33 @@ quant::RangeOptions Gptq::range_options(const at::Tensor& mean_square) const {
 }
 
 /// Rounding with groups of channels that follow each other in `order` instead of the stored order.
-Result<Quantized> Gptq::rounded_in_order(LayerContext& context, const at::Tensor& order, const at::Tensor& mean_square) const {
+Result<Quantized> Gptq::rounded_in_order(LayerContext& context, const at::Tensor& order,
+                                         const at::Tensor& mean_square) const {
   const QuantArgs& args = *context.scheme().weight;
   const at::Tensor weight = context.weight().index_select(1, order);
   const at::Tensor back = at::argsort(order);
   SLIM_ASSIGN(const quant::Params params,
-              quant::choose_params(weight, args, context.scale_dtype(), range_options(mean_square.index_select(0, order))));
+              quant::choose_params(weight, args, context.scale_dtype(),
+                                   range_options(mean_square.index_select(0, order))));
   const at::Tensor codes = quant::encode(weight, params, args).index_select(1, back);
   return Quantized{args, codes, params.scale, params.zero, back.floor_divide(args.group_size).to(at::kInt)};
 }
 
-Result<quant::Params> Gptq::group_params(const quant::SweepGroup& group, const QuantArgs& args, at::ScalarType scale_dtype,
-                                         const at::Tensor& mean_square) const {
+Result<quant::Params> Gptq::group_params(const quant::SweepGroup& group, const QuantArgs& args,
+                                         at::ScalarType scale_dtype, const at::Tensor& mean_square) const {
   constexpr int64_t kLargestGroup = 256;  // the cost of a candidate grows with the square of the group
-  if (range_ == Range::kSweep && group.weight.size(1) <= kLargestGroup) return search_range(group, args, scale_dtype);
+  if (range_ == Range::kSweep && group.weight.size(1) <= kLargestGroup)
+    return search_range(group, args, scale_dtype);
   QuantArgs whole = args;
   whole.granularity = Granularity::kChannel;
-  const at::Tensor importance = group.channels.defined() ? mean_square.index_select(0, group.channels)
-                                                         : mean_square.narrow(0, group.begin, group.weight.size(1));
+  const at::Tensor importance = group.channels.defined()
+                                    ? mean_square.index_select(0, group.channels)
+                                    : mean_square.narrow(0, group.begin, group.weight.size(1));
   return quant::choose_params(group.weight, whole, scale_dtype, range_options(importance));
 }
 
-Result<quant::Swept> Gptq::swept(LayerContext& context, const quant::InputFactor& factor, const Quantized& rounded,
-                                 const at::Tensor& mean_square) const {
+Result<quant::Swept> Gptq::swept(LayerContext& context, const quant::InputFactor& factor,
+                                 const Quantized& rounded, const at::Tensor& mean_square) const {
   const QuantArgs& args = *context.scheme().weight;
   quant::SweepRequest request;
   request.weight = context.weight();
@@ -133,12 +144,15 @@ Result<quant::Swept> Gptq::swept(LayerContext& context, const quant::InputFactor
 }
 
 Quantized rows_of(const Quantized& whole, int64_t begin, int64_t count) {
-  const auto rows = [&](const at::Tensor& tensor) { return tensor.defined() ? tensor.narrow(0, begin, count) : tensor; };
+  const auto rows = [&](const at::Tensor& tensor) {
+    return tensor.defined() ? tensor.narrow(0, begin, count) : tensor;
+  };
   return {whole.args, rows(whole.codes), rows(whole.scale), rows(whole.zero), whole.group_index};
 }
 
 /// Row by row the codes and scales of least loss; in slices of rows, so that what is compared stays small beside the weight.
-void keep_better_rows(LayerContext& context, const Gram& gram, const quant::Swept& swept, Quantized& rounded) {
+void keep_better_rows(LayerContext& context, const Gram& gram, const quant::Swept& swept,
+                      Quantized& rounded) {
   constexpr int64_t kSliceElements = int64_t{16} << 20;
   const at::Tensor weight = context.weight();
   const int64_t rows = weight.size(0), slice = std::clamp<int64_t>(kSliceElements / weight.size(1), 1, rows);
@@ -163,7 +177,8 @@ void keep_better_rows(LayerContext& context, const Gram& gram, const quant::Swep
   }
   const std::string& name = context.layer().name;
   if (worse > 0) {
-    context.notes().note("rows that gptq does not improve are rounded", name, std::to_string(worse) + " of " + std::to_string(rows));
+    context.notes().note("rows that gptq does not improve are rounded", name,
+                         std::to_string(worse) + " of " + std::to_string(rows));
   }
   context.notes().metric(name, "loss", loss / static_cast<double>(rows));
   context.notes().metric(name, "loss of rounding", loss_of_rounding / static_cast<double>(rows));
@@ -174,8 +189,10 @@ Result<Solved> Gptq::solve(LayerContext& context) {
   const auto* gram = context.statistic<Gram>();
   const bool seen = gram && gram->tokens > 0;
   const at::Tensor mean_square = seen ? at::Tensor(gram->sum().diagonal() / gram->tokens) : at::Tensor();
-  SLIM_ASSIGN(Solved solved, quant::round_to_nearest(context, seen ? range_options(mean_square) : quant::RangeOptions{}));
-  SLIM_ASSIGN(const auto factor, quant::input_factor(context, "rounding instead of gptq", damp_, order(args), args.group_size));
+  SLIM_ASSIGN(Solved solved,
+              quant::round_to_nearest(context, seen ? range_options(mean_square) : quant::RangeOptions{}));
+  SLIM_ASSIGN(const auto factor,
+              quant::input_factor(context, "rounding instead of gptq", damp_, order(args), args.group_size));
   if (!factor) return solved;
   auto& rounded = std::get<Quantized>(solved.weight);
   if (scatters_groups(args)) {

@@ -13,7 +13,8 @@ namespace {
 /// The layer with its weight already pruned, and a scheme that only quantizes.
 class PrunedLayer final : public LayerContext {
  public:
-  PrunedLayer(LayerContext& layer, at::Tensor weight) : layer_(layer), scheme_(layer.scheme()), weight_(std::move(weight)) {
+  PrunedLayer(LayerContext& layer, at::Tensor weight)
+      : layer_(layer), scheme_(layer.scheme()), weight_(std::move(weight)) {
     scheme_.sparsity.reset();
   }
   const Layer& layer() const override { return layer_.layer(); }
@@ -36,17 +37,20 @@ class PrunedLayer final : public LayerContext {
 /// Integers whose scales are known before a column is reached: the sweep can round what it keeps.
 bool rounds_in_the_sweep(const Scheme& scheme) {
   if (!scheme.weight || scheme.weight->type != NumberType::kInt) return false;
-  return scheme.weight->granularity == Granularity::kGroup || scheme.weight->granularity == Granularity::kChannel;
+  return scheme.weight->granularity == Granularity::kGroup ||
+         scheme.weight->granularity == Granularity::kChannel;
 }
 
 Status check_finite(const at::Tensor& weight, const std::string& name) {
   if (at::isfinite(weight).all().item<bool>()) return {};
-  return {Code::kNumeric, name + ": the weight holds NaN or Inf; the checkpoint is damaged or a transform overflowed"};
+  return {Code::kNumeric,
+          name + ": the weight holds NaN or Inf; the checkpoint is damaged or a transform overflowed"};
 }
 
 /// E[x²] as the statistics that were collected have it; undefined if no token was seen.
 at::Tensor mean_square(LayerContext& context) {
-  if (const auto* gram = context.statistic<Gram>(); gram && gram->tokens > 0) return gram->sum().diagonal() / gram->tokens;
+  if (const auto* gram = context.statistic<Gram>(); gram && gram->tokens > 0)
+    return gram->sum().diagonal() / gram->tokens;
   const auto* moments = context.statistic<ChannelMoments>();
   return moments && moments->tokens > 0 ? moments->mean_square() : at::Tensor();
 }
@@ -59,7 +63,8 @@ at::Tensor pruned_by_score(const PruneOptions& options, LayerContext& context) {
     if (square.defined()) {
       importance = square.sqrt();
     } else {
-      context.notes().note("pruned by magnitude", context.layer().name, "no calibration token reached this layer");
+      context.notes().note("pruned by magnitude", context.layer().name,
+                           "no calibration token reached this layer");
     }
   }
   const Sparsity& sparsity = *context.scheme().sparsity;
@@ -67,8 +72,8 @@ at::Tensor pruned_by_score(const PruneOptions& options, LayerContext& context) {
 }
 
 /// Scales of a group, found on its compensated weights; those that will be dropped are small and hardly move them.
-Result<quant::Params> group_params(const quant::SweepGroup& group, const QuantArgs& args, at::ScalarType dtype,
-                                   const at::Tensor& importance) {
+Result<quant::Params> group_params(const quant::SweepGroup& group, const QuantArgs& args,
+                                   at::ScalarType dtype, const at::Tensor& importance) {
   QuantArgs whole = args;
   whole.granularity = Granularity::kChannel;
   quant::RangeOptions range;
@@ -95,7 +100,8 @@ Result<Solved> pruned_by_sweep(LayerContext& context, const quant::InputFactor& 
   auto& quantized = std::get<Quantized>(solved.weight);
   request.args = &args;
   request.params = {quantized.scale, quantized.zero};
-  const int64_t in = request.weight.size(1), group = args.granularity == Granularity::kGroup ? args.group_size : in;
+  const int64_t in = request.weight.size(1),
+                group = args.granularity == Granularity::kGroup ? args.group_size : in;
   request.group = at::arange(in, request.weight.options().dtype(at::kInt)).floor_divide(group);
   request.find_params = [&](const quant::SweepGroup& columns) {
     return group_params(columns, args, context.scale_dtype(), importance);
@@ -121,7 +127,9 @@ void record_loss(LayerContext& context, const Solved& solved) {
 PruneOptions PruneOptions::from(const Options& options) {
   PruneOptions result;
   const std::string& method = options.at("prune_method");
-  result.method = method == "wanda" ? Method::kWanda : method == "magnitude" ? Method::kMagnitude : Method::kSparseGpt;
+  result.method = method == "wanda"       ? Method::kWanda
+                  : method == "magnitude" ? Method::kMagnitude
+                                          : Method::kSparseGpt;
   const std::string& damp = options.at("damp_percent");
   std::from_chars(damp.data(), damp.data() + damp.size(), result.damp);  // the schema has checked it
   return result;
@@ -130,23 +138,26 @@ PruneOptions PruneOptions::from(const Options& options) {
 Status accepts_pruning(const Scheme& scheme) {
   const bool grouped = scheme.weight && scheme.weight->granularity == Granularity::kGroup;
   if (!grouped || scheme.weight->group_size % scheme.sparsity->of == 0) return {};
-  return {Code::kUnsupported, "scheme " + scheme.name + ": groups of " + std::to_string(scheme.weight->group_size) +
-                                  " would cut runs of " + std::to_string(scheme.sparsity->of) +
+  return {Code::kUnsupported, "scheme " + scheme.name + ": groups of " +
+                                  std::to_string(scheme.weight->group_size) + " would cut runs of " +
+                                  std::to_string(scheme.sparsity->of) +
                                   " inputs; use a group size that is a multiple of it, or -1"};
 }
 
 void observe_pruning(const PruneOptions& options, const Layer& layer, const Scheme& scheme, int64_t features,
                      Observations& observations) {
   const bool static_input = scheme.input && !scheme.input->dynamic;
-  if (options.method == PruneOptions::Method::kSparseGpt) quant::observe_factor(observations, layer.input, features);
-  if (options.method == PruneOptions::Method::kWanda || static_input) observations.want<ChannelMoments>(layer.input, features);
+  if (options.method == PruneOptions::Method::kSparseGpt)
+    quant::observe_factor(observations, layer.input, features);
+  if (options.method == PruneOptions::Method::kWanda || static_input)
+    observations.want<ChannelMoments>(layer.input, features);
 }
 
 Result<Solved> solve_pruning(const PruneOptions& options, LayerContext& context) {
   SLIM_TRY(check_finite(context.weight(), context.layer().name));
   if (options.method == PruneOptions::Method::kSparseGpt) {
-    SLIM_ASSIGN(const auto factor,
-                quant::input_factor(context, "pruned by magnitude", options.damp, quant::SweepOrder::kStored));
+    SLIM_ASSIGN(const auto factor, quant::input_factor(context, "pruned by magnitude", options.damp,
+                                                       quant::SweepOrder::kStored));
     if (factor) {
       SLIM_ASSIGN(Solved solved, pruned_by_sweep(context, *factor));
       record_loss(context, solved);

@@ -8,8 +8,8 @@ namespace slim::sparse {
 struct PruneOptions {
   enum class Method : uint8_t {
     kSparseGpt,  ///< drops the weights whose loss the others can best make good, and lets them (Frantar, Alistarh 2023)
-    kWanda,      ///< drops the least |w| sqrt(E[x²]) (Sun et al. 2023)
-    kMagnitude   ///< drops the least |w|: needs no calibration
+    kWanda,     ///< drops the least |w| sqrt(E[x²]) (Sun et al. 2023)
+    kMagnitude  ///< drops the least |w|: needs no calibration
   };
   Method method = Method::kSparseGpt;
   double damp = 0.01;  ///< added to the diagonal of the Gram matrix, as a share of its mean

@@ -57,11 +57,16 @@ void watch() {
 
 const char* name_of(int signal) {
   switch (signal) {
-    case SIGSEGV: return "SIGSEGV";
-    case SIGBUS: return "SIGBUS";
-    case SIGFPE: return "SIGFPE";
-    case SIGILL: return "SIGILL";
-    default: return "SIGABRT";
+    case SIGSEGV:
+      return "SIGSEGV";
+    case SIGBUS:
+      return "SIGBUS";
+    case SIGFPE:
+      return "SIGFPE";
+    case SIGILL:
+      return "SIGILL";
+    default:
+      return "SIGABRT";
   }
 }
 
@@ -118,13 +123,15 @@ void catch_interrupts() {
   handle(SIGINT, on_signal, SA_RESTART);
   handle(SIGTERM, on_signal, SA_RESTART);
   use_other_stack();
-  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) handle(signal, on_crash, SA_ONSTACK | SA_NODEFER);
+  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT})
+    handle(signal, on_crash, SA_ONSTACK | SA_NODEFER);
   signal(SIGXFSZ, SIG_IGN);  // a file over the limit is an error of write(), like a full disk
 }
 
 void run_has_ended() {
   int found = kRunning;
-  if (!stage.compare_exchange_strong(found, kEnded) && found == kEnding) pause();  // the other thread ends the process
+  if (!stage.compare_exchange_strong(found, kEnded) && found == kEnding)
+    pause();  // the other thread ends the process
 }
 
 bool interrupted() { return signals_seen != 0; }

@@ -7,8 +7,8 @@
 #include "plugin/options_schema.h"
 #include "plugin/registry.h"
 #include "plugin/scan.h"
-#include "slim/ops.hpp"
 #include "plugins.h"
+#include "slim/ops.hpp"
 #include "util/nearest.h"
 
 namespace slim::cli {
@@ -73,12 +73,19 @@ int list(const PluginRegistry& registry, bool json) {
 }
 
 std::string describe(const PluginInfo& info) {
-  const std::pair<const char*, std::string> facts[] = {
-      {"summary", info.summary}, {"serves", info.serves},         {"version", info.version},
-      {"vendor", info.vendor},   {"license", info.license},       {"API", info.api},
-      {"LibTorch", info.torch},  {"compiler", info.compiler},     {"build tag", info.build_tag},
-      {"interface", info.interface},
-      {"file", info.path},       {"hidden by", info.shadowed_by}, {"problem", info.compatible.message()}};
+  const std::pair<const char*, std::string> facts[] = {{"summary", info.summary},
+                                                       {"serves", info.serves},
+                                                       {"version", info.version},
+                                                       {"vendor", info.vendor},
+                                                       {"license", info.license},
+                                                       {"API", info.api},
+                                                       {"LibTorch", info.torch},
+                                                       {"compiler", info.compiler},
+                                                       {"build tag", info.build_tag},
+                                                       {"interface", info.interface},
+                                                       {"file", info.path},
+                                                       {"hidden by", info.shadowed_by},
+                                                       {"problem", info.compatible.message()}};
   std::string text = kind_name(info.kind) + " " + info.id + "\n";
   for (const auto& [name, value] : facts) {
     if (!value.empty()) text += "  " + padded(name, 11) + value + "\n";
@@ -125,7 +132,7 @@ Result<std::vector<PluginInfo>> find(const PluginRegistry& registry, const std::
   }
   if (!found.empty()) return found;
   return Status(Code::kInvalidArgument, "no plugin '" + name + "'" + did_you_mean(name, ids) +
-                                     " (searched: " + join(registry.search_path(), ":") + ")");
+                                            " (searched: " + join(registry.search_path(), ":") + ")");
 }
 
 Result<std::vector<OptionInfo>> options_of(PluginRegistry& registry, const PluginInfo& info) {
@@ -172,14 +179,16 @@ int info(PluginRegistry& registry, const std::string& name, bool json) {
 int run_list(const Arguments& arguments) {
   const auto dirs = plugin_dirs(arguments);
   if (!dirs.ok()) return fail(dirs.status());
-  if (arguments.positional().size() > 1) return fail(Status(Code::kInvalidArgument, "unexpected argument '" + arguments.positional()[1] + "'"));
+  if (arguments.positional().size() > 1)
+    return fail(Status(Code::kInvalidArgument, "unexpected argument '" + arguments.positional()[1] + "'"));
   return list(PluginRegistry(*dirs), arguments.has("json"));
 }
 
 int run_info(const Arguments& arguments) {
   const auto dirs = plugin_dirs(arguments);
   if (!dirs.ok()) return fail(dirs.status());
-  if (arguments.positional().size() != 2) return fail(Status(Code::kInvalidArgument, "expected `slim plugins info NAME`"));
+  if (arguments.positional().size() != 2)
+    return fail(Status(Code::kInvalidArgument, "expected `slim plugins info NAME`"));
   PluginRegistry registry(*dirs);
   return info(registry, arguments.positional()[1], arguments.has("json"));
 }
@@ -208,12 +217,14 @@ int run_plugins(const Arguments& arguments) {
     names.push_back(candidate.name);
   }
   if (!action) {
-    return fail(Status(Code::kInvalidArgument, "expected `slim plugins " + join(names, " | ") + "`" + (name.empty() ? "" : did_you_mean(name, names))));
+    return fail(Status(Code::kInvalidArgument, "expected `slim plugins " + join(names, " | ") + "`" +
+                                                   (name.empty() ? "" : did_you_mean(name, names))));
   }
   for (const Action& other : actions()) {
     for (const Flag& flag : other.flags) {
       if (&other != action && arguments.has(flag.name)) {
-        return fail(Status(Code::kInvalidArgument, "--" + flag.name + " belongs to `slim plugins " + other.name + "`"));
+        return fail(Status(Code::kInvalidArgument,
+                           "--" + flag.name + " belongs to `slim plugins " + other.name + "`"));
       }
     }
   }
@@ -226,8 +237,8 @@ Command plugins_command() {
   std::vector<Flag> flags;
   for (const Action& action : actions()) flags = flags + action.flags;
   return {"plugins", "plugins list | info NAME | new KIND NAME | validate FILE",
-          "the plugins that are found; the options of one; a template for a new one; a plugin's tests", flags + common_flags(),
-          &run_plugins};
+          "the plugins that are found; the options of one; a template for a new one; a plugin's tests",
+          flags + common_flags(), &run_plugins};
 }
 
 }  // namespace slim::cli

@@ -37,7 +37,8 @@ struct Verdict {
 
 /// The last line that a checking process prints.
 std::string verdict_line(const std::string& verdict, const std::string& message) {
-  return Json{{"verdict", verdict}, {"message", message}}.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return Json{{"verdict", verdict}, {"message", message}}.dump(-1, ' ', false,
+                                                               Json::error_handler_t::replace);
 }
 
 std::string run_here(const Check& check, const Subject& subject) {
@@ -60,7 +61,8 @@ void read_output(int descriptor, Exit& exit) {
   const auto end = std::chrono::steady_clock::now() + kTimeLimit;
   char buffer[4096];
   for (;;) {
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now()).count();
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now()).count();
     pollfd poller{descriptor, POLLIN, 0};
     const int ready = left > 0 ? poll(&poller, 1, static_cast<int>(left)) : 0;
     if (ready < 0 && errno == EINTR && !interrupted()) continue;
@@ -71,7 +73,8 @@ void read_output(int descriptor, Exit& exit) {
     const ssize_t count = read(descriptor, buffer, sizeof buffer);
     if (count <= 0) return;
     exit.output.append(buffer, static_cast<size_t>(count));
-    if (exit.output.size() > kMostOutput) exit.output.erase(0, exit.output.size() - kMostOutput);  // the verdict stands at the end
+    if (exit.output.size() > kMostOutput)
+      exit.output.erase(0, exit.output.size() - kMostOutput);  // the verdict stands at the end
   }
 }
 
@@ -79,7 +82,8 @@ void read_output(int descriptor, Exit& exit) {
 /// times faster than starting the program again.
 Result<Exit> run_process(const Check& check, const Subject& subject) {
   int ends[2];
-  if (pipe2(ends, O_CLOEXEC) != 0) return Status(Code::kIo, std::string("no pipe can be made: ") + std::strerror(errno));
+  if (pipe2(ends, O_CLOEXEC) != 0)
+    return Status(Code::kIo, std::string("no pipe can be made: ") + std::strerror(errno));
   std::fflush(nullptr);  // or the copy prints it again
   const pid_t child = fork();
   if (child < 0) return Status(Code::kIo, std::string("no process can be started: ") + std::strerror(errno));
@@ -105,14 +109,17 @@ Result<Exit> run_process(const Check& check, const Subject& subject) {
 Verdict judge(const Check& check, const Exit& exit) {
   Verdict verdict{check.id, check.summary, "failed", ""};
   const size_t begin = exit.output.rfind("{\"verdict\"");
-  const Json line = begin == std::string::npos ? Json() : Json::parse(exit.output.substr(begin), nullptr, false);
+  const Json line =
+      begin == std::string::npos ? Json() : Json::parse(exit.output.substr(begin), nullptr, false);
   const std::string last_words = exit.output.substr(0, begin).substr(0, 300);
   if (exit.timed_out) {
     verdict.message = "it did not end within " + std::to_string(kTimeLimit.count()) + " seconds";
   } else if (WIFSIGNALED(exit.status)) {
-    verdict.message = std::string("it ended the process: ") + strsignal(WTERMSIG(exit.status)) + (last_words.empty() ? "" : ": " + last_words);
+    verdict.message = std::string("it ended the process: ") + strsignal(WTERMSIG(exit.status)) +
+                      (last_words.empty() ? "" : ": " + last_words);
   } else if (!line.is_object()) {
-    verdict.message = "it ended the process with exit code " + std::to_string(WEXITSTATUS(exit.status)) + (last_words.empty() ? "" : ": " + last_words);
+    verdict.message = "it ended the process with exit code " + std::to_string(WEXITSTATUS(exit.status)) +
+                      (last_words.empty() ? "" : ": " + last_words);
   } else {
     verdict.verdict = line.value("verdict", "failed");
     verdict.message = line.value("message", "");
@@ -128,7 +135,8 @@ Result<Verdict> run_apart(const Check& check, const Subject& subject) {
 // ---- the command ------------------------------------------------------------------------------------------------------
 
 /// --except ID=REASON: checks that do not count, and why.
-Result<std::map<std::string, std::string>> exceptions(const Arguments& arguments, const std::vector<Check>& checks) {
+Result<std::map<std::string, std::string>> exceptions(const Arguments& arguments,
+                                                      const std::vector<Check>& checks) {
   std::map<std::string, std::string> reasons;
   std::vector<std::string> ids;
   for (const Check& check : checks) ids.push_back(check.id);
@@ -139,7 +147,8 @@ Result<std::map<std::string, std::string>> exceptions(const Arguments& arguments
       return Status(Code::kInvalidArgument, "--except " + text + ": expected CHECK=REASON");
     }
     if (std::find(ids.begin(), ids.end(), id) == ids.end()) {
-      return Status(Code::kInvalidArgument, "--except " + text + ": no check '" + id + "'" + did_you_mean(id, ids));
+      return Status(Code::kInvalidArgument,
+                    "--except " + text + ": no check '" + id + "'" + did_you_mean(id, ids));
     }
     reasons[id] = text.substr(equals + 1);
   }
@@ -148,7 +157,8 @@ Result<std::map<std::string, std::string>> exceptions(const Arguments& arguments
 
 Result<Subject> subject_of(const Arguments& arguments) {
   const std::vector<std::string>& words = arguments.positional();
-  if (words.size() != 2) return Status(Code::kInvalidArgument, "expected `slim plugins validate FILE`, a plugin's shared library");
+  if (words.size() != 2)
+    return Status(Code::kInvalidArgument, "expected `slim plugins validate FILE`, a plugin's shared library");
   Subject subject;
   SLIM_ASSIGN(const int64_t seed, arguments.integer("seed", 0, 0));
   subject.seed = static_cast<uint64_t>(seed);
@@ -175,17 +185,25 @@ int summarize(const Subject& subject, const std::vector<Verdict>& verdicts, cons
     ++counts[verdict.verdict];
     if (only_failed && verdict.verdict != "failed") continue;
     text += text_of(verdict);
-    entries.push_back(Json{{"check", verdict.check}, {"summary", verdict.summary}, {"verdict", verdict.verdict}, {"message", verdict.message}});
+    entries.push_back(Json{{"check", verdict.check},
+                           {"summary", verdict.summary},
+                           {"verdict", verdict.verdict},
+                           {"message", verdict.message}});
   }
-  const Json json{{"file", subject.info.path}, {"kind", kind_name(subject.info.kind)}, {"id", subject.info.id}, {"seed", subject.seed},
-                  {"passed", counts["passed"]}, {"failed", counts["failed"]}, {"skipped", counts["skipped"]}, {"checks", entries}};
-  text += kind_name(subject.info.kind) + " " + subject.info.id + ": " + std::to_string(counts["passed"]) + " passed, " +
-          std::to_string(counts["failed"]) + " failed, " + std::to_string(counts["skipped"]) + " skipped (seed " + std::to_string(subject.seed) + ")\n";
-  const int printed = print(arguments.has("json") ? json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n" : text);
+  const Json json{{"file", subject.info.path},    {"kind", kind_name(subject.info.kind)},
+                  {"id", subject.info.id},        {"seed", subject.seed},
+                  {"passed", counts["passed"]},   {"failed", counts["failed"]},
+                  {"skipped", counts["skipped"]}, {"checks", entries}};
+  text += kind_name(subject.info.kind) + " " + subject.info.id + ": " + std::to_string(counts["passed"]) +
+          " passed, " + std::to_string(counts["failed"]) + " failed, " + std::to_string(counts["skipped"]) +
+          " skipped (seed " + std::to_string(subject.seed) + ")\n";
+  const int printed =
+      print(arguments.has("json") ? json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n" : text);
   return printed != kDone ? printed : counts["failed"] > 0 ? kNotVerified : kDone;
 }
 
-int run_all(const Subject& subject, const std::vector<Check>& checks, const std::map<std::string, std::string>& except, const Arguments& arguments) {
+int run_all(const Subject& subject, const std::vector<Check>& checks,
+            const std::map<std::string, std::string>& except, const Arguments& arguments) {
   std::vector<Verdict> verdicts;
   catch_interrupts();
   for (const Check& check : checks) {
@@ -231,7 +249,9 @@ int validate_plugin(const Arguments& arguments) {
     ids.push_back(check.id);
   }
   const std::string wanted = arguments.text("check");
-  return fail(Status(Code::kInvalidArgument, "--check " + wanted + ": no such check" + did_you_mean(wanted, ids) + " (there are: " + join(ids) + ")"));
+  return fail(Status(Code::kInvalidArgument, "--check " + wanted + ": no such check" +
+                                                 did_you_mean(wanted, ids) + " (there are: " + join(ids) +
+                                                 ")"));
 }
 
 }  // namespace slim::cli

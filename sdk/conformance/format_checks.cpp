@@ -194,7 +194,8 @@ Status check_round_trip(const Format& format, const Written& written) {
   }
   SLIM_ASSIGN(const Solved solved, format.decode(layer, reader));
   const at::Tensor before = dense(written.solved), after = dense(solved);
-  if (before.sizes() != after.sizes()) return failure("the weight came back with shape " + shape_string(after.sizes().vec()));
+  if (before.sizes() != after.sizes())
+    return failure("the weight came back with shape " + shape_string(after.sizes().vec()));
   // A format may store a product of scales in fp32 (Ascend's deq_scale of W8A8S): dividing it again may move the last bit.
   if (!same(after, before) && !at::allclose(after, before, 0x1p-22, 0)) {
     return failure("the weight that came back differs from what was written, by up to " +
@@ -299,7 +300,8 @@ Result<Outcome> damaged(const Subject& subject) { return for_each_scheme(subject
 
 std::vector<Check> format_checks() {
   return {{"format/layout", "encode() gives exactly the tensors that layout() announces", &layout},
-          {"format/round-trip", "what was written comes back bit for bit, or but for the last bit of an fp32 scale", &round_trip},
+          {"format/round-trip",
+           "what was written comes back bit for bit, or but for the last bit of an fp32 scale", &round_trip},
           {"format/recognises", "its own checkpoints are recognised, others are not", &recognises},
           {"format/threads", "encode() gives the same bits from several threads", &deterministic},
           {"format/damaged", "missing, cut and overwritten tensors are errors, or harmless", &damaged},

@@ -87,16 +87,17 @@ void add_rounding(uint64_t seed, std::vector<Case>& cases) {
                          const auto r = ops::round_units(weight.to(device), how, {}, at::kFloat);
                          return on_cpu({ops::decode(r.codes, {r.scale, r.zero}, how)});
                        }});
-      cases.push_back(
-          {"round_units_measured", variant, 0, [=](at::Device device) {
-             const auto r = ops::round_units_measured(weight.to(device), how, {}, at::kFloat).rounded;
-             return on_cpu({r.codes, r.scale, r.zero});
-           }});
-      cases.push_back(
-          {"round_units_measured", variant + ", the error", 1e-5, [=](at::Device device) {
-             const auto error = ops::round_units_measured(weight.to(device), how, {}, at::kFloat).error;
-             return std::vector<at::Tensor>{at::tensor({error.error}, at::kDouble), at::tensor({error.weight}, at::kDouble)};
-           }});
+      cases.push_back({"round_units_measured", variant, 0, [=](at::Device device) {
+                         const auto r =
+                             ops::round_units_measured(weight.to(device), how, {}, at::kFloat).rounded;
+                         return on_cpu({r.codes, r.scale, r.zero});
+                       }});
+      cases.push_back({"round_units_measured", variant + ", the error", 1e-5, [=](at::Device device) {
+                         const auto error =
+                             ops::round_units_measured(weight.to(device), how, {}, at::kFloat).error;
+                         return std::vector<at::Tensor>{at::tensor({error.error}, at::kDouble),
+                                                        at::tensor({error.weight}, at::kDouble)};
+                       }});
       cases.push_back(
           {"rounding_error", variant, 1e-5, [=](at::Device device) {
              const auto r = ops::round_units(weight.to(device), how, {}, at::kFloat);

@@ -78,8 +78,8 @@ Status list_files(const fs::path& folder, const std::string& prefix, int depth,
 
 bool is_side_file(const std::string& name) {
   static constexpr std::array<std::string_view, 16> kOthers = {
-      kWeights, ".index.json", kChecksumFile, ".bin", ".pt",  ".pth",  ".ckpt", ".pkl",      ".pickle",
-      ".h5",    ".msgpack",    ".npz", ".npy", ".gguf", ".onnx", ".onnx_data"};
+      kWeights,  ".index.json", kChecksumFile, ".bin", ".pt",  ".pth",  ".ckpt", ".pkl",
+      ".pickle", ".h5",         ".msgpack",    ".npz", ".npy", ".gguf", ".onnx", ".onnx_data"};
   return name != "config.json" && !ends_with_any(name, kOthers);
 }
 
@@ -155,7 +155,8 @@ Result<Layout> find_layout(const fs::path& folder, const std::vector<std::string
     const bool others = std::ranges::any_of(
         files, [](const std::string& file) { return !is_side_file(file) && file != "config.json"; });
     if (have(files, "slim_compress.json"))
-      return Status(Code::kNotFound, folder.string() + ": is compressed; unpack it with `slim compress --decompress`");
+      return Status(Code::kNotFound,
+                    folder.string() + ": is compressed; unpack it with `slim compress --decompress`");
     return Status(Code::kNotFound,
                   folder.string() + ": has no *.safetensors file" +
                       (others ? "; weights of another kind must be saved as safetensors first" : ""));
@@ -197,7 +198,8 @@ struct Checkpoint::State {
   Status open_shard(const std::string& name) {
     auto shard = Shard::open(fs::path(folder) / name);
     if (!shard.ok() && shard.status().code() == Code::kNotFound) {
-      return Status(Code::kNotFound, folder + ": " + name + " is missing, which the index names; download the checkpoint again");
+      return Status(Code::kNotFound, folder + ": " + name +
+                                         " is missing, which the index names; download the checkpoint again");
     }
     if (!shard.ok()) return shard.status();
     for (const auto& stored : (*shard)->tensors) {

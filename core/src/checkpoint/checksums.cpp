@@ -47,14 +47,16 @@ Json to_json(const std::map<std::string, uint64_t>& checksums) {
 Result<std::map<std::string, uint64_t>> from_json(const Json& json, const char* key) {
   std::map<std::string, uint64_t> checksums;
   const auto found = json.find(key);
-  if (found == json.end() || !found->is_object()) return Status(Code::kCorrupt, std::string("has no object '") + key + "'");
+  if (found == json.end() || !found->is_object())
+    return Status(Code::kCorrupt, std::string("has no object '") + key + "'");
   for (const auto& [name, value] : found->items()) {
     const std::string text = value.is_string() ? value.get<std::string>() : "";
     const char* const end = text.data() + text.size();
     uint64_t checksum = 0;
     const auto read = std::from_chars(text.data(), end, checksum, 16);
     if (text.size() != 16 || read.ec != std::errc{} || read.ptr != end) {
-      return Status(Code::kCorrupt, "'" + name + "' has the checksum " + value.dump() + ", expected 16 hexadecimal digits");
+      return Status(Code::kCorrupt,
+                    "'" + name + "' has the checksum " + value.dump() + ", expected 16 hexadecimal digits");
     }
     checksums.emplace(name, checksum);
   }
@@ -99,7 +101,11 @@ Result<uint64_t> file_checksum(const std::string& path) {
 }  // namespace
 
 std::string checksums_text(const Checksums& checksums) {
-  return Json{{"algorithm", kAlgorithm}, {"files", to_json(checksums.files)}, {"tensors", to_json(checksums.tensors)}}.dump(1) + "\n";
+  return Json{{"algorithm", kAlgorithm},
+              {"files", to_json(checksums.files)},
+              {"tensors", to_json(checksums.tensors)}}
+             .dump(1) +
+         "\n";
 }
 
 Result<std::optional<Checksums>> read_checksums(const std::string& folder) {
@@ -117,21 +123,26 @@ Result<std::vector<std::string>> check_files(const Checksums& checksums, const s
   for (const auto& [name, expected] : checksums.files) {
     const auto found = file_checksum((fs::path(folder) / name).string());
     if (!found.ok() && found.status().code() != Code::kNotFound) return found.status();
-    if (!found.ok()) problems.push_back(name + ": is missing");
-    else if (*found != expected) problems.push_back(name + ": its bytes are not those that were written");
+    if (!found.ok())
+      problems.push_back(name + ": is missing");
+    else if (*found != expected)
+      problems.push_back(name + ": its bytes are not those that were written");
   }
   return problems;
 }
 
 Result<uint64_t> tensor_checksum(const Checkpoint& checkpoint, const std::string& name) {
   const auto spec = checkpoint.tensors().find(name);
-  if (spec == checkpoint.tensors().end()) return Status(Code::kNotFound, checkpoint.folder() + ": has no tensor '" + name + "'");
-  return hash_pieces(byte_size(spec->second).value_or(0),
-                     [&](int64_t offset, std::span<std::byte> into) { return checkpoint.read_bytes(name, offset, into); });
+  if (spec == checkpoint.tensors().end())
+    return Status(Code::kNotFound, checkpoint.folder() + ": has no tensor '" + name + "'");
+  return hash_pieces(byte_size(spec->second).value_or(0), [&](int64_t offset, std::span<std::byte> into) {
+    return checkpoint.read_bytes(name, offset, into);
+  });
 }
 
 Result<uint64_t> hash_file(const File& file, int64_t offset, int64_t bytes) {
-  return hash_pieces(bytes, [&](int64_t done, std::span<std::byte> into) { return file.read_at(offset + done, into); });
+  return hash_pieces(
+      bytes, [&](int64_t done, std::span<std::byte> into) { return file.read_at(offset + done, into); });
 }
 
 }  // namespace slim

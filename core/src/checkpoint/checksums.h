@@ -14,7 +14,8 @@ namespace slim {
 inline constexpr const char* kChecksumFile = "slim_checksums.json";
 
 struct Checksums {
-  std::map<std::string, uint64_t> files;    ///< by name in the folder; of a *.safetensors file: its header alone
+  std::map<std::string, uint64_t>
+      files;  ///< by name in the folder; of a *.safetensors file: its header alone
   std::map<std::string, uint64_t> tensors;  ///< of the stored bytes, by name
 };
 

@@ -133,7 +133,8 @@ Result<std::vector<StoredTensor>> parse_header(const File& file) {
   SLIM_ASSIGN(const int64_t size, file.size());
   SLIM_ASSIGN(const std::string text, header_text(file, size));
   auto parsed = parse_strict_json(text);
-  if (!parsed.ok()) return Status(Code::kCorrupt, "header: " + parsed.status().message() + std::string(kAgain));
+  if (!parsed.ok())
+    return Status(Code::kCorrupt, "header: " + parsed.status().message() + std::string(kAgain));
   std::vector<StoredTensor> tensors;
   for (const auto& [name, entry] : parsed->items()) {
     if (name == "__metadata__") {
@@ -144,7 +145,8 @@ Result<std::vector<StoredTensor>> parse_header(const File& file) {
     }
     auto tensor = parse_tensor(name, entry);
     Status status = tensor.ok() ? check_name(name) : tensor.status();
-    if (!status.ok()) return Status(status.code(), status.message() + std::string(kAgain)).in("tensor " + quoted(name));
+    if (!status.ok())
+      return Status(status.code(), status.message() + std::string(kAgain)).in("tensor " + quoted(name));
     tensors.push_back(*std::move(tensor));
   }
   std::ranges::stable_sort(tensors, {},

@@ -125,7 +125,8 @@ Result<int64_t> available_bytes(const fs::path& folder) {
 class Reservation {
  public:
   /// `needed` and `available` are those of the whole output, for the message.
-  Reservation(fs::path folder, int64_t needed, int64_t available) : folder_(std::move(folder)), needed_(needed), available_(available) {}
+  Reservation(fs::path folder, int64_t needed, int64_t available)
+      : folder_(std::move(folder)), needed_(needed), available_(available) {}
   ~Reservation() {
     stop_ = true;
     if (later_.valid()) later_.wait();
@@ -135,7 +136,8 @@ class Reservation {
 
   /// Gives the file its size, and the space for it: at once, or where space is memory, which takes time to find, with start_later().
   Status add(const File& file, int64_t bytes) {
-    if (::ftruncate(file.fd(), bytes) != 0) return system_error(file.path(), "reserve " + bytes_string(bytes), errno);
+    if (::ftruncate(file.fd(), bytes) != 0)
+      return system_error(file.path(), "reserve " + bytes_string(bytes), errno);
     struct statfs info {};
     if (::fstatfs(file.fd(), &info) != 0 || info.f_type != TMPFS_MAGIC) return reserve(file, 0, bytes);
     files_.emplace_back(&file, bytes);
@@ -151,7 +153,8 @@ class Reservation {
  private:
   Status reserve_files() const {
     for (const auto& [file, bytes] : files_) {
-      for (int64_t done = 0; done < bytes && !stop_; done += kReserved) SLIM_TRY(reserve(*file, done, std::min(kReserved, bytes - done)));
+      for (int64_t done = 0; done < bytes && !stop_; done += kReserved)
+        SLIM_TRY(reserve(*file, done, std::min(kReserved, bytes - done)));
     }
     return {};
   }
@@ -230,9 +233,9 @@ struct CheckpointWriter::State {
   std::set<fs::path> folders;  // below partial
   int64_t total_bytes = 0;
   bool owns_partial = false, keep_partial = false, finished = false;
-  std::vector<std::string> unsynced;  // finished since the last sync_finished()
+  std::vector<std::string> unsynced;               // finished since the last sync_finished()
   std::map<std::string, uint64_t> file_checksums;  // of side files and the shards' headers
-  std::mutex mutex;  // guards the stages, checksums and `unsynced`
+  std::mutex mutex;                                // guards the stages, checksums and `unsynced`
 
   ~State() {
     forget_leftover(partial_name);
@@ -295,7 +298,8 @@ struct CheckpointWriter::State {
     std::string found(header.size(), '\0');
     if (size == bytes) SLIM_TRY(file.read_at(0, std::as_writable_bytes(std::span(found))));
     if (found == header) return file;
-    return Status(Code::kCorrupt, file.path() + ": is not what the interrupted run began; start again without --resume");
+    return Status(Code::kCorrupt,
+                  file.path() + ": is not what the interrupted run began; start again without --resume");
   }
 
   Status make_shards(const std::vector<ShardPlan>& plans) {
@@ -312,7 +316,8 @@ struct CheckpointWriter::State {
     for (size_t i = 0; i < plans.size(); ++i) {
       const std::string name = shard_name(options.stem, i, plans.size());
       int64_t offset = static_cast<int64_t>(headers[i].size());
-      SLIM_ASSIGN(File file, options.resume ? adopt_shard(name, headers[i], offset + plans[i].bytes) : File::create((partial / name).string()));
+      SLIM_ASSIGN(File file, options.resume ? adopt_shard(name, headers[i], offset + plans[i].bytes)
+                                            : File::create((partial / name).string()));
       shards.push_back(std::make_unique<File>(std::move(file)));
       file_checksums[name] = hash_text(headers[i]);
       own_files.insert(name);
@@ -359,8 +364,9 @@ struct CheckpointWriter::State {
   Status check_checksum(Slot& slot, uint64_t expected) {
     SLIM_ASSIGN(const uint64_t checksum, hash_file(*slot.file, slot.offset, slot.bytes));
     if (checksum != expected) {
-      return Status(Code::kCorrupt, slot.file->path() + ": the bytes of '" + slot.spec.name +
-                                        "' are not those that the interrupted run wrote; start again without --resume");
+      return Status(Code::kCorrupt,
+                    slot.file->path() + ": the bytes of '" + slot.spec.name +
+                        "' are not those that the interrupted run wrote; start again without --resume");
     }
     slot.checksum = checksum;
     slot.stage = Stage::kDone;
@@ -474,9 +480,11 @@ Status CheckpointWriter::put(const std::string& name, const at::Tensor& value) {
     try {
       const at::Tensor plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous();
       if (slot.bytes == 0) return {};
-      const std::span bytes(static_cast<const std::byte*>(plain.const_data_ptr()), static_cast<size_t>(slot.bytes));
+      const std::span bytes(static_cast<const std::byte*>(plain.const_data_ptr()),
+                            static_cast<size_t>(slot.bytes));
       for (int64_t done = 0; done < slot.bytes; done += kChunk) {
-        const std::span chunk = bytes.subspan(static_cast<size_t>(done), static_cast<size_t>(std::min(kChunk, slot.bytes - done)));
+        const std::span chunk = bytes.subspan(static_cast<size_t>(done),
+                                              static_cast<size_t>(std::min(kChunk, slot.bytes - done)));
         slot.checksum = hash_bytes(chunk, slot.checksum);
         SLIM_TRY(slot.file->write_at(slot.offset + done, chunk));
       }
@@ -571,7 +579,8 @@ Status CheckpointWriter::adopt(const std::map<std::string, uint64_t>& finished) 
   for (const auto& [name, checksum] : finished) {
     const auto found = state_->slots.find(name);
     if (found == state_->slots.end()) {
-      return Status(Code::kCorrupt, state_->partial_name + ": the interrupted run wrote '" + name + "', which this one does not");
+      return Status(Code::kCorrupt, state_->partial_name + ": the interrupted run wrote '" + name +
+                                        "', which this one does not");
     }
     SLIM_TRY(state_->check_checksum(found->second, checksum));
   }
@@ -588,7 +597,9 @@ bool CheckpointWriter::in_use(const std::string& partial_folder) {
   return folder.ok() && !lock_folder(*folder).ok();
 }
 
-std::string CheckpointWriter::partial_of(const std::string& folder) { return target_of(folder).string() + ".partial"; }
+std::string CheckpointWriter::partial_of(const std::string& folder) {
+  return target_of(folder).string() + ".partial";
+}
 
 const std::string& CheckpointWriter::partial_folder() const { return state_->partial_name; }
 int64_t CheckpointWriter::total_bytes() const { return state_->total_bytes; }

@@ -13,10 +13,11 @@ struct WriterOptions {
   std::string folder;  ///< what the output is called at the end
   int64_t max_shard_size =
       5'000'000'000;  ///< bytes of tensor data in one shard; a larger single tensor gets its own
-  std::string stem = "model";  ///< STEM.safetensors, STEM-00001-of-00002.safetensors, STEM.safetensors.index.json
+  std::string stem =
+      "model";  ///< STEM.safetensors, STEM-00001-of-00002.safetensors, STEM.safetensors.index.json
   bool overwrite = false;
-  bool checksums = false;     ///< write kChecksumFile beside the tensors
-  bool resume = false;        ///< go on in the FOLDER.partial of an earlier process, with the same tensors
+  bool checksums = false;  ///< write kChecksumFile beside the tensors
+  bool resume = false;     ///< go on in the FOLDER.partial of an earlier process, with the same tensors
   std::vector<std::string> inputs = {};  ///< folders that the output may not be, contain or lie in
 };
 

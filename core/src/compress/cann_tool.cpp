@@ -52,13 +52,14 @@ Result<at::Tensor> read_info(const std::string& path) {
   SLIM_ASSIGN(const at::Tensor bytes, read_bytes(path));
   if (bytes.numel() == 12) return bytes.view(at::kInt).to(at::kLong);
   if (bytes.numel() == 24) return bytes.view(at::kLong);
-  return Status(Code::kCorrupt,
-                path + ": " + std::to_string(bytes.numel()) + " bytes, expected three integers of 4 or 8 bytes");
+  return Status(Code::kCorrupt, path + ": " + std::to_string(bytes.numel()) +
+                                    " bytes, expected three integers of 4 or 8 bytes");
 }
 
 }  // namespace
 
-Result<CompressedWeight> cann_compress(const std::string& tool, const std::string& scratch, const at::Tensor& weight) {
+Result<CompressedWeight> cann_compress(const std::string& tool, const std::string& scratch,
+                                       const at::Tensor& weight) {
   const at::Tensor nz = to_nz(weight);
   const auto path = [&](const char* name) { return scratch + "/" + name; };
   SLIM_TRY(write_bytes(path("cann_in"), nz));
@@ -71,7 +72,8 @@ Result<CompressedWeight> cann_compress(const std::string& tool, const std::strin
   const auto* numbers = info.const_data_ptr<int64_t>();
   if (numbers[2] < 0 || numbers[2] > stream.numel()) {
     return Status(Code::kCorrupt, tool + ": info names " + std::to_string(numbers[2]) +
-                                      " compressed bytes, the program wrote " + std::to_string(stream.numel()));
+                                      " compressed bytes, the program wrote " +
+                                      std::to_string(stream.numel()));
   }
   const int64_t index_bytes = 8 * tile_count(weight.size(0), weight.size(1));
   if (result.index.numel() != index_bytes) {

@@ -52,7 +52,8 @@ CodeLengths code_lengths(const ByteCounts& counts) {
   for (int level = 1; level < kLongestCode; ++level) {
     const std::vector<Coin> packages = packaged(coins);
     coins.clear();
-    std::merge(singles.begin(), singles.end(), packages.begin(), packages.end(), std::back_inserter(coins), lighter);
+    std::merge(singles.begin(), singles.end(), packages.begin(), packages.end(), std::back_inserter(coins),
+               lighter);
   }
   for (size_t i = 0; i < 2 * singles.size() - 2; ++i) {
     for (const uint8_t byte : coins[i].bytes) ++lengths[byte];
@@ -60,7 +61,8 @@ CodeLengths code_lengths(const ByteCounts& counts) {
   return lengths;
 }
 
-HuffmanEncoder::HuffmanEncoder(const CodeLengths& lengths) : lengths_(lengths), codes_(canonical_codes(lengths)) {}
+HuffmanEncoder::HuffmanEncoder(const CodeLengths& lengths)
+    : lengths_(lengths), codes_(canonical_codes(lengths)) {}
 
 std::string HuffmanEncoder::encode(std::span<const uint8_t> bytes) const {
   std::string stream;
@@ -115,7 +117,8 @@ Status HuffmanDecoder::decode(std::span<const uint8_t> stream, std::span<uint8_t
       pending = pending << 8 | stream[next++];
       held += 8;
     }
-    const uint32_t bits = held >= kLongestCode ? pending >> (held - kLongestCode) : pending << (kLongestCode - held);
+    const uint32_t bits =
+        held >= kLongestCode ? pending >> (held - kLongestCode) : pending << (kLongestCode - held);
     const Entry entry = table_[bits & kMask];
     if (entry.length == 0) return {Code::kCorrupt, "bits that are no code"};
     held -= entry.length;

@@ -56,7 +56,8 @@ Result<Types> read_types(const std::string& path) {
   return types;
 }
 
-Result<std::string> description_text(const std::string& original_path, const Types& types, const std::string& tag) {
+Result<std::string> description_text(const std::string& original_path, const Types& types,
+                                     const std::string& tag) {
   SLIM_ASSIGN(const Json original, read_object(original_path));
   Json json = Json::object();
   for (const auto& [name, value] : original.items()) {
@@ -67,7 +68,8 @@ Result<std::string> description_text(const std::string& original_path, const Typ
   return json.dump(2) + "\n";
 }
 
-Result<std::string> config_text(const std::string& config_json, const std::string& from, const std::string& to) {
+Result<std::string> config_text(const std::string& config_json, const std::string& from,
+                                const std::string& to) {
   SLIM_ASSIGN(Json config, parse_strict_json(config_json));
   for (const char* part : kConfigParts) {
     if (*part && !(config.contains(part) && config[part].is_object())) continue;
@@ -82,7 +84,8 @@ Result<std::string> config_text(const std::string& config_json, const std::strin
 std::string manifest_text(const Manifest& manifest) {
   Json splits = Json::object();
   for (const auto& [name, split] : manifest.splits) splits[name] = split_name(split);
-  return Json{{"version", 1}, {"type", manifest.tag}, {"tp", manifest.ranks}, {"split", splits}}.dump(2) + "\n";
+  return Json{{"version", 1}, {"type", manifest.tag}, {"tp", manifest.ranks}, {"split", splits}}.dump(2) +
+         "\n";
 }
 
 Result<Manifest> read_manifest(const std::string& folder) {
@@ -110,7 +113,8 @@ Result<Manifest> read_manifest(const std::string& folder) {
   for (const auto& [name, value] : json["split"].items()) {
     const auto split = value.is_string() ? split_from_name(value.get<std::string>()) : std::nullopt;
     if (!split)
-      return corrupt("'split' of '" + name + "' is " + value.dump() + ", expected rows, columns, first or copy");
+      return corrupt("'split' of '" + name + "' is " + value.dump() +
+                     ", expected rows, columns, first or copy");
     manifest.splits[name] = *split;
   }
   return manifest;

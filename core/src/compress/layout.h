@@ -23,9 +23,11 @@ std::string rank_file(const std::string& tag);
 using Types = std::map<std::string, std::string>;
 Result<Types> read_types(const std::string& path);
 /// The description `original` with these types and this model type instead.
-Result<std::string> description_text(const std::string& original_path, const Types& types, const std::string& tag);
+Result<std::string> description_text(const std::string& original_path, const Types& types,
+                                     const std::string& tag);
 /// config.json with every "quantize" of value `from` (in any letter case) set to that of `to`.
-Result<std::string> config_text(const std::string& config_json, const std::string& from, const std::string& to);
+Result<std::string> config_text(const std::string& config_json, const std::string& from,
+                                const std::string& to);
 
 /// slim_compress.json: what `--decompress` needs.
 struct Manifest {

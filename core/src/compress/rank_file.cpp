@@ -85,10 +85,12 @@ Result<TensorFile> TensorFile::open(const std::string& path) {
 
 Result<at::Tensor> TensorFile::read(const std::string& name) const {
   const auto found = tensors_.find(name);
-  if (found == tensors_.end()) return Status(Code::kCorrupt, file_.path() + ": tensor '" + name + "' is missing");
+  if (found == tensors_.end())
+    return Status(Code::kCorrupt, file_.path() + ": tensor '" + name + "' is missing");
   const auto dtype = to_scalar_type(found->second.spec.dtype);
   if (!dtype)
-    return Status(Code::kUnsupported, file_.path() + ": tensor '" + name + "' has elements smaller than a byte");
+    return Status(Code::kUnsupported,
+                  file_.path() + ": tensor '" + name + "' has elements smaller than a byte");
   at::Tensor tensor = at::empty(found->second.spec.shape, *dtype);
   SLIM_TRY(file_.read_at(found->second.begin, {static_cast<std::byte*>(tensor.data_ptr()), tensor.nbytes()}));
   return tensor;

@@ -27,9 +27,9 @@ class RankFile {
   Status write(int64_t offset, const at::Tensor& value);
 
   File file_;
-  std::vector<TensorSpec> specs_;                 ///< in file order: all fixed ones, then the variable ones that came
-  std::map<std::string, int64_t> fixed_offset_;   ///< of those that have not come yet
-  std::map<std::string, TensorSpec> variable_;    ///< that have not come yet
+  std::vector<TensorSpec> specs_;  ///< in file order: all fixed ones, then the variable ones that came
+  std::map<std::string, int64_t> fixed_offset_;  ///< of those that have not come yet
+  std::map<std::string, TensorSpec> variable_;   ///< that have not come yet
   int64_t header_bytes_ = 0, end_ = 0;
 };
 

@@ -4,14 +4,14 @@
 
 #include <array>
 
-
 namespace slim {
 namespace {
 
 constexpr std::array<std::string_view, 4> kNames = {"copy", "rows", "columns", "first"};
 
 bool column_parallel(Role role) {
-  return role == Role::kQuery || role == Role::kKey || role == Role::kValue || role == Role::kGate || role == Role::kUp;
+  return role == Role::kQuery || role == Role::kKey || role == Role::kValue || role == Role::kGate ||
+         role == Role::kUp;
 }
 bool row_parallel(Role role) { return role == Role::kAttentionOutput || role == Role::kDown; }
 
@@ -48,7 +48,8 @@ std::optional<Split> split_from_name(std::string_view name) {
   return std::nullopt;
 }
 
-Result<std::map<std::string, Split>> split_of(const ModelPlan& plan, const std::map<std::string, TensorSpec>& tensors,
+Result<std::map<std::string, Split>> split_of(const ModelPlan& plan,
+                                              const std::map<std::string, TensorSpec>& tensors,
                                               const HeadCounts& heads, int64_t ranks) {
   std::map<std::string, Split> splits;
   for (const BlockPlan& block : plan.blocks) {
@@ -56,7 +57,8 @@ Result<std::map<std::string, Split>> split_of(const ModelPlan& plan, const std::
     for (const Layer& layer : block.layers) {
       const bool columns = column_parallel(layer.role);
       if (!columns && !row_parallel(layer.role)) continue;
-      if (!tensors.contains(layer.name + ".weight")) continue;  // a slice of a tensor that holds several layers
+      if (!tensors.contains(layer.name + ".weight"))
+        continue;  // a slice of a tensor that holds several layers
       SLIM_TRY(check_divides(layer, heads, ranks));
       for (const char* part : {"weight", "bias", "deq_scale", "quant_bias"}) {
         const auto found = tensors.find(layer.name + "." + part);

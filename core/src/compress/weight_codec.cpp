@@ -14,7 +14,8 @@ namespace {
 
 constexpr int64_t kFractal = kFractalRows * kFractalColumns;
 constexpr uint8_t kVersion = 1;
-constexpr int64_t kTableBytes = 128, kTableBegin = 5, kHeaderBytes = kTableBegin + kTableBytes, kIndexBytes = 8;
+constexpr int64_t kTableBytes = 128, kTableBegin = 5, kHeaderBytes = kTableBegin + kTableBytes,
+                  kIndexBytes = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 Status corrupt(const std::string& what) { return {Code::kCorrupt, "compressed weight: " + what}; }
@@ -43,9 +44,12 @@ uint32_t load_u32(const uint8_t* from) {
   return value;
 }
 
-uint8_t* bytes_of(at::Tensor& tensor) { return reinterpret_cast<uint8_t*>(tensor.mutable_data_ptr<int8_t>()); }
+uint8_t* bytes_of(at::Tensor& tensor) {
+  return reinterpret_cast<uint8_t*>(tensor.mutable_data_ptr<int8_t>());
+}
 std::span<const uint8_t> bytes_of(const at::Tensor& tensor) {
-  return {reinterpret_cast<const uint8_t*>(tensor.const_data_ptr<int8_t>()), static_cast<size_t>(tensor.numel())};
+  return {reinterpret_cast<const uint8_t*>(tensor.const_data_ptr<int8_t>()),
+          static_cast<size_t>(tensor.numel())};
 }
 
 /// The fractals of a matrix, and how tiles group them: tiles follow one another along n first, and so do fractals in a
@@ -86,7 +90,8 @@ ByteCounts count_bytes(std::span<const uint8_t> bytes) {
 }
 
 void store_table(const CodeLengths& lengths, uint8_t* table) {
-  for (int64_t i = 0; i < kTableBytes; ++i) table[i] = static_cast<uint8_t>(lengths[2 * i] | lengths[2 * i + 1] << 4);
+  for (int64_t i = 0; i < kTableBytes; ++i)
+    table[i] = static_cast<uint8_t>(lengths[2 * i] | lengths[2 * i + 1] << 4);
 }
 CodeLengths load_table(const uint8_t* table) {
   CodeLengths lengths{};
@@ -109,7 +114,8 @@ struct Parsed {
 };
 
 Status check_info(const at::Tensor& info, int64_t& n, int64_t& k) {
-  if (info.scalar_type() != at::kLong || info.dim() != 1 || info.size(0) != 5) return corrupt("info is not int64 [5]");
+  if (info.scalar_type() != at::kLong || info.dim() != 1 || info.size(0) != 5)
+    return corrupt("info is not int64 [5]");
   const at::Tensor numbers = info.contiguous();
   const auto* values = numbers.const_data_ptr<int64_t>();
   if (values[0] != kTileFractals || values[1] != kTileFractals || values[4] != 1)
@@ -122,7 +128,8 @@ Status check_info(const at::Tensor& info, int64_t& n, int64_t& k) {
   return {};
 }
 
-Result<Parsed> parse(const CompressedWeight& stored, std::span<const uint8_t> stream, std::span<const uint8_t> index) {
+Result<Parsed> parse(const CompressedWeight& stored, std::span<const uint8_t> stream,
+                     std::span<const uint8_t> index) {
   int64_t n = 0, k = 0;
   SLIM_TRY(check_info(stored.info, n, k));
   const Tiling tiling(n, k);
@@ -155,7 +162,10 @@ at::Tensor to_nz(const at::Tensor& weight) {
   const int64_t rows = ceil_div(n, kFractalRows), columns = ceil_div(k, kFractalColumns);
   const at::Tensor padded =
       at::constant_pad_nd(weight, {0, columns * kFractalColumns - k, 0, rows * kFractalRows - n}, 0);
-  return padded.contiguous().view({rows, kFractalRows, columns, kFractalColumns}).permute({2, 0, 1, 3}).contiguous();
+  return padded.contiguous()
+      .view({rows, kFractalRows, columns, kFractalColumns})
+      .permute({2, 0, 1, 3})
+      .contiguous();
 }
 
 at::Tensor from_nz(const at::Tensor& nz, int64_t n, int64_t k) {
@@ -228,7 +238,8 @@ Result<at::Tensor> decompress_weight(const CompressedWeight& stored) {
   Status failed;
   for_each_tile(tiling, [&](int64_t tile) {
     std::vector<uint8_t> codes(static_cast<size_t>(tiling.codes(tile)));
-    const size_t begin = parsed.begin[static_cast<size_t>(tile)], end = parsed.begin[static_cast<size_t>(tile) + 1];
+    const size_t begin = parsed.begin[static_cast<size_t>(tile)],
+                 end = parsed.begin[static_cast<size_t>(tile) + 1];
     Status status = parsed.decoder.decode(stream.subspan(begin, end - begin), codes);
     if (status.ok() && crc32(codes) != load_u32(entries.data() + tile * kIndexBytes + 4))
       status = Status(Code::kCorrupt, "wrong checksum");

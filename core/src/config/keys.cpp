@@ -31,9 +31,7 @@ Status set_shard_size(RunConfig& config, const std::string& text) {
   SLIM_TRY(set_bytes(config.max_shard_size, text));
   return config.max_shard_size > 0 ? Status{} : expected("more than 0 bytes");
 }
-Status set_max_vram(RunConfig& config, const std::string& text) {
-  return set_bytes(config.max_vram, text);
-}
+Status set_max_vram(RunConfig& config, const std::string& text) { return set_bytes(config.max_vram, text); }
 Status set_max_memory(RunConfig& config, const std::string& text) {
   return set_bytes(config.max_memory, text);
 }
@@ -41,8 +39,9 @@ Status set_max_memory(RunConfig& config, const std::string& text) {
 /// AngelSlim names the model class; slim the adapter.
 Status set_model_name(RunConfig& config, const std::string& text) {
   constexpr std::pair<const char*, const char*> kClasses[] = {
-      {"Qwen", "qwen"},       {"Llama", "qwen"},           {"QwenVL", "qwen2_5_vl"},   {"Qwen3VL", "qwen3vl"},
-      {"Qwen3VLMoE", "qwen3vl"}, {"HunyuanDense", "hunyuan"}, {"HunyuanMoE", "hunyuan"}};
+      {"Qwen", "qwen"},         {"Llama", "qwen"},         {"QwenVL", "qwen2_5_vl"},
+      {"Qwen3VL", "qwen3vl"},   {"Qwen3VLMoE", "qwen3vl"}, {"HunyuanDense", "hunyuan"},
+      {"HunyuanMoE", "hunyuan"}};
   config.adapter = text;
   for (const auto& [name, adapter] : kClasses) {
     if (text == name) config.adapter = adapter;
@@ -83,7 +82,8 @@ void add_model_keys(std::vector<ConfigKey>& keys) {
                   "name",
                   0,
                   INT64_MAX,
-                  "the same, by the class names of AngelSlim (Qwen, QwenVL, Qwen3VL, Qwen3VLMoE, HunyuanDense, HunyuanMoE, Llama)"});
+                  "the same, by the class names of AngelSlim (Qwen, QwenVL, Qwen3VL, Qwen3VLMoE, "
+                  "HunyuanDense, HunyuanMoE, Llama)"});
   keys.push_back({"model.device_map",
                   {},
                   &set_device_map,
@@ -169,7 +169,8 @@ void add_compression_keys(std::vector<ConfigKey>& keys) {
                   "list of MATCH=SCHEME[:PLUGIN[,PLUGIN]]",
                   0,
                   INT64_MAX,
-                  "schemes by layer: the first match (name, glob, \"re:...\") decides; scheme none: left in float; also as "
+                  "schemes by layer: the first match (name, glob, \"re:...\") decides; scheme none: left in "
+                  "float; also as "
                   "tables: [[rule]] with match, scheme, algorithm, group_size"});
   keys.push_back({section + "ignore_layers",
                   {section + "ignore"},
@@ -230,14 +231,15 @@ void add_dataset_keys(std::vector<ConfigKey>& keys) {
                   0,
                   INT64_MAX,
                   "count malformed samples instead of stopping"});
-  keys.push_back({"dataset.text",
-                  {},
-                  &RunConfig::text_unit,
-                  "lines|file|pieces",
-                  0,
-                  INT64_MAX,
-                  "of a .txt file: every line is a sample; the file is one, cut to max_seq_length; or it is cut "
-                  "into samples of max_seq_length tokens"});
+  keys.push_back(
+      {"dataset.text",
+       {},
+       &RunConfig::text_unit,
+       "lines|file|pieces",
+       0,
+       INT64_MAX,
+       "of a .txt file: every line is a sample; the file is one, cut to max_seq_length; or it is cut "
+       "into samples of max_seq_length tokens"});
   keys.push_back({"dataset.allow_outside",
                   {},
                   &RunConfig::allow_outside,
@@ -288,9 +290,13 @@ void add_output_keys(std::vector<ConfigKey>& keys) {
 }
 
 void add_run_keys(std::vector<ConfigKey>& keys) {
-  keys.push_back(
-      {"run.backend", {}, &RunConfig::backend, "plugin id", 0, INT64_MAX,
-       "device: cpu, cuda, npu; auto: the best that opens (`slim doctor` tells which do)"});
+  keys.push_back({"run.backend",
+                  {},
+                  &RunConfig::backend,
+                  "plugin id",
+                  0,
+                  INT64_MAX,
+                  "device: cpu, cuda, npu; auto: the best that opens (`slim doctor` tells which do)"});
   keys.push_back({"run.kernels",
                   {},
                   &RunConfig::kernels,
@@ -305,13 +311,14 @@ void add_run_keys(std::vector<ConfigKey>& keys) {
                   0,
                   INT64_MAX,
                   "of the forward pass; auto: the checkpoint's"});
-  keys.push_back({"run.propagate",
-                  {},
-                  &RunConfig::propagate,
-                  "auto|quantized|float",
-                  0,
-                  INT64_MAX,
-                  "what the next block sees; auto: quantized, but float with several outputs or kept statistics"});
+  keys.push_back(
+      {"run.propagate",
+       {},
+       &RunConfig::propagate,
+       "auto|quantized|float",
+       0,
+       INT64_MAX,
+       "what the next block sees; auto: quantized, but float with several outputs or kept statistics"});
   keys.push_back({"run.save_statistics",
                   {},
                   &RunConfig::save_statistics,
@@ -421,9 +428,12 @@ Status assign_integer(const ConfigKey& key, const ConfigValue& value, Integer& f
 
 Status assign_rules(const ConfigValue& value, std::vector<LayerRule>& rules) {
   std::vector<std::string> texts;
-  if (const auto* list = std::get_if<std::vector<std::string>>(&value.data)) texts = *list;
-  else if (const auto* text = std::get_if<std::string>(&value.data)) texts = {*text};
-  else return wrong(value, "a text or a list of texts");
+  if (const auto* list = std::get_if<std::vector<std::string>>(&value.data))
+    texts = *list;
+  else if (const auto* text = std::get_if<std::string>(&value.data))
+    texts = {*text};
+  else
+    return wrong(value, "a text or a list of texts");
   rules.clear();
   for (const std::string& text : texts) {
     SLIM_ASSIGN(LayerRule rule, parse_rule(text));
@@ -482,7 +492,8 @@ std::string type_text(const ConfigKey& key) {
 
 std::string rules_text(const std::vector<LayerRule>& rules) {
   std::vector<std::string> texts;
-  for (const LayerRule& rule : rules) texts.push_back(rule.text() + (rule.group_size ? " group " + std::to_string(rule.group_size) : ""));
+  for (const LayerRule& rule : rules)
+    texts.push_back(rule.text() + (rule.group_size ? " group " + std::to_string(rule.group_size) : ""));
   return join(texts, "; ");
 }
 

@@ -20,12 +20,13 @@ struct ConfigValue {
 /// One key of the configuration: everything that parsing, --set, messages and the listing need to know of it.
 struct ConfigKey {
   using Custom = Status (*)(RunConfig&, const std::string& text);  ///< the error says what was expected
-  using Target = std::variant<std::string RunConfig::*, std::vector<std::string> RunConfig::*, bool RunConfig::*,
-                              std::vector<LayerRule> RunConfig::*, int64_t RunConfig::*, uint64_t RunConfig::*, int RunConfig::*, Custom>;
+  using Target = std::variant<std::string RunConfig::*, std::vector<std::string> RunConfig::*,
+                              bool RunConfig::*, std::vector<LayerRule> RunConfig::*, int64_t RunConfig::*,
+                              uint64_t RunConfig::*, int RunConfig::*, Custom>;
   std::string name;                  ///< "dataset.num_samples"
   std::vector<std::string> aliases;  ///< other full names
   Target target;
-  std::string values;                ///< of strings: "a|b" are the only ones allowed; else how a value looks
+  std::string values;  ///< of strings: "a|b" are the only ones allowed; else how a value looks
   int64_t minimum = 0, maximum = INT64_MAX;  ///< of integers
   std::string doc;
 };

@@ -68,7 +68,8 @@ Result<std::string> scheme_name(const Keys& keys) {
   if (!alias) return name;
   const std::string zero_point = get(keys, "zero_point");
   const bool asymmetric = zero_point.empty() ? alias->asymmetric : zero_point == "true";
-  return with_granularity(asymmetric && alias->asymmetric_scheme ? alias->asymmetric_scheme : alias->scheme, keys);
+  return with_granularity(asymmetric && alias->asymmetric_scheme ? alias->asymmetric_scheme : alias->scheme,
+                          keys);
 }
 
 std::string granularity_text(const std::optional<QuantArgs>& args) {

@@ -96,8 +96,10 @@ class Collector {
     const std::string origin = file.filename().string() + number;
     if (document.ok()) {
       document->origin = origin;
-      if (options_.shuffle) drawn_.add(*std::move(document));
-      else dataset_.documents.push_back(*std::move(document));
+      if (options_.shuffle)
+        drawn_.add(*std::move(document));
+      else
+        dataset_.documents.push_back(*std::move(document));
       return {};
     }
     if (!options_.skip_bad_samples) return document.status().in(file.string() + number);
@@ -181,7 +183,8 @@ class Reader {
     const MediaRoot root{file.parent_path().string(), options_.allow_outside};
     const auto parse = [&root](std::string_view json) { return parse_record(json, root); };
     if (extension == ".jsonl") return read_lines(file, parse);
-    if (extension == ".txt") return options_.text == TextUnit::kLine ? read_lines(file, parse_text) : read_whole(file);
+    if (extension == ".txt")
+      return options_.text == TextUnit::kLine ? read_lines(file, parse_text) : read_whole(file);
     if (extension == ".parquet") return read_table(file, root);
     return Status(Code::kUnsupported,
                   file.string() + ": unknown kind of data set '" + extension +

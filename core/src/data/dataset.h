@@ -31,10 +31,10 @@ struct DatasetOptions {
   bool shuffle = false;     ///< draw them at random; the order depends on `seed` alone
   uint64_t seed = 0;
   TextUnit text = TextUnit::kLine;
-  std::string image_prompt = {};         ///< for a folder of images; empty: "Describe this image in detail."
-  bool skip_bad_samples = false;         ///< count malformed samples instead of failing
-  bool allow_outside = false;            ///< images may lie outside the data set's folder
-  TableReader parquet = &read_parquet;   ///< of .parquet files
+  std::string image_prompt = {};        ///< for a folder of images; empty: "Describe this image in detail."
+  bool skip_bad_samples = false;        ///< count malformed samples instead of failing
+  bool allow_outside = false;           ///< images may lie outside the data set's folder
+  TableReader parquet = &read_parquet;  ///< of .parquet files
 };
 
 struct Dataset {

@@ -20,7 +20,8 @@ fs::path component_path() {
 }
 
 constexpr const char* kRemedy =
-    "; install pyarrow (`.venv/bin/python -m pip install -r sdk/arrow.txt`) and build slim again, or convert the "
+    "; install pyarrow (`.venv/bin/python -m pip install -r sdk/arrow.txt`) and build slim again, or convert "
+    "the "
     "table to .jsonl, one row a line";
 
 Result<slim_parquet_read_function> load_component() {
@@ -69,8 +70,8 @@ Status read_parquet(const std::string& path, const TableSink& sink) {
   if (!read.ok()) return read.status().in(path);
   Relay relay{sink, {}};
   std::array<char, 1024> error{};
-  const slim_parquet_reading reading{path.c_str(),  &relay,       &Relay::columns,
-                                     &Relay::row,   error.data(), error.size()};
+  const slim_parquet_reading reading{path.c_str(), &relay,       &Relay::columns,
+                                     &Relay::row,  error.data(), error.size()};
   const int failed = (*read)(&reading);
   SLIM_TRY(relay.stop);
   return failed ? Status(Code::kCorrupt, path + ": " + error.data()) : Status{};

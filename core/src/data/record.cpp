@@ -88,7 +88,9 @@ class DepthCheck final : public nlohmann::json_sax<Json> {
   bool start_array(std::size_t) override { return ++depth_ <= kMaxDepth; }
   bool end_object() override { return --depth_ >= 0; }
   bool end_array() override { return --depth_ >= 0; }
-  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception&) override { return false; }
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception&) override {
+    return false;
+  }
 
  private:
   int depth_ = 0;
@@ -144,8 +146,7 @@ class RecordParser {
   RecordParser(const Json& record, const MediaRoot& root) : record_(record), root_(root) {}
 
   Result<Document> parse() {
-    if (const Json* images = member(record_, kImages))
-      SLIM_TRY(read_images(*images));
+    if (const Json* images = member(record_, kImages)) SLIM_TRY(read_images(*images));
     Document document;
     SLIM_TRY(read_text(document));
     SLIM_TRY(place_unused_images(document));
@@ -353,7 +354,8 @@ Result<Document> parse_row(std::span<const uint8_t> cbor, const MediaRoot& root)
   DepthCheck depth;
   if (!Json::sax_parse(cbor.begin(), cbor.end(), &depth, Json::input_format_t::cbor)) return no_row();
   try {  // lengths that no container can have are thrown whatever allow_exceptions says
-    const Json record = Json::from_cbor(cbor.begin(), cbor.end(), /*strict=*/true, /*allow_exceptions=*/false);
+    const Json record =
+        Json::from_cbor(cbor.begin(), cbor.end(), /*strict=*/true, /*allow_exceptions=*/false);
     if (!record.is_object()) return no_row();
     return RecordParser(record, root).parse();
   } catch (const Json::exception&) {

@@ -49,7 +49,9 @@ class RandomSelection {
   struct Entry {
     uint64_t draw, place;  ///< the place decides between equal draws
     T item;
-    bool operator<(const Entry& other) const { return std::tie(draw, place) < std::tie(other.draw, other.place); }
+    bool operator<(const Entry& other) const {
+      return std::tie(draw, place) < std::tie(other.draw, other.place);
+    }
   };
 
   SplitMix64 random_;

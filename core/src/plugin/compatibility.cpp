@@ -26,11 +26,13 @@ Status differs(const std::string& what, const std::string& plugin, const std::st
   return Status(Code::kIncompatible,
                 "the plugin was built with " + what + " " + plugin + ", this slim with " + host +
                     "; rebuild the plugin against slim " SLIM_VERSION " (API " + api_text(host_side) +
-                    ", LibTorch " + host_side.torch + ", build tag " + host_side.build_tag + ", interface " + host_side.interface + ")");
+                    ", LibTorch " + host_side.torch + ", build tag " + host_side.build_tag + ", interface " +
+                    host_side.interface + ")");
 }
 
 bool serves_interface(const std::string& plugin, const std::string& host) {
-  return plugin == host || std::find(kServedInterfaces.begin(), kServedInterfaces.end(), plugin) != kServedInterfaces.end();
+  return plugin == host ||
+         std::find(kServedInterfaces.begin(), kServedInterfaces.end(), plugin) != kServedInterfaces.end();
 }
 
 /// "major.minor"

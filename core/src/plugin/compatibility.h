@@ -11,8 +11,8 @@ namespace slim {
 /// What must agree before C++ objects may cross between slim and a plugin.
 struct AbiFacts {
   uint32_t api_major = 0, api_minor = 0;
-  std::string torch;      ///< "2.11.0"
-  uint64_t torch_abi = 0; ///< 0: not said (the metadata section has no such entry)
+  std::string torch;       ///< "2.11.0"
+  uint64_t torch_abi = 0;  ///< 0: not said (the metadata section has no such entry)
   std::string cxx11_abi, gxx_abi, build_tag;
   std::string interface;  ///< SLIM_INTERFACE; empty: not said (the descriptor has no such entry)
 };

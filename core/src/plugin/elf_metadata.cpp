@@ -114,11 +114,13 @@ Result<Table> find_table(std::string_view file, uint32_t type) {
   for (uint16_t i = 0; i < header.e_shnum; ++i) {
     SLIM_ASSIGN(const Elf64_Shdr section, read_section(file, header, i));
     if (section.sh_type != type) continue;
-    if (section.sh_link >= header.e_shnum) return corrupt("a section names a string table that it does not have");
+    if (section.sh_link >= header.e_shnum)
+      return corrupt("a section names a string table that it does not have");
     SLIM_ASSIGN(const Elf64_Shdr names, read_section(file, header, static_cast<uint16_t>(section.sh_link)));
     const auto entry_bytes = slice(file, section.sh_offset, section.sh_size);
     const auto name_bytes = slice(file, names.sh_offset, names.sh_size);
-    if (!entry_bytes || !name_bytes || names.sh_type != SHT_STRTAB) return corrupt("its dynamic sections lie beyond its end (cut off?)");
+    if (!entry_bytes || !name_bytes || names.sh_type != SHT_STRTAB)
+      return corrupt("its dynamic sections lie beyond its end (cut off?)");
     return Table{*entry_bytes, *name_bytes};
   }
   return Table{};
@@ -127,7 +129,8 @@ Result<Table> find_table(std::string_view file, uint32_t type) {
 /// Calls f(entry) for every whole entry of a table.
 template <class Entry, class F>
 void for_each_entry(const Table& table, F&& f) {
-  for (uint64_t at = 0; at + sizeof(Entry) <= table.entries.size(); at += sizeof(Entry)) f(*read_struct<Entry>(table.entries, at));
+  for (uint64_t at = 0; at + sizeof(Entry) <= table.entries.size(); at += sizeof(Entry))
+    f(*read_struct<Entry>(table.entries, at));
 }
 
 /// These texts are printed: nothing in them may steer a terminal.
@@ -175,7 +178,9 @@ Result<LibraryFacts> read_library_facts(std::span<const std::byte> file) {
   SLIM_ASSIGN(const Table symbols, find_table(text, SHT_DYNSYM));
   for_each_entry<Elf64_Sym>(symbols, [&](const Elf64_Sym& symbol) {
     const unsigned binding = ELF64_ST_BIND(symbol.st_info), visibility = ELF64_ST_VISIBILITY(symbol.st_other);
-    if (symbol.st_shndx == SHN_UNDEF || binding == STB_LOCAL || visibility == STV_HIDDEN || visibility == STV_INTERNAL) return;
+    if (symbol.st_shndx == SHN_UNDEF || binding == STB_LOCAL || visibility == STV_HIDDEN ||
+        visibility == STV_INTERNAL)
+      return;
     const auto name = name_at(symbols.names, symbol.st_name);
     if (name && !name->empty() && printable(*name)) facts.exported.emplace_back(*name);
   });

@@ -17,9 +17,7 @@ void set_call(const char* where) {
 }
 
 /// The first line: LibTorch appends its C++ stack.
-std::string first_line(const std::string& text) {
-  return text.substr(0, text.find('\n'));
-}
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 Status torch_status(const c10::Error& error) {
   const std::string message = first_line(error.what_without_backtrace());

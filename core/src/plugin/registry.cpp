@@ -41,8 +41,8 @@ Result<const boost::dll::shared_library*> open_library(const std::string& path) 
 Result<const slim_plugin*> load_descriptor(const std::string& path) {
   SLIM_ASSIGN(const boost::dll::shared_library* const library, open_library(path));
   if (!library->has(kDescriptor)) {
-    return Status(Code::kCorrupt, path + ": broken plugin: it exports no " + kDescriptor +
-                                      "; link it with slim_add_plugin");
+    return Status(Code::kCorrupt,
+                  path + ": broken plugin: it exports no " + kDescriptor + "; link it with slim_add_plugin");
   }
   const slim_plugin& plugin = library->get<const slim_plugin>(kDescriptor);
   SLIM_TRY(check_descriptor(plugin).in(path));
@@ -67,14 +67,13 @@ Result<void*> create_object(const slim_component& component, const std::string& 
     if (object) return object;
     error.message[sizeof error.message - 1] = '\0';
     const bool known = error.code > 0 && error.code <= static_cast<int32_t>(Code::kInternal);
-    const std::string message = error.message[0] ? error.message : "its factory returned neither an object nor an error";
+    const std::string message =
+        error.message[0] ? error.message : "its factory returned neither an object nor an error";
     return Status(known ? static_cast<Code>(error.code) : Code::kInternal, "cannot be created: " + message);
   });
 }
 
-bool is_path(const std::string& name) {
-  return name.find('/') != std::string::npos || name.ends_with(".so");
-}
+bool is_path(const std::string& name) { return name.find('/') != std::string::npos || name.ends_with(".so"); }
 
 std::vector<std::string> ids_of(const std::vector<PluginInfo>& plugins, slim_kind kind) {
   std::vector<std::string> ids;
@@ -91,8 +90,8 @@ Result<PluginInfo> find_path(slim_kind kind, const std::string& name) {
   if (error) return Status(Code::kInvalidArgument, "plugin " + name + ": " + error.message());
   PluginInfo info = read_plugin_info(path.string());
   if (info.compatible.ok() && info.kind != kind) {
-    return Status(Code::kInvalidArgument, name + ": holds the " + kind_name(info.kind) + " '" + info.id + "', expected an " +
-                                              kind_name(kind));
+    return Status(Code::kInvalidArgument, name + ": holds the " + kind_name(info.kind) + " '" + info.id +
+                                              "', expected an " + kind_name(kind));
   }
   return info;
 }
@@ -144,9 +143,10 @@ Result<PluginInfo> PluginRegistry::find(slim_kind kind, const std::string& name)
     if (info.kind == kind && has_id(info, name)) return info;
   }
   const std::vector<std::string> ids = ids_of(plugins, kind);
-  return Status(Code::kInvalidArgument, "no " + kind_name(kind) + " plugin '" + name + "'" + did_you_mean(name, ids) +
-                                     " (found: " + (ids.empty() ? "none" : join(ids)) +
-                                     "; searched: " + join(state_->search_path, ":") + ")");
+  return Status(Code::kInvalidArgument, "no " + kind_name(kind) + " plugin '" + name + "'" +
+                                            did_you_mean(name, ids) +
+                                            " (found: " + (ids.empty() ? "none" : join(ids)) +
+                                            "; searched: " + join(state_->search_path, ":") + ")");
 }
 
 Result<PluginInfo> PluginRegistry::adapter_for(const std::string& model_type) const {
@@ -157,12 +157,14 @@ Result<PluginInfo> PluginRegistry::adapter_for(const std::string& model_type) co
     if (info.kind != SLIM_ADAPTER || !info.shadowed_by.empty()) continue;
     if (serves(info, model_type) && info.compatible.ok()) return info;
     if (serves(info, model_type)) unusable = &info;
-    known.push_back(info.id + " (" + (info.compatible.ok() ? info.serves : "cannot be loaded: " + info.compatible.message()) + ")");
+    known.push_back(info.id + " (" +
+                    (info.compatible.ok() ? info.serves : "cannot be loaded: " + info.compatible.message()) +
+                    ")");
   }
   if (unusable) return unusable->compatible;
-  return Status(Code::kNotFound, "no adapter serves model_type '" + model_type + "'; there are: " +
-                                     (known.empty() ? "none" : join(known)) + "; searched: " +
-                                     join(state_->search_path, ":") +
+  return Status(Code::kNotFound, "no adapter serves model_type '" + model_type +
+                                     "'; there are: " + (known.empty() ? "none" : join(known)) +
+                                     "; searched: " + join(state_->search_path, ":") +
                                      "; if one of them fits all the same, name it with --adapter");
 }
 

@@ -15,9 +15,10 @@ namespace slim {
 /// What a plugin file says of itself in its ELF section; read without running any of its code.
 struct PluginInfo {
   slim_kind kind = SLIM_ALGORITHM;
-  std::string id, summary, serves, name, version, vendor, license, api, torch, compiler, build_tag, interface, path;
-  Status compatible;             ///< ok, or why this host cannot load it (both sides and the remedy)
-  std::string shadowed_by;       ///< path of the file that is found first, or empty
+  std::string id, summary, serves, name, version, vendor, license, api, torch, compiler, build_tag, interface,
+      path;
+  Status compatible;        ///< ok, or why this host cannot load it (both sides and the remedy)
+  std::string shadowed_by;  ///< path of the file that is found first, or empty
 };
 
 /// A plugin's object, destroyed by the module that made it. Plugins are never unloaded.

@@ -104,13 +104,15 @@ Status fill(const std::map<std::string, std::string>& metadata, PluginInfo& info
 /// A second LibTorch in a process registers everything twice, and its tensors are not ours. A name with a folder in it is loaded
 /// even if a library of that name is there already.
 Status check_one_torch(std::span<const std::byte> file) {
-  constexpr std::string_view kHost[] = {"libtorch.so",      "libtorch_cpu.so",  "libtorch_global_deps.so", "libc10.so",
-                                        "libtorch_cuda.so", "libc10_cuda.so", "libtorch_npu.so"};
+  constexpr std::string_view kHost[] = {"libtorch.so",    "libtorch_cpu.so",  "libtorch_global_deps.so",
+                                        "libc10.so",      "libtorch_cuda.so", "libc10_cuda.so",
+                                        "libtorch_npu.so"};
   SLIM_ASSIGN(const LibraryFacts facts, read_library_facts(file));
   for (const std::string& needed : facts.needed) {
     const std::string name = fs::path(needed).filename().string();
     if (!name.starts_with("libtorch") && !name.starts_with("libc10")) continue;
-    const bool host = name == needed && std::find(std::begin(kHost), std::end(kHost), name) != std::end(kHost);
+    const bool host =
+        name == needed && std::find(std::begin(kHost), std::end(kHost), name) != std::end(kHost);
     if (host) continue;
     return Status(Code::kIncompatible, "refused: it would load a second copy of LibTorch (" + needed +
                                            "); link it with slim_add_plugin, against the LibTorch of slim");

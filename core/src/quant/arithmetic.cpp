@@ -19,12 +19,15 @@ CodeRange code_range(int bits, bool e4m3, bool symmetric) {
 
 }  // namespace
 
-CodeRange code_range(const QuantArgs& args) { return code_range(args.bits, args.type == NumberType::kFloat, args.symmetric); }
+CodeRange code_range(const QuantArgs& args) {
+  return code_range(args.bits, args.type == NumberType::kFloat, args.symmetric);
+}
 CodeRange code_range(const ops::Rounding& rounding) {
   return code_range(static_cast<int>(rounding.bits), rounding.e4m3, rounding.symmetric);
 }
 
-FloatParams float_params(const at::Tensor& low, const at::Tensor& high, const CodeRange& codes, at::ScalarType dtype) {
+FloatParams float_params(const at::Tensor& low, const at::Tensor& high, const CodeRange& codes,
+                         at::ScalarType dtype) {
   const auto rounded = [&](const at::Tensor& x) { return rounded_to(x, dtype); };
   const at::Tensor min = rounded(low.clamp_max(0)), max = rounded(high.clamp_min(0));
   FloatParams params;
@@ -41,7 +44,8 @@ FloatParams float_params(const at::Tensor& low, const at::Tensor& high, const Co
   return params;
 }
 
-at::Tensor codes_of(const at::Tensor& w, const FloatParams& params, const CodeRange& codes, at::ScalarType arithmetic) {
+at::Tensor codes_of(const at::Tensor& w, const FloatParams& params, const CodeRange& codes,
+                    at::ScalarType arithmetic) {
   at::Tensor scaled = rounded_to(w / params.scale, arithmetic);
   if (params.zero.defined()) scaled = rounded_to(scaled.add_(params.zero), arithmetic);
   scaled.clamp_(codes.min, codes.max);

@@ -20,7 +20,8 @@ using FloatParams = ops::ScaleZero;
 
 /// The order of operations is that of compressed-tensors 0.19 (calculate_qparams), which computes in the model's dtype: each
 /// intermediate result is rounded to it. There the extremes already are numbers of that dtype.
-FloatParams float_params(const at::Tensor& low, const at::Tensor& high, const CodeRange&, at::ScalarType dtype);
+FloatParams float_params(const at::Tensor& low, const at::Tensor& high, const CodeRange&,
+                         at::ScalarType dtype);
 /// Codes in fp32. Rounding happens after the zero point is added, as in compressed-tensors' kernels (ties differ otherwise).
 at::Tensor codes_of(const at::Tensor& w, const FloatParams&, const CodeRange&, at::ScalarType arithmetic);
 at::Tensor values_of(const at::Tensor& codes, const FloatParams&);

@@ -50,7 +50,8 @@ std::vector<int64_t> panel_begins(int64_t size) {
 /// E[x xᵀ] of a Gram matrix in the order of a sweep: what a factor is made of.
 class Hessian {
  public:
-  Hessian(const Gram& gram, at::Tensor order) : gram_(gram), order_(std::move(order)), begins_(panel_begins(gram.sum().size(0))) {
+  Hessian(const Gram& gram, at::Tensor order)
+      : gram_(gram), order_(std::move(order)), begins_(panel_begins(gram.sum().size(0))) {
     diagonal_ = gram.sum().diagonal() / gram.tokens;
     if (order_.defined()) diagonal_ = diagonal_.index_select(0, order_);
   }
@@ -98,7 +99,8 @@ UpperTriangle climb(const Hessian& hessian, double damp, Notes& notes, const std
   for (const Rung& rung : kLadder) {
     auto factor = inverse_factor(hessian.damped(rung, damp));
     if (!factor) continue;
-    if (*rung.note) notes.note(rung.note, name, "its Gram matrix has no usable factor otherwise; more samples help");
+    if (*rung.note)
+      notes.note(rung.note, name, "its Gram matrix has no usable factor otherwise; more samples help");
     std::vector<at::Tensor> panels = factor->panels();
     factor.reset();
     for (at::Tensor& panel : panels) panel = panel.to(at::kFloat);
@@ -110,9 +112,11 @@ UpperTriangle climb(const Hessian& hessian, double damp, Notes& notes, const std
 /// Makes H = V Vᵀ and U = V⁻¹ (V upper triangular) out of the panels of H.
 class InverseFactor {
  public:
-  explicit InverseFactor(std::vector<at::Tensor> panels) : panels_(std::move(panels)), begins_(panel_begins(panels_.front().size(1))) {
+  explicit InverseFactor(std::vector<at::Tensor> panels)
+      : panels_(std::move(panels)), begins_(panel_begins(panels_.front().size(1))) {
     const bool single = panels_.front().scalar_type() == at::kFloat;
-    const double epsilon = single ? std::numeric_limits<float>::epsilon() : std::numeric_limits<double>::epsilon();
+    const double epsilon =
+        single ? std::numeric_limits<float>::epsilon() : std::numeric_limits<double>::epsilon();
     least_pivot_ = 10 * epsilon * std::sqrt(static_cast<double>(begins_.back()));
   }
 
@@ -128,7 +132,9 @@ class InverseFactor {
 
  private:
   int64_t rows(size_t panel) const { return begins_[panel + 1] - begins_[panel]; }
-  at::Tensor tile(size_t row, size_t column) const { return panels_[row].narrow(1, begins_[column] - begins_[row], rows(column)); }
+  at::Tensor tile(size_t row, size_t column) const {
+    return panels_[row].narrow(1, begins_[column] - begins_[row], rows(column));
+  }
   /// Of the panel `row`, the columns after the panel `column`.
   at::Tensor after(size_t row, size_t column) const {
     return panels_[row].narrow(1, begins_[column + 1] - begins_[row], begins_.back() - begins_[column + 1]);
@@ -141,7 +147,8 @@ class InverseFactor {
     const bool last = k + 1 == panels_.size();
     if (!last) diagonal.addmm_(after(k, k), after(k, k).t(), 1, -1);
     const auto [lower, info] = at::linalg_cholesky_ex(diagonal.flip({0, 1}));
-    if (info.item<int>() != 0 || !(lower.diagonal().square() / before > least_pivot_).all().item<bool>()) return false;
+    if (info.item<int>() != 0 || !(lower.diagonal().square() / before > least_pivot_).all().item<bool>())
+      return false;
     const at::Tensor transposed = lower.flip({0, 1}).t();  // of V: lower triangular
     for (size_t i = 0; i < k; ++i) {
       at::Tensor above = tile(i, k);
@@ -172,11 +179,11 @@ class InverseFactor {
 
 // ---- the sweep --------------------------------------------------------------------------------------------------------
 
-
 /// Goes through the columns of one request, panel by panel.
 class ColumnSweep {
  public:
-  explicit ColumnSweep(SweepRequest request) : request_(std::move(request)), columns_(request_.weight.size(1)) {
+  explicit ColumnSweep(SweepRequest request)
+      : request_(std::move(request)), columns_(request_.weight.size(1)) {
     const at::Tensor& order = request_.factor.order;
     weight_ = (order.defined() ? request_.weight.index_select(1, order) : request_.weight).contiguous();
     errors_ = at::empty({weight_.size(0), kPanel}, weight_.options());
@@ -253,11 +260,12 @@ class ColumnSweep {
     const auto optional = [](const at::Tensor& x) { return x.defined() ? std::optional(x) : std::nullopt; };
     const int64_t size = end - begin;
     const Sparsity none{0, 0}, sparsity = request_.sparsity.value_or(none);
-    ops::column_sweep_(weight_.narrow(1, begin, size), errors, codes_.defined() ? codes_.narrow(1, begin, size) : codes_,
+    ops::column_sweep_(weight_.narrow(1, begin, size), errors,
+                       codes_.defined() ? codes_.narrow(1, begin, size) : codes_,
                        factor(begin, end, begin, end), optional(scale_), optional(zero_),
                        group_.defined() ? std::optional(group_.narrow(0, begin, size)) : std::nullopt,
-                       request_.args ? request_.args->min_code() : 0, request_.args ? request_.args->max_code() : 0, sparsity.keep,
-                       sparsity.of);
+                       request_.args ? request_.args->min_code() : 0,
+                       request_.args ? request_.args->max_code() : 0, sparsity.keep, sparsity.of);
   }
 
   /// Columns [end, last) take up the errors of [begin, end).
@@ -302,7 +310,8 @@ void observe_factor(Observations& observations, PortId port, int64_t features) {
 at::Tensor UpperTriangle::block(int64_t row, int64_t row_end, int64_t column, int64_t column_end) const {
   const auto from = [&](int64_t first_row, int64_t last_row, int64_t first_column) {
     const int64_t panel = first_row / kPanelRows, begin = panel * kPanelRows;
-    const at::Tensor rows = panels_[static_cast<size_t>(panel)].narrow(0, first_row - begin, last_row - first_row);
+    const at::Tensor rows =
+        panels_[static_cast<size_t>(panel)].narrow(0, first_row - begin, last_row - first_row);
     return rows.narrow(1, first_column - begin, column_end - first_column);
   };
   const int64_t begin = row / kPanelRows * kPanelRows;
@@ -312,17 +321,21 @@ at::Tensor UpperTriangle::block(int64_t row, int64_t row_end, int64_t column, in
     const int64_t panel = first / kPanelRows * kPanelRows, last = std::min(row_end, panel + kPanelRows);
     const int64_t stored = std::max(column, panel);
     if (stored < column_end) {
-      whole.narrow(0, first - row, last - first).narrow(1, stored - column, column_end - stored).copy_(from(first, last, stored));
+      whole.narrow(0, first - row, last - first)
+          .narrow(1, stored - column, column_end - stored)
+          .copy_(from(first, last, stored));
     }
     first = last;
   }
   return whole;
 }
 
-std::optional<UpperTriangle> inverse_factor(std::vector<at::Tensor> hessian) { return InverseFactor(std::move(hessian)).run(); }
+std::optional<UpperTriangle> inverse_factor(std::vector<at::Tensor> hessian) {
+  return InverseFactor(std::move(hessian)).run();
+}
 
-Result<std::optional<InputFactor>> input_factor(LayerContext& context, std::string_view fallback, double damp, SweepOrder order,
-                                                int64_t group_size) {
+Result<std::optional<InputFactor>> input_factor(LayerContext& context, std::string_view fallback, double damp,
+                                                SweepOrder order, int64_t group_size) {
   const std::string& name = context.layer().name;
   const auto* gram = context.statistic<Gram>();
   if (!gram || gram->tokens <= 0) {
@@ -330,7 +343,8 @@ Result<std::optional<InputFactor>> input_factor(LayerContext& context, std::stri
     return std::optional<InputFactor>();
   }
   const std::string key = "slim.factor " + std::to_string(static_cast<int>(order)) + " " +
-                          std::to_string(order == SweepOrder::kGroupAware ? group_size : 0) + " " + std::to_string(damp);
+                          std::to_string(order == SweepOrder::kGroupAware ? group_size : 0) + " " +
+                          std::to_string(damp);
   TensorMap& cache = context.port_cache();
   if (!cache.contains(key + " order")) {
     const at::Tensor order_of_gram = sweep_order(gram->sum().diagonal() / gram->tokens, order, group_size);
@@ -341,7 +355,8 @@ Result<std::optional<InputFactor>> input_factor(LayerContext& context, std::stri
     for (size_t i = 0; i < made.panels().size(); ++i) cache[key + " " + std::to_string(i)] = made.panels()[i];
   }
   std::vector<at::Tensor> panels;
-  for (auto found = cache.end(); (found = cache.find(key + " " + std::to_string(panels.size()))) != cache.end();) {
+  for (auto found = cache.end();
+       (found = cache.find(key + " " + std::to_string(panels.size()))) != cache.end();) {
     panels.push_back(found->second);
   }
   if (panels.empty()) {
@@ -365,7 +380,8 @@ at::Tensor row_errors(const at::Tensor& delta, const Gram& gram) {
     const int64_t size = std::min(kBlock, delta.size(1) - begin), rest = delta.size(1) - begin - size;
     const at::Tensor mine = delta.narrow(1, begin, size);
     at::Tensor product = at::mm(mine, mean(begin, size, begin, size));
-    if (rest > 0) product.addmm_(delta.narrow(1, begin + size, rest), mean(begin + size, rest, begin, size), 1, 2);
+    if (rest > 0)
+      product.addmm_(delta.narrow(1, begin + size, rest), mean(begin + size, rest, begin, size), 1, 2);
     errors.add_(product.mul_(mine).sum(1));
   }
   return errors;

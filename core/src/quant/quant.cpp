@@ -19,9 +19,11 @@ FloatParams computed(const Params& params) {
 }
 
 Status check(const at::Tensor& weight, const QuantArgs& args) {
-  if (weight.dim() != 2) return {Code::kInvalidArgument, "a weight has two dimensions, found " + std::to_string(weight.dim())};
+  if (weight.dim() != 2)
+    return {Code::kInvalidArgument, "a weight has two dimensions, found " + std::to_string(weight.dim())};
   if (args.type == NumberType::kFloat && (args.bits != 8 || !args.symmetric)) {
-    return {Code::kUnsupported, "float codes are 8-bit E4M3 without zero points; found " + std::to_string(args.bits) + " bits"};
+    return {Code::kUnsupported,
+            "float codes are 8-bit E4M3 without zero points; found " + std::to_string(args.bits) + " bits"};
   }
   if (args.bits < 2 || args.bits > 8) {
     return {Code::kUnsupported, "codes have 2 to 8 bits, found " + std::to_string(args.bits)};
@@ -31,10 +33,13 @@ Status check(const at::Tensor& weight, const QuantArgs& args) {
 
 /// The operators' view of a scheme. encode() and decode() take params that choose_params() or a checked decoder made: a mismatch is a
 /// programming error.
-ops::Rounding rounding_of(const QuantArgs& args, int64_t out, int64_t in, at::ScalarType scale_dtype = at::kFloat) {
+ops::Rounding rounding_of(const QuantArgs& args, int64_t out, int64_t in,
+                          at::ScalarType scale_dtype = at::kFloat) {
   const Result<Units> units = Units::make(args, out, in);
   TORCH_CHECK(units.ok(), units.status().message());
-  return {units->unit_rows(), units->unit_columns(), args.bits, args.type == NumberType::kFloat, args.symmetric, scale_dtype};
+  return {units->unit_rows(), units->unit_columns(),
+          args.bits,          args.type == NumberType::kFloat,
+          args.symmetric,     scale_dtype};
 }
 
 ops::RangeSearch search_of(const RangeOptions& options) {
@@ -52,7 +57,8 @@ ops::RangeSearch search_of(const RangeOptions& options) {
 Status check_scale(const at::Tensor& weight, const at::Tensor& scale) {
   if (at::isfinite(scale).all().item<bool>()) return {};
   if (!at::isfinite(weight).all().item<bool>()) {
-    return {Code::kNumeric, "the weight holds NaN or Inf; the checkpoint is damaged or a transform overflowed"};
+    return {Code::kNumeric,
+            "the weight holds NaN or Inf; the checkpoint is damaged or a transform overflowed"};
   }
   return {Code::kNumeric, "a scale is too large for the dtype that the output format stores scales in"};
 }
@@ -65,14 +71,14 @@ Result<Params> choose_params(const at::Tensor& weight, const QuantArgs& args, at
                              const RangeOptions& options) {
   SLIM_TRY(check(weight, args));
   SLIM_TRY(Units::make(args, weight.size(0), weight.size(1)).status());
-  const FloatParams params =
-      ops::choose_params(weight, rounding_of(args, weight.size(0), weight.size(1), scale_dtype), search_of(options));
+  const FloatParams params = ops::choose_params(
+      weight, rounding_of(args, weight.size(0), weight.size(1), scale_dtype), search_of(options));
   SLIM_TRY(check_scale(weight, params.scale));
   return stored(params, scale_dtype);
 }
 
-Result<Measured> quantize(const at::Tensor& weight, const QuantArgs& args, at::ScalarType scale_dtype, const RangeOptions& options,
-                          at::ScalarType arithmetic) {
+Result<Measured> quantize(const at::Tensor& weight, const QuantArgs& args, at::ScalarType scale_dtype,
+                          const RangeOptions& options, at::ScalarType arithmetic) {
   SLIM_TRY(check(weight, args));
   SLIM_TRY(Units::make(args, weight.size(0), weight.size(1)).status());
   const auto [rounded, error] = ops::round_units_measured(
@@ -82,11 +88,13 @@ Result<Measured> quantize(const at::Tensor& weight, const QuantArgs& args, at::S
   return Measured{Quantized{args, rounded.codes, params.scale, params.zero, {}}, error};
 }
 
-Params params_from_range(const at::Tensor& low, const at::Tensor& high, const QuantArgs& args, at::ScalarType scale_dtype) {
+Params params_from_range(const at::Tensor& low, const at::Tensor& high, const QuantArgs& args,
+                         at::ScalarType scale_dtype) {
   return stored(float_params(low, high, code_range(args), scale_dtype), scale_dtype);
 }
 
-at::Tensor encode(const at::Tensor& weight, const Params& params, const QuantArgs& args, at::ScalarType arithmetic) {
+at::Tensor encode(const at::Tensor& weight, const Params& params, const QuantArgs& args,
+                  at::ScalarType arithmetic) {
   return ops::encode(weight, computed(params), rounding_of(args, weight.size(0), weight.size(1)), arithmetic);
 }
 
@@ -101,13 +109,16 @@ ops::RoundingError rounding_error(const at::Tensor& weight, const Quantized& qua
 
 bool has_scattered_groups(const Quantized& quantized) {
   if (!quantized.group_index.defined()) return false;
-  if (quantized.args.granularity != Granularity::kGroup) return quantized.group_index.ne(0).any().item<bool>();
+  if (quantized.args.granularity != Granularity::kGroup)
+    return quantized.group_index.ne(0).any().item<bool>();
   const at::Tensor index = quantized.group_index.cpu().to(at::kInt);
-  return !at::equal(index, at::arange(index.size(0), at::kInt).div(quantized.args.group_size, "floor").to(at::kInt));
+  return !at::equal(index,
+                    at::arange(index.size(0), at::kInt).div(quantized.args.group_size, "floor").to(at::kInt));
 }
 
 at::Tensor decode(const Quantized& quantized) {
-  if (!quantized.group_index.defined()) return decode(quantized.codes, {quantized.scale, quantized.zero}, quantized.args);
+  if (!quantized.group_index.defined())
+    return decode(quantized.codes, {quantized.scale, quantized.zero}, quantized.args);
   // Groups of scattered channels: every channel gets the column of its group, as groups of one.
   const at::Tensor index = quantized.group_index.to(at::kLong);
   const auto per_channel = [&](const at::Tensor& x) { return x.defined() ? x.index_select(1, index) : x; };
@@ -136,7 +147,9 @@ FloatParams dynamic_params(const at::Tensor& units, const QuantArgs& args, bool 
   const CodeRange codes = code_range(args);
   const auto [low, high] = at::aminmax(whole ? units.reshape({-1}) : units, whole ? 0 : -1, /*keepdim=*/true);
   FloatParams params;
-  const auto nonzero = [](const at::Tensor& scale) { return at::where(scale == 0, at::ones_like(scale), scale); };
+  const auto nonzero = [](const at::Tensor& scale) {
+    return at::where(scale == 0, at::ones_like(scale), scale);
+  };
   if (args.symmetric) {
     params.scale = nonzero(at::maximum(low.neg(), high) / codes.max);
     return params;
@@ -160,8 +173,9 @@ at::Tensor fake_quantize_activation(const at::Tensor& x, const QuantArgs& args, 
     const int64_t groups = (features + group - 1) / group;
     units = at::constant_pad_nd(units, {0, groups * group - features}, 0).view({-1, groups, group});
   }
-  const FloatParams params = args.dynamic ? dynamic_params(units, args, args.granularity == Granularity::kTensor)
-                                          : computed({scale, zero});
+  const FloatParams params = args.dynamic
+                                 ? dynamic_params(units, args, args.granularity == Granularity::kTensor)
+                                 : computed({scale, zero});
   at::Tensor result = values_of(codes_of(units, params, code_range(args), at::kFloat), params);
   if (grouped) result = result.reshape({result.size(0), -1}).narrow(1, 0, features);
   return result.reshape(x.sizes()).to(x.scalar_type());

@@ -10,8 +10,8 @@ struct Measured {
   ops::RoundingError error;
 };
 /// choose_params(), encode() and rounding_error() in one pass; weight bf16, fp16 or fp32.
-SLIM_API Result<Measured> quantize(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype, const RangeOptions&,
-                                   at::ScalarType arithmetic);
+SLIM_API Result<Measured> quantize(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype,
+                                   const RangeOptions&, at::ScalarType arithmetic);
 /// What rounding did to a weight (bf16, fp16 or fp32), without making the decoded weight; not for groups of scattered channels.
 SLIM_API ops::RoundingError rounding_error(const at::Tensor& weight, const Quantized&);
 

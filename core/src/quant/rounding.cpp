@@ -15,7 +15,8 @@ bool static_input(const Scheme* scheme) { return scheme && scheme->input && !sch
 /// "model.layers.0.mlp.experts.down_proj[3]" for a slice of a packed tensor.
 std::string tensor_of(const Layer& layer) {
   if (layer.weight.tensor.empty()) return layer.name;
-  return layer.weight.index ? layer.weight.tensor + "[" + std::to_string(*layer.weight.index) + "]" : layer.weight.tensor;
+  return layer.weight.index ? layer.weight.tensor + "[" + std::to_string(*layer.weight.index) + "]"
+                            : layer.weight.tensor;
 }
 
 Result<Quantized> round_weight(LayerContext& context, const Rounding& rounding) {
@@ -36,9 +37,13 @@ Result<Quantized> round_weight(LayerContext& context, const Rounding& rounding) 
 Status round_input(LayerContext& context, const InputRange& method, Solved& solved) {
   SLIM_ASSIGN(const ValueRange range, input_range(context, method));
   const auto bound = [](double value) { return at::full({1}, value, at::kFloat); };
-  const Params params = params_from_range(bound(range.low), bound(range.high), *context.scheme().input, context.scale_dtype());
+  const Params params =
+      params_from_range(bound(range.low), bound(range.high), *context.scheme().input, context.scale_dtype());
   if (!at::isfinite(params.scale).all().item<bool>()) {
-    return {Code::kNumeric, context.layer().name + ": the scale of its input is too large for the dtype that the output format stores scales in"};
+    return {
+        Code::kNumeric,
+        context.layer().name +
+            ": the scale of its input is too large for the dtype that the output format stores scales in"};
   }
   solved.input_scale = params.scale;
   solved.input_zero = params.zero;
@@ -47,16 +52,19 @@ Status round_input(LayerContext& context, const InputRange& method, Solved& solv
 
 ValueRange histogram_range(const Histogram& histogram, const InputRange& method, const QuantArgs& args) {
   switch (method.method) {
-    case InputRange::Method::kPercentile: return percentile_range(histogram, method.percent, args.symmetric);
-    case InputRange::Method::kQuantileStepping: return quantile_stepping_range(histogram);
-    default: return least_squares_range(histogram, args);
+    case InputRange::Method::kPercentile:
+      return percentile_range(histogram, method.percent, args.symmetric);
+    case InputRange::Method::kQuantileStepping:
+      return quantile_stepping_range(histogram);
+    default:
+      return least_squares_range(histogram, args);
   }
 }
 
 }  // namespace
 
-void observe_inputs(const BlockPlan& plan, const std::vector<const Scheme*>& schemes, const InputRange& method,
-                    Observations& observations) {
+void observe_inputs(const BlockPlan& plan, const std::vector<const Scheme*>& schemes,
+                    const InputRange& method, Observations& observations) {
   for (const Layer& layer : plan.layers) {
     if (!static_input(schemes[static_cast<size_t>(layer.id)])) continue;
     if (method.method == InputRange::Method::kMinMax) {
@@ -74,8 +82,10 @@ Result<ValueRange> input_range(const LayerContext& context, const InputRange& me
   const auto* histogram = extremes ? nullptr : context.statistic<Histogram>();
   const double tokens = moments ? moments->tokens : histogram ? histogram->tokens : 0;
   if (tokens <= 0) {
-    return Status(Code::kInvalidArgument, name + ": static activation scales need calibration data, and no token reached this "
-                                                 "layer; pass --calib, or a scheme with dynamic activations");
+    return Status(Code::kInvalidArgument,
+                  name +
+                      ": static activation scales need calibration data, and no token reached this "
+                      "layer; pass --calib, or a scheme with dynamic activations");
   }
   ValueRange range;
   if (moments) range = {moments->min().min().item<double>(), moments->max().max().item<double>()};
@@ -87,8 +97,9 @@ Result<ValueRange> input_range(const LayerContext& context, const InputRange& me
 Result<Solved> round_layer(LayerContext& context, const Rounding& rounding) {
   const Scheme& scheme = context.scheme();
   if (scheme.sparsity) {
-    return Status(Code::kUnsupported,
-                  context.layer().name + ": plain rounding does not prune, which scheme " + scheme.name + " asks for");
+    return Status(
+        Code::kUnsupported,
+        context.layer().name + ": plain rounding does not prune, which scheme " + scheme.name + " asks for");
   }
   Solved solved;
   if (scheme.weight) {
@@ -100,7 +111,8 @@ Result<Solved> round_layer(LayerContext& context, const Rounding& rounding) {
   return solved;
 }
 
-Result<Solved> round_to_nearest(LayerContext& context, const RangeOptions& options, at::ScalarType arithmetic) {
+Result<Solved> round_to_nearest(LayerContext& context, const RangeOptions& options,
+                                at::ScalarType arithmetic) {
   // A searched range is each layer's own.
   const bool fuse = options.method == RangeOptions::Method::kMinMax;
   return round_layer(context, {options, {}, fuse, arithmetic});
@@ -114,7 +126,8 @@ Status RoundingAlgorithm::setup(const Options& options) {
   rounding_ = {};
   InputRange& input = rounding_.input;
   if (is("activation_range", "percentile")) input.method = InputRange::Method::kPercentile;
-  if (is("activation_range", "mse") || is("activation_range", "histogram")) input.method = InputRange::Method::kLeastSquares;
+  if (is("activation_range", "mse") || is("activation_range", "histogram"))
+    input.method = InputRange::Method::kLeastSquares;
   if (const auto percent = options.find("percentile"); percent != options.end()) {
     input.percent = std::strtod(percent->second.c_str(), nullptr);
   }
@@ -123,8 +136,9 @@ Status RoundingAlgorithm::setup(const Options& options) {
   if (is("arithmetic", "bf16")) rounding_.arithmetic = at::kBFloat16;
   if (is("arithmetic", "fp16")) rounding_.arithmetic = at::kHalf;
   if (rounding_.fuse_scales && rounding_.weight.method == RangeOptions::Method::kMse) {
-    return {Code::kInvalidArgument, "fuse_scales = true and weight_range = mse contradict each other: a shared scale spans the "
-                                    "largest weight of all layers that share it; leave one out"};
+    return {Code::kInvalidArgument,
+            "fuse_scales = true and weight_range = mse contradict each other: a shared scale spans the "
+            "largest weight of all layers that share it; leave one out"};
   }
   return {};
 }

@@ -13,13 +13,17 @@ Result<Units> Units::make(const QuantArgs& args, int64_t out, int64_t in) {
   units.out_ = out;
   units.in_ = units.columns_ = in;
   switch (args.granularity) {
-    case Granularity::kTensor: units.whole_tensor_ = true; break;
-    case Granularity::kChannel: break;
+    case Granularity::kTensor:
+      units.whole_tensor_ = true;
+      break;
+    case Granularity::kChannel:
+      break;
     case Granularity::kGroup:
       units.columns_ = args.group_size;
       if (args.group_size <= 0 || in % args.group_size != 0) {
-        return Status(Code::kInvalidArgument, "groups of " + std::to_string(args.group_size) + " do not divide the " +
-                                                  std::to_string(in) + " input channels; choose a group size that does, or "
+        return Status(Code::kInvalidArgument, "groups of " + std::to_string(args.group_size) +
+                                                  " do not divide the " + std::to_string(in) +
+                                                  " input channels; choose a group size that does, or "
                                                   "per-channel scales");
       }
       break;
@@ -54,8 +58,11 @@ at::Tensor Units::split(const at::Tensor& rows) const {
   const int64_t count = rows.size(0);
   if (row_step_ == 1) return rows.reshape({count, units_, columns_});
   const int64_t steps = ceil_div(count, row_step_);
-  const at::Tensor padded = at::constant_pad_nd(rows, {0, units_ * columns_ - in_, 0, steps * row_step_ - count}, 0);
-  return padded.view({steps, row_step_, units_, columns_}).transpose(1, 2).reshape({steps, units_, row_step_ * columns_});
+  const at::Tensor padded =
+      at::constant_pad_nd(rows, {0, units_ * columns_ - in_, 0, steps * row_step_ - count}, 0);
+  return padded.view({steps, row_step_, units_, columns_})
+      .transpose(1, 2)
+      .reshape({steps, units_, row_step_ * columns_});
 }
 
 at::Tensor Units::join(const at::Tensor& units, int64_t rows) const {

@@ -18,7 +18,8 @@ AsyncWriter::~AsyncWriter() {
 
 Status AsyncWriter::submit(int64_t bytes, std::function<Status()> job) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return !status_.ok() || pending_bytes_ == 0 || pending_bytes_ + bytes <= max_bytes_; });
+  changed_.wait(lock,
+                [&] { return !status_.ok() || pending_bytes_ == 0 || pending_bytes_ + bytes <= max_bytes_; });
   if (!status_.ok()) return status_;
   pending_bytes_ += bytes;
   jobs_.emplace_back(bytes, std::move(job));

@@ -19,8 +19,9 @@ uint64_t hash_name(std::string_view text, uint64_t seed) {
 
 Status check_scale(const ScaleEdge& edge, const at::Tensor& s, int64_t features) {
   if (s.dim() != 1 || s.size(0) * edge.repeat != features) {
-    return {Code::kInternal, edge.name + ": a scale of shape " + shape_string(s.sizes().vec()) + " does not fit " +
-                                 std::to_string(features) + " channels read " + std::to_string(edge.repeat) + " times"};
+    return {Code::kInternal, edge.name + ": a scale of shape " + shape_string(s.sizes().vec()) +
+                                 " does not fit " + std::to_string(features) + " channels read " +
+                                 std::to_string(edge.repeat) + " times"};
   }
   if (!(at::isfinite(s) & (s > 0)).all().item<bool>()) {
     return {Code::kNumeric, edge.name + ": the scale holds values that are not positive and finite"};
@@ -35,11 +36,14 @@ at::Tensor consumer_scale(const ScaleEdge& edge, const at::Tensor& s) {
   return s.view({-1, 1, edge.head_dim}).expand({-1, edge.repeat, -1}).reshape({-1});
 }
 
-at::Tensor BlockTransform::weight(LayerId id) const { return state_.weights.weight.at(id).to(exec_.device(), at::kFloat, false, /*copy=*/true); }
+at::Tensor BlockTransform::weight(LayerId id) const {
+  return state_.weights.weight.at(id).to(exec_.device(), at::kFloat, false, /*copy=*/true);
+}
 
 at::Tensor BlockTransform::norm_weight(const ScaleEdge& edge) const {
   const auto it = state_.weights.params.find(edge.norm_weight);
-  return it == state_.weights.params.end() ? at::Tensor() : it->second.to(exec_.device(), at::kFloat, false, /*copy=*/true);
+  return it == state_.weights.params.end() ? at::Tensor()
+                                           : it->second.to(exec_.device(), at::kFloat, false, /*copy=*/true);
 }
 
 const Scheme* BlockTransform::scheme(LayerId id) const {
@@ -54,7 +58,8 @@ Result<at::Tensor> BlockTransform::region_output(RegionId region, size_t batch, 
   exec_.set_overrides(overrides);
   auto output = guarded(model_.adapter_id + ": " + state_.plan->name, [&] {
     const at::Tensor input = moved(exec_.region_inputs()[region][batch], exec_.device());
-    return model_.adapter->forward_region(*state_.plan, region, exec_, carry_on(carries_[batch], exec_.device()), input);
+    return model_.adapter->forward_region(*state_.plan, region, exec_,
+                                          carry_on(carries_[batch], exec_.device()), input);
   });
   Spill::release(carries_[batch]);
   Spill::release({{"input", exec_.region_inputs()[region][batch]}});
@@ -64,7 +69,8 @@ Result<at::Tensor> BlockTransform::region_output(RegionId region, size_t batch, 
 
 Result<double> BlockTransform::loss(RegionId region, const Overrides& overrides) {
   if (!statistics_.keeps(region) || exec_.region_inputs()[region].size() != carries_.size()) {
-    return Status(Code::kInternal, "the inputs of region " + std::to_string(region) + " were not kept; ask with keep_inputs");
+    return Status(Code::kInternal,
+                  "the inputs of region " + std::to_string(region) + " were not kept; ask with keep_inputs");
   }
   auto& references = references_[region];
   double squared = 0, count = 0;
@@ -74,7 +80,10 @@ Result<double> BlockTransform::loss(RegionId region, const Overrides& overrides)
       references.push_back(moved(reference, at::kCPU));
     }
     SLIM_ASSIGN(const at::Tensor output, region_output(region, batch, &overrides));
-    squared += (output.to(at::kFloat) - moved(references[batch], exec_.device()).to(at::kFloat)).square().sum().item<double>();
+    squared += (output.to(at::kFloat) - moved(references[batch], exec_.device()).to(at::kFloat))
+                   .square()
+                   .sum()
+                   .item<double>();
     count += static_cast<double>(output.numel());
   }
   return count > 0 ? squared / count : 0.0;
@@ -84,7 +93,8 @@ Result<at::Tensor> BlockTransform::fold(const ScaleEdge& edge, const at::Tensor&
   const at::Tensor s = moved(scale, exec_.device());
   const int64_t features = state_.plan->ports.at(edge.port).features;
   SLIM_TRY(check_scale(edge, s, features));
-  SLIM_ASSIGN(const at::Tensor applied, edge.fold == Fold::kLinearRows ? fold_rows(edge, s) : fold_norm(edge, s));
+  SLIM_ASSIGN(const at::Tensor applied,
+              edge.fold == Fold::kLinearRows ? fold_rows(edge, s) : fold_norm(edge, s));
   const at::Tensor columns = consumer_scale(edge, applied);
   for (const LayerId id : edge.consumers) {
     state_.weights.weight[id] = weight(id).mul_(columns);
@@ -120,7 +130,8 @@ Result<at::Tensor> BlockTransform::fold_norm(const ScaleEdge& edge, const at::Te
 
 Result<at::Tensor> BlockTransform::fold_rows(const ScaleEdge& edge, const at::Tensor& s) {
   for (const CacheSite& site : state_.plan->caches) {
-    const bool cached = std::find(edge.producers.begin(), edge.producers.end(), site.value_layer) != edge.producers.end();
+    const bool cached =
+        std::find(edge.producers.begin(), edge.producers.end(), site.value_layer) != edge.producers.end();
     if (cached) statistics_.rescale(site.value, s);
   }
   for (const LayerId id : edge.producers) {
@@ -139,8 +150,8 @@ Result<at::Tensor> BlockTransform::fold_rows(const ScaleEdge& edge, const at::Te
 Status BlockTransform::set_weight(LayerId id, const at::Tensor& weight) {
   const Layer& layer = state_.plan->layers.at(id);
   if (weight.sizes() != at::IntArrayRef({layer.out, layer.in})) {
-    return {Code::kInternal, layer.name + ": a weight of shape " + shape_string(weight.sizes().vec()) + " was set; expected " +
-                                 shape_string({layer.out, layer.in})};
+    return {Code::kInternal, layer.name + ": a weight of shape " + shape_string(weight.sizes().vec()) +
+                                 " was set; expected " + shape_string({layer.out, layer.in})};
   }
   state_.weights.weight[id] = weight.to(exec_.device(), at::kFloat);
   state_.changed_layers.insert(id);
@@ -148,7 +159,9 @@ Status BlockTransform::set_weight(LayerId id, const at::Tensor& weight) {
   return {};
 }
 
-at::Tensor LayerSolve::weight() const { return state_.weights.weight.at(layer_.id).to(device_, at::kFloat, false, /*copy=*/true); }
+at::Tensor LayerSolve::weight() const {
+  return state_.weights.weight.at(layer_.id).to(device_, at::kFloat, false, /*copy=*/true);
+}
 
 at::Tensor LayerSolve::stored_weight() const { return moved(state_.weights.weight.at(layer_.id), device_); }
 
@@ -158,7 +171,9 @@ at::Tensor LayerSolve::bias() const {
 }
 
 double LayerSolve::fused_abs_max() const {
-  const auto abs_max = [&](LayerId id) { return moved(state_.weights.weight[id], device_).abs().max().item<double>(); };
+  const auto abs_max = [&](LayerId id) {
+    return moved(state_.weights.weight[id], device_).abs().max().item<double>();
+  };
   double largest = abs_max(layer_.id);
   for (const FusedGroup& group : state_.plan->fused) {
     if (std::find(group.layers.begin(), group.layers.end(), layer_.id) == group.layers.end()) continue;

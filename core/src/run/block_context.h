@@ -14,11 +14,11 @@ namespace slim {
 /// One block while algorithms work on it: its weights, and what has been changed.
 struct BlockState {
   const BlockPlan* plan = nullptr;
-  BlockWeights weights;                  ///< changed layers are fp32, all others in the stored dtype
+  BlockWeights weights;  ///< changed layers are fp32, all others in the stored dtype
   std::set<LayerId> changed_layers;
   std::set<std::string> changed_tensors;  ///< params and biases with new bytes
-  bool runs_again = true;                ///< forward passes follow, with the weights as engines will have them
-  bool rounded = false;                  ///< a change had to be rounded to the stored dtype (float layers, biases)
+  bool runs_again = true;  ///< forward passes follow, with the weights as engines will have them
+  bool rounded = false;    ///< a change had to be rounded to the stored dtype (float layers, biases)
 };
 
 /// Edges in the order in which they were folded, and the scale that was applied to each.
@@ -29,17 +29,27 @@ using Folds = std::vector<std::pair<const ScaleEdge*, at::Tensor>>;
 class SLIM_API BlockTransform final : public BlockContext {
  public:
   /// All must outlive the context. `exec` is used to replay regions; `carries`: one per batch, at the block's entry.
-  BlockTransform(const Model& model, const RunPlan& run, size_t part, at::ScalarType scale_dtype, BlockState& state,
-                 StatisticSet& statistics, BlockExec& exec, const std::vector<Carry>& carries, Notes& notes)
-      : model_(model), run_(run), part_(part), scale_dtype_(scale_dtype), state_(state), statistics_(statistics), exec_(exec),
-        carries_(carries), notes_(notes) {}
+  BlockTransform(const Model& model, const RunPlan& run, size_t part, at::ScalarType scale_dtype,
+                 BlockState& state, StatisticSet& statistics, BlockExec& exec,
+                 const std::vector<Carry>& carries, Notes& notes)
+      : model_(model),
+        run_(run),
+        part_(part),
+        scale_dtype_(scale_dtype),
+        state_(state),
+        statistics_(statistics),
+        exec_(exec),
+        carries_(carries),
+        notes_(notes) {}
 
   const BlockPlan& plan() const override { return *state_.plan; }
   const Scheme* scheme(LayerId id) const override;
   at::Tensor weight(LayerId id) const override;
   at::Tensor norm_weight(const ScaleEdge&) const override;
   at::ScalarType scale_dtype() const override { return scale_dtype_; }
-  const Statistic* find(PortId port, std::string_view id) const override { return statistics_.find(port, id); }
+  const Statistic* find(PortId port, std::string_view id) const override {
+    return statistics_.find(port, id);
+  }
   Result<double> loss(RegionId, const Overrides&) override;
   Result<at::Tensor> fold(const ScaleEdge&, const at::Tensor& s) override;
   Status set_weight(LayerId, const at::Tensor&) override;
@@ -77,9 +87,17 @@ SLIM_API at::Tensor consumer_scale(const ScaleEdge&, const at::Tensor& s);
 class SLIM_API LayerSolve final : public LayerContext, public quant::StoredWeight {
  public:
   LayerSolve(const RunPlan& run, const BlockState& state, const Layer& layer, const StatisticSet& statistics,
-             at::ScalarType scale_dtype, uint64_t run_seed, TensorMap& port_cache, Notes& notes, at::Device device)
-      : run_(run), state_(state), layer_(layer), statistics_(statistics), scale_dtype_(scale_dtype), run_seed_(run_seed),
-        port_cache_(port_cache), notes_(notes), device_(device) {}
+             at::ScalarType scale_dtype, uint64_t run_seed, TensorMap& port_cache, Notes& notes,
+             at::Device device)
+      : run_(run),
+        state_(state),
+        layer_(layer),
+        statistics_(statistics),
+        scale_dtype_(scale_dtype),
+        run_seed_(run_seed),
+        port_cache_(port_cache),
+        notes_(notes),
+        device_(device) {}
 
   const Layer& layer() const override { return layer_; }
   const Scheme& scheme() const override { return *run_.scheme(state_.plan->index, layer_.id); }

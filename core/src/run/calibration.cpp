@@ -15,7 +15,8 @@ namespace slim {
 namespace {
 
 Result<Dataset> read_documents(const RunConfig& config) {
-  const bool pieces = config.text_unit == "pieces";  // how many samples a document gives is known only when it is tokenized
+  const bool pieces =
+      config.text_unit == "pieces";  // how many samples a document gives is known only when it is tokenized
   DatasetOptions options;
   options.num_samples = pieces ? 0 : config.num_samples;
   options.shuffle = config.shuffle && !pieces;
@@ -29,11 +30,17 @@ Result<Dataset> read_documents(const RunConfig& config) {
 
 class BatchBuilder {
  public:
-  BatchBuilder(const Model& model, BlockExec& exec, const Spill& spill, int64_t batch_size, Calibration& calibration)
-      : model_(model), exec_(exec), spill_(spill), batch_size_(static_cast<size_t>(batch_size)), calibration_(calibration) {}
+  BatchBuilder(const Model& model, BlockExec& exec, const Spill& spill, int64_t batch_size,
+               Calibration& calibration)
+      : model_(model),
+        exec_(exec),
+        spill_(spill),
+        batch_size_(static_cast<size_t>(batch_size)),
+        calibration_(calibration) {}
 
   Status add(Sample sample) {
-    calibration_.samples.push_back({sample.origin, sample.text_tokens, sample.image_tokens, sample.downscaled});
+    calibration_.samples.push_back(
+        {sample.origin, sample.text_tokens, sample.image_tokens, sample.downscaled});
     calibration_.text_tokens += sample.text_tokens;
     calibration_.image_tokens += sample.image_tokens;
     tokens_ += sample.text_tokens + sample.image_tokens;
@@ -101,10 +108,14 @@ class SampleReader {
     auto sample = guarded(document.origin, [&] { return processor_.encode(document, options); });
     std::vector<Sample> samples;
     if (sample.ok() && pieces) return cut_into_pieces(*sample, config_.max_seq_length);
-    if (sample.ok()) samples.push_back(*std::move(sample));
-    else if (sample.status().code() == Code::kUnsupported) calibration_.left_out.push_back(sample.status().message());
-    else if (config_.skip_bad_samples) calibration_.skipped.push_back(sample.status().message());
-    else return sample.status();
+    if (sample.ok())
+      samples.push_back(*std::move(sample));
+    else if (sample.status().code() == Code::kUnsupported)
+      calibration_.left_out.push_back(sample.status().message());
+    else if (config_.skip_bad_samples)
+      calibration_.skipped.push_back(sample.status().message());
+    else
+      return sample.status();
     return samples;
   }
 
@@ -135,8 +146,10 @@ class SampleOrder {
   bool full() const { return left_ == 0; }
   Status add(std::vector<Sample> samples) {
     for (Sample& sample : samples) {
-      if (draw_) drawn_.add(std::move(sample));
-      else if (left_ > 0) SLIM_TRY(use(std::move(sample)));
+      if (draw_)
+        drawn_.add(std::move(sample));
+      else if (left_ > 0)
+        SLIM_TRY(use(std::move(sample)));
     }
     return {};
   }
@@ -159,11 +172,12 @@ class SampleOrder {
 
 }  // namespace
 
-Result<Calibration> calibrate_input(const RunConfig& config, const Model& model, BlockExec& exec, Progress& progress,
-                                    const Spill& spill) {
+Result<Calibration> calibrate_input(const RunConfig& config, const Model& model, BlockExec& exec,
+                                    Progress& progress, const Spill& spill) {
   const c10::NoGradGuard no_grad;
   SLIM_ASSIGN(const Dataset dataset, read_documents(config));
-  SLIM_ASSIGN(const auto processor, guarded(model.adapter_id, [&] { return model.adapter->processor(config.model); }));
+  SLIM_ASSIGN(const auto processor,
+              guarded(model.adapter_id, [&] { return model.adapter->processor(config.model); }));
   Calibration calibration;
   calibration.skipped = dataset.skipped;
   const SampleReader reader(config, *processor, calibration);

@@ -21,8 +21,8 @@ struct EvalConfig {
   std::string model, reference, data;  ///< data: a file, or a folder with eval*.jsonl, .txt or .parquet
   std::string adapter, backend = "auto", kernels = "fast", dtype = "auto";
   int64_t limit = 0, batch_size = 16, max_new_tokens = 24;
-  bool allow_outside = false;          ///< images may lie outside the data set's folder
-  bool generate = true;                ///< answer questions (exact match); else likelihoods only
+  bool allow_outside = false;  ///< images may lie outside the data set's folder
+  bool generate = true;        ///< answer questions (exact match); else likelihoods only
 };
 /// Perplexity on text, KL divergence against the reference, exact-match answers on questions; original and quantized alike.
 SLIM_API Result<Report> evaluate(const EvalConfig&, PluginRegistry&, Progress&);

@@ -14,11 +14,14 @@
 namespace slim {
 namespace {
 
-c10::Stream default_stream(at::Device device) { return c10::impl::VirtualGuardImpl(device.type()).getDefaultStream(device); }
+c10::Stream default_stream(at::Device device) {
+  return c10::impl::VirtualGuardImpl(device.type()).getDefaultStream(device);
+}
 
 /// The one stream for copies: copies of one direction would only share the bus.
 c10::Stream copy_stream(at::Device device) {
-  static const c10::Stream stream = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device, false);
+  static const c10::Stream stream =
+      c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device, false);
   return stream;
 }
 
@@ -67,7 +70,8 @@ at::Tensor DeviceCopies::to_device(const at::Tensor& host) {
 
 at::Tensor DeviceCopies::to_host(const at::Tensor& on_device) {
   if (!on_device.defined() || on_device.device().is_cpu()) return on_device;
-  const at::Tensor pinned = at::empty_like(on_device, on_device.options().device(at::kCPU).pinned_memory(true));
+  const at::Tensor pinned =
+      at::empty_like(on_device, on_device.options().device(at::kCPU).pinned_memory(true));
   return copies_.emplace_back(on_device, pinned).second;
 }
 
@@ -116,7 +120,9 @@ Status BatchStream::in_turn(size_t count, at::Device device) const {
 }
 
 Status BatchStream::overlapping(size_t count, at::Device device) const {
-  const auto send_later = [&](size_t i) { return std::async(std::launch::async, [this, i, device] { return send(batch_(i), device); }); };
+  const auto send_later = [&](size_t i) {
+    return std::async(std::launch::async, [this, i, device] { return send(batch_(i), device); });
+  };
   std::future<std::unique_ptr<Arriving>> coming;
   std::future<Status> leaving;
   Status status;
@@ -155,7 +161,8 @@ std::future<Status> BatchStream::take_back(size_t i, Carry there, at::Device dev
       const c10::NoGradGuard no_grad;
       copies->wait_on_host();
       for (auto& [name, tensor] : back) {
-        if (tensor.defined()) tensor = tensor.clone();  // pinned memory is for copies: too much of it starves the system
+        if (tensor.defined())
+          tensor = tensor.clone();  // pinned memory is for copies: too much of it starves the system
       }
       return keep_(i, std::move(back));
     });

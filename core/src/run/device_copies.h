@@ -51,7 +51,8 @@ class BatchStream {
   using Batch = std::function<const Carry&(size_t)>;
   using Pass = std::function<Status(size_t, Carry&, const Status& moved)>;
   using Keep = std::function<Status(size_t, Carry)>;
-  BatchStream(Batch batch, Pass pass, Keep keep) : batch_(std::move(batch)), pass_(std::move(pass)), keep_(std::move(keep)) {}
+  BatchStream(Batch batch, Pass pass, Keep keep)
+      : batch_(std::move(batch)), pass_(std::move(pass)), keep_(std::move(keep)) {}
   SLIM_API Status run(size_t count, at::Device device, bool overlap) const;
 
  private:

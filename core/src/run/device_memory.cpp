@@ -25,12 +25,15 @@ int64_t told(c10::Device device, Fn&& ask) {
 }  // namespace
 
 int64_t free_device_memory(c10::Device device) {
-  return told(device, [&](c10::DeviceAllocator& allocator) { return allocator.getMemoryInfo(device.index()).first; });
+  return told(device,
+              [&](c10::DeviceAllocator& allocator) { return allocator.getMemoryInfo(device.index()).first; });
 }
 
 int64_t peak_device_memory(c10::Device device) {
   constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-  return told(device, [&](c10::DeviceAllocator& allocator) { return allocator.getDeviceStats(device.index()).allocated_bytes[kAll].peak; });
+  return told(device, [&](c10::DeviceAllocator& allocator) {
+    return allocator.getDeviceStats(device.index()).allocated_bytes[kAll].peak;
+  });
 }
 
 void reset_peak_device_memory(c10::Device device) {

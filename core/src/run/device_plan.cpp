@@ -27,7 +27,8 @@ BlockSizes sizes_of(const BlockPlan& block, const Model& model, const RunConfig&
     sizes.largest = std::max(sizes.largest, layer.out * layer.in);
     sizes.features = std::max(sizes.features, layer.out);
   }
-  for (const std::string& name : block.params) sizes.params += byte_size(model.weights->logical().at(name)).value_or(0);
+  for (const std::string& name : block.params)
+    sizes.params += byte_size(model.weights->logical().at(name)).value_or(0);
   for (const Port& port : block.ports) sizes.features = std::max(sizes.features, port.features);
   if (!block.ports.empty()) sizes.hidden = block.ports.front().features;
   const bool text = block.stage == "language" || block.stage == "head";
@@ -37,13 +38,14 @@ BlockSizes sizes_of(const BlockPlan& block, const Model& model, const RunConfig&
 
 /// What algorithms ask to be collected, with a statistic's own copies while it is used.
 struct StatisticSizes {
-  int64_t held = 0;       ///< bytes of all
-  int64_t factors = 0;    ///< what a block keeps that is computed of them: one matrix for each Gram matrix
-  int64_t largest = 0;    ///< the widest Gram matrix
+  int64_t held = 0;     ///< bytes of all
+  int64_t factors = 0;  ///< what a block keeps that is computed of them: one matrix for each Gram matrix
+  int64_t largest = 0;  ///< the widest Gram matrix
   bool any = false;
 };
 
-StatisticSizes statistics_of(const BlockPlan& block, const RunConfig& config, const std::vector<OutputPlan>& outputs) {
+StatisticSizes statistics_of(const BlockPlan& block, const RunConfig& config,
+                             const std::vector<OutputPlan>& outputs) {
   const int64_t tokens = config.num_samples * config.max_seq_length;
   StatisticSet observed(block, tokens);
   for (const OutputPlan& output : outputs) {
@@ -55,7 +57,8 @@ StatisticSizes statistics_of(const BlockPlan& block, const RunConfig& config, co
     const int64_t square = port.features * port.features * 4;
     constexpr int64_t kVectors = 16;  // moments and the like, in double
     sizes.held += kVectors * 8 * port.features;
-    if (observed.find(port.id, ActivationRows::kId)) sizes.held += 3 * std::min(tokens, port.features) * port.features * 4;
+    if (observed.find(port.id, ActivationRows::kId))
+      sizes.held += 3 * std::min(tokens, port.features) * port.features * 4;
     if (!observed.find(port.id, Gram::kId)) continue;
     sizes.held += square;
     sizes.factors += square;
@@ -72,8 +75,8 @@ int64_t forward_bytes(const BlockSizes& sizes, int64_t samples, int64_t bytes) {
   return kTensors * tokens * (sizes.features + sizes.hidden) * bytes;
 }
 
-int64_t block_bytes(const BlockPlan& block, const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs, DeviceMode mode,
-                    bool forward) {
+int64_t block_bytes(const BlockPlan& block, const RunConfig& config, const Model& model,
+                    const std::vector<OutputPlan>& outputs, DeviceMode mode, bool forward) {
   constexpr int64_t kFloat = 4, kCopiesOfLayer = 12, kCopiesOfGram = 10;
   const BlockSizes sizes = sizes_of(block, model, config);
   const StatisticSizes statistics = statistics_of(block, config, outputs);
@@ -81,16 +84,19 @@ int64_t block_bytes(const BlockPlan& block, const RunConfig& config, const Model
   const int64_t stored = sizes.elements * size + sizes.params;
   const int64_t folded = statistics.any ? sizes.elements * kFloat : 0;  // scales are folded into fp32 copies
   const int64_t pass = forward ? forward_bytes(sizes, mode.batch_size, kFloat) : 0;
-  const int64_t solve = kCopiesOfLayer * sizes.largest * kFloat + statistics.factors + kCopiesOfGram * statistics.largest;
+  const int64_t solve =
+      kCopiesOfLayer * sizes.largest * kFloat + statistics.factors + kCopiesOfGram * statistics.largest;
   return (mode.read_ahead ? 2 : 1) * stored + folded + statistics.held + std::max(pass, solve);
 }
 
 }  // namespace
 
-int64_t peak_device_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs, DeviceMode mode) {
+int64_t peak_device_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs,
+                          DeviceMode mode) {
   const auto& blocks = model.plan.blocks;
   const auto changes = [&](const BlockPlan& block) {
-    return std::any_of(outputs.begin(), outputs.end(), [&](const OutputPlan& output) { return output.plan.changes(block); });
+    return std::any_of(outputs.begin(), outputs.end(),
+                       [&](const OutputPlan& output) { return output.plan.changes(block); });
   };
   int32_t last_forward = -1;  // blocks before it run, also those that nothing changes
   for (const BlockPlan& block : blocks) {
@@ -99,16 +105,19 @@ int64_t peak_device_bytes(const RunConfig& config, const Model& model, const std
   int64_t most = 0;
   for (const BlockPlan& block : blocks) {
     const bool forward = block.index <= last_forward;
-    if (forward || changes(block)) most = std::max(most, block_bytes(block, config, model, outputs, mode, forward));
+    if (forward || changes(block))
+      most = std::max(most, block_bytes(block, config, model, outputs, mode, forward));
   }
   return most;
 }
 
-int64_t least_device_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
+int64_t least_device_bytes(const RunConfig& config, const Model& model,
+                           const std::vector<OutputPlan>& outputs) {
   return peak_device_bytes(config, model, outputs, {.batch_size = 1, .read_ahead = false});
 }
 
-Result<DeviceMode> choose_device_mode(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs, int64_t free) {
+Result<DeviceMode> choose_device_mode(const RunConfig& config, const Model& model,
+                                      const std::vector<OutputPlan>& outputs, int64_t free) {
   const int64_t budget = config.max_vram > 0 ? config.max_vram : free;
   DeviceMode mode{config.batch_size, true};
   const auto fits = [&] { return budget <= 0 || peak_device_bytes(config, model, outputs, mode) <= budget; };
@@ -116,9 +125,11 @@ Result<DeviceMode> choose_device_mode(const RunConfig& config, const Model& mode
   mode.read_ahead = false;
   while (!fits() && mode.batch_size > 1) mode.batch_size = (mode.batch_size + 1) / 2;
   if (fits() || config.max_vram == 0) return mode;
-  return Status(Code::kOutOfMemory, "the run takes at least " + bytes_text(least_device_bytes(config, model, outputs)) +
-                                        " of the device's memory, one sample at a time; run.max_vram allows " + bytes_text(config.max_vram) +
-                                        "; shorter samples (--max-seq-length) take less, and --backend cpu takes none");
+  return Status(Code::kOutOfMemory,
+                "the run takes at least " + bytes_text(least_device_bytes(config, model, outputs)) +
+                    " of the device's memory, one sample at a time; run.max_vram allows " +
+                    bytes_text(config.max_vram) +
+                    "; shorter samples (--max-seq-length) take less, and --backend cpu takes none");
 }
 
 }  // namespace slim

@@ -22,10 +22,13 @@ Cut cut_of(Role role) {
     case Role::kKey:
     case Role::kValue:
     case Role::kGate:
-    case Role::kUp: return Cut::kOutputs;
+    case Role::kUp:
+      return Cut::kOutputs;
     case Role::kAttentionOutput:
-    case Role::kDown: return Cut::kInputs;
-    default: return Cut::kNone;
+    case Role::kDown:
+      return Cut::kInputs;
+    default:
+      return Cut::kNone;
   }
 }
 
@@ -57,15 +60,20 @@ class VllmRules {
     return named ? json["quant_method"].get<std::string>() : std::string("this format");
   }
 
-  void add(const std::string& layer, const std::string& what) { problems_.push_back(layer + ": vLLM " + what); }
+  void add(const std::string& layer, const std::string& what) {
+    problems_.push_back(layer + ": vLLM " + what);
+  }
 
   void check_fused(const BlockPlan& block, const FusedGroup& group) {
     const Layer& first = block.layers[group.layers.front()];
     const StoredLayer* one = model_.weights->stored(first.name);
     for (const LayerId id : group.layers) {
       const StoredLayer* other = model_.weights->stored(block.layers[id].name);
-      const bool same = one && other ? one->scheme.weight == other->scheme.weight && one->scheme.input == other->scheme.input : one == other;
-      if (!same) return add(block.layers[id].name, "merges it with " + first.name + ", which has another scheme");
+      const bool same = one && other ? one->scheme.weight == other->scheme.weight &&
+                                           one->scheme.input == other->scheme.input
+                                     : one == other;
+      if (!same)
+        return add(block.layers[id].name, "merges it with " + first.name + ", which has another scheme");
     }
   }
 
@@ -86,19 +94,23 @@ class VllmRules {
     if (!stored || !stored->scheme.weight) return;
     Shard shard{layer.out, layer.in, merged};
     const Cut cut = cut_of(layer.role);
-    const bool repeated = (layer.role == Role::kKey || layer.role == Role::kValue) && layer.out % devices_ != 0;  // heads are copied
+    const bool repeated = (layer.role == Role::kKey || layer.role == Role::kValue) &&
+                          layer.out % devices_ != 0;  // heads are copied
     if (cut != Cut::kNone && !repeated) {
       int64_t& size = cut == Cut::kOutputs ? shard.out : shard.in;
       if (size % devices_ != 0) {
-        return add(layer.name, "cannot cut its " + std::to_string(size) + (cut == Cut::kOutputs ? " outputs for " : " inputs for ") +
+        return add(layer.name, "cannot cut its " + std::to_string(size) +
+                                   (cut == Cut::kOutputs ? " outputs for " : " inputs for ") +
                                    std::to_string(devices_) + " devices");
       }
       size /= devices_;
       if (cut == Cut::kOutputs) shard.merged /= devices_;
     }
     check_units(layer, *stored->scheme.weight, shard);
-    if (!stored->scheme.input && stored->scheme.weight->type == NumberType::kInt) check_marlin(layer, *stored->scheme.weight, shard);
-    else check_multiples(layer, shard, kScaledMultiple, kScaledMultiple);
+    if (!stored->scheme.input && stored->scheme.weight->type == NumberType::kInt)
+      check_marlin(layer, *stored->scheme.weight, shard);
+    else
+      check_multiples(layer, shard, kScaledMultiple, kScaledMultiple);
   }
 
   /// What shares a scale must lie on one device.
@@ -106,26 +118,32 @@ class VllmRules {
     if (weight.granularity == Granularity::kGroup && shard.in % weight.group_size != 0) {
       add(layer.name, "cuts groups of " + std::to_string(weight.group_size) + ": it has " + shard.text());
     }
-    if (weight.granularity == Granularity::kBlock && (shard.out % weight.block_rows != 0 || shard.in % weight.block_columns != 0)) {
-      add(layer.name, "cuts blocks of " + std::to_string(weight.block_rows) + "x" + std::to_string(weight.block_columns) + ": it has " + shard.text());
+    if (weight.granularity == Granularity::kBlock &&
+        (shard.out % weight.block_rows != 0 || shard.in % weight.block_columns != 0)) {
+      add(layer.name, "cuts blocks of " + std::to_string(weight.block_rows) + "x" +
+                          std::to_string(weight.block_columns) + ": it has " + shard.text());
     }
   }
 
   void check_marlin(const Layer& layer, const QuantArgs& weight, const Shard& shard) {
     const bool gptq_kernel = method_ == "gptq" && (weight.bits == 2 || weight.bits == 3);
     if (weight.bits != 4 && weight.bits != 8 && !gptq_kernel) {
-      return add(layer.name, "has no kernel for " + std::to_string(weight.bits) + "-bit weights of " + method_);
+      return add(layer.name,
+                 "has no kernel for " + std::to_string(weight.bits) + "-bit weights of " + method_);
     }
     const bool grouped = weight.granularity == Granularity::kGroup;
-    if (grouped && std::find(std::begin(kMarlinGroups), std::end(kMarlinGroups), weight.group_size) == std::end(kMarlinGroups)) {
-      add(layer.name, "has no kernel for groups of " + std::to_string(weight.group_size) + "; it has them for 32, 64, 128 and whole rows");
+    if (grouped && std::find(std::begin(kMarlinGroups), std::end(kMarlinGroups), weight.group_size) ==
+                       std::end(kMarlinGroups)) {
+      add(layer.name, "has no kernel for groups of " + std::to_string(weight.group_size) +
+                          "; it has them for 32, 64, 128 and whole rows");
     }
     check_multiples(layer, shard, kMarlinOut, kMarlinIn);
   }
 
   void check_multiples(const Layer& layer, const Shard& shard, int64_t out, int64_t in) {
     if (shard.merged % out == 0 && shard.in % in == 0) return;
-    add(layer.name, "needs multiples of [" + std::to_string(out) + ", " + std::to_string(in) + "] for its kernel: it has " + shard.text());
+    add(layer.name, "needs multiples of [" + std::to_string(out) + ", " + std::to_string(in) +
+                        "] for its kernel: it has " + shard.text());
   }
 
   const Model& model_;
@@ -136,9 +154,11 @@ class VllmRules {
 
 }  // namespace
 
-Result<std::vector<std::string>> engine_problems(const Model& model, const std::string& engine, int64_t tensor_parallel) {
+Result<std::vector<std::string>> engine_problems(const Model& model, const std::string& engine,
+                                                 int64_t tensor_parallel) {
   if (engine == "vllm") return VllmRules(model, tensor_parallel).problems();
-  return Status(Code::kInvalidArgument, "no rules of engine '" + engine + "' are known" + did_you_mean(engine, {"vllm"}) + " (there are: vllm)");
+  return Status(Code::kInvalidArgument, "no rules of engine '" + engine + "' are known" +
+                                            did_you_mean(engine, {"vllm"}) + " (there are: vllm)");
 }
 
 }  // namespace slim

@@ -16,7 +16,8 @@ double bound_of(const BlockState& state) { return state.rounded ? kRoundedBound 
 
 Carry to_float(const Carry& carry) {
   Carry wide;
-  for (const auto& [name, tensor] : carry) wide[name] = tensor.is_floating_point() ? tensor.to(at::kFloat) : tensor;
+  for (const auto& [name, tensor] : carry)
+    wide[name] = tensor.is_floating_point() ? tensor.to(at::kFloat) : tensor;
   return wide;
 }
 
@@ -28,7 +29,8 @@ std::string percent(double value) {
 
 }  // namespace
 
-Result<EquivalenceProof> EquivalenceProof::before(const Model& model, const BlockState& state, const Carry& carry, at::Device device) {
+Result<EquivalenceProof> EquivalenceProof::before(const Model& model, const BlockState& state,
+                                                  const Carry& carry, at::Device device) {
   EquivalenceProof proof(model, to_float(carry_on(carry, device)), device);
   SLIM_ASSIGN(proof.reference_, proof.contribution(state));
   return proof;
@@ -77,8 +79,9 @@ Status EquivalenceProof::name_edge(const BlockState& after, const Folds& folds, 
     error = now;
     break;
   }
-  return {Code::kNumeric, block.name + ": the float output moved when a scale was folded at edge '" + edge + "': relative error " +
-                              percent(error) + ", allowed " + percent(bound_of(after)) +
+  return {Code::kNumeric, block.name + ": the float output moved when a scale was folded at edge '" + edge +
+                              "': relative error " + percent(error) + ", allowed " +
+                              percent(bound_of(after)) +
                               "; the adapter's edge or the algorithm's scale is wrong"};
 }
 

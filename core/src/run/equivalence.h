@@ -9,14 +9,16 @@ namespace slim {
 class SLIM_API EquivalenceProof {
  public:
   /// Runs the block as it is. `carry`: a batch at the block's entry. `device`: where the state's tensors are.
-  static Result<EquivalenceProof> before(const Model&, const BlockState&, const Carry& carry, at::Device device = at::kCPU);
+  static Result<EquivalenceProof> before(const Model&, const BlockState&, const Carry& carry,
+                                         at::Device device = at::kCPU);
   /// kNumeric names the edge at which the function moved, with the error found and allowed.
   Status check(const BlockState& after, const Folds&, const RunPlan&) const;
   /// Relative root mean square error of the last check.
   double error() const { return error_; }
 
  private:
-  EquivalenceProof(const Model& model, const Carry& carry, at::Device device) : model_(&model), carry_(carry), device_(device) {}
+  EquivalenceProof(const Model& model, const Carry& carry, at::Device device)
+      : model_(&model), carry_(carry), device_(device) {}
   Result<at::Tensor> contribution(const BlockState&) const;
   Result<double> relative_error(const BlockState&) const;
   Status name_edge(const BlockState& after, const Folds&, const RunPlan&) const;

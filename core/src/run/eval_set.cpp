@@ -25,9 +25,12 @@ class EvalReader {
     for (const Document& document : dataset.documents) {
       const bool chat = !document.messages.empty();
       set.answers = set.answers || chat;
-      const Status status = guarded(document.origin, [&] { return chat ? add_question(document, set) : add_text(document, set); });
-      if (status.code() == Code::kUnsupported) set.left_out.push_back(status.message());
-      else if (!status.ok()) return status;
+      const Status status = guarded(
+          document.origin, [&] { return chat ? add_question(document, set) : add_text(document, set); });
+      if (status.code() == Code::kUnsupported)
+        set.left_out.push_back(status.message());
+      else if (!status.ok())
+        return status;
     }
     return set;
   }
@@ -89,7 +92,8 @@ Result<std::vector<std::string>> evaluation_files(const std::string& path) {
     if (entry.path().filename().string().starts_with("eval")) evaluation.push_back(entry.path());
   }
   auto& files = evaluation.empty() ? all : evaluation;
-  if (files.empty()) return Status(Code::kNotFound, path + ": no .jsonl, .txt or .parquet file to evaluate on");
+  if (files.empty())
+    return Status(Code::kNotFound, path + ": no .jsonl, .txt or .parquet file to evaluate on");
   std::sort(files.begin(), files.end());
   return files;
 }

@@ -10,7 +10,7 @@ namespace slim {
 /// One sequence to score: rows of its hidden states whose next token is known.
 struct Scored {
   Sample sample;
-  int64_t first_row = 0;             ///< the row that predicts targets[0]
+  int64_t first_row = 0;  ///< the row that predicts targets[0]
   std::vector<int64_t> targets;
 };
 /// A question to be answered.
@@ -21,10 +21,11 @@ struct Question {
 /// One evaluation file.
 struct EvalSet {
   std::string name;
-  bool answers = false;              ///< questions with answers; else plain text
+  bool answers = false;  ///< questions with answers; else plain text
   std::vector<Scored> sequences;
-  std::vector<Question> questions;   ///< as many as sequences, if `answers`
-  std::vector<std::string> left_out; ///< samples that the model cannot take (images for a text model): "eval.jsonl:3: why"
+  std::vector<Question> questions;  ///< as many as sequences, if `answers`
+  std::vector<std::string>
+      left_out;  ///< samples that the model cannot take (images for a text model): "eval.jsonl:3: why"
 };
 
 /// A file itself; of a folder the data files named eval*, or all when there are none. In the order of names.

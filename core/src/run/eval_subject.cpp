@@ -56,7 +56,8 @@ struct EvalSubject::AnswerBatch {
   std::vector<bool> ended;
 
   /// Appends a token to every answer that has not ended; false if now all have.
-  bool take(const at::Tensor& tokens, const std::vector<int64_t>& stop, std::vector<std::vector<int64_t>>& answers) {
+  bool take(const at::Tensor& tokens, const std::vector<int64_t>& stop,
+            std::vector<std::vector<int64_t>>& answers) {
     const std::vector<int64_t> ids = token_ids(tokens);
     for (size_t i = 0; i < ids.size(); ++i) {
       if (std::find(stop.begin(), stop.end(), ids[i]) != stop.end()) ended[i] = true;
@@ -69,8 +70,8 @@ struct EvalSubject::AnswerBatch {
 EvalSubject::EvalSubject(Model model, at::ScalarType dtype, const EvalConfig& config, at::Device device)
     : config_(config), model_(std::move(model)), pass_(model_, dtype, available_memory(device) / 4, device) {}
 
-Result<std::unique_ptr<EvalSubject>> EvalSubject::open(const std::string& folder, const EvalConfig& config, PluginRegistry& registry,
-                                                       at::Device device) {
+Result<std::unique_ptr<EvalSubject>> EvalSubject::open(const std::string& folder, const EvalConfig& config,
+                                                       PluginRegistry& registry, at::Device device) {
   SLIM_ASSIGN(Model model, Model::open(folder, config.adapter, registry));
   SLIM_ASSIGN(const at::ScalarType dtype, model.compute_dtype(config.dtype));
   return std::unique_ptr<EvalSubject>(new EvalSubject(std::move(model), dtype, config, device));
@@ -79,7 +80,8 @@ Result<std::unique_ptr<EvalSubject>> EvalSubject::open(const std::string& folder
 Result<std::vector<Carry>> EvalSubject::run(const EvalSet& set, Progress& progress) {
   std::vector<const Sample*> samples;
   for (const Scored& scored : set.sequences) samples.push_back(&scored.sample);
-  progress.begin("scoring " + set.name, static_cast<int64_t>(model_.plan.blocks.size()) - 1);  // all but the head
+  progress.begin("scoring " + set.name,
+                 static_cast<int64_t>(model_.plan.blocks.size()) - 1);  // all but the head
   SLIM_ASSIGN(std::vector<Carry> batches, begin(samples));
   SLIM_TRY(pass_.run(batches, "", nullptr, &progress));
   return batches;
@@ -90,7 +92,9 @@ Result<at::Tensor> EvalSubject::log_probabilities(const Carry& carry, const at::
   return at::log_softmax(logits, -1);
 }
 
-Result<std::vector<std::vector<int64_t>>> EvalSubject::answer(const EvalSet& set, const std::vector<int64_t>& stop, Progress& progress) {
+Result<std::vector<std::vector<int64_t>>> EvalSubject::answer(const EvalSet& set,
+                                                              const std::vector<int64_t>& stop,
+                                                              Progress& progress) {
   std::vector<const Sample*> prompts;
   for (const Question& question : set.questions) prompts.push_back(&question.prompt);
   progress.begin("answering " + set.name, config_.max_new_tokens);
@@ -144,11 +148,13 @@ Result<std::vector<at::Tensor>> EvalSubject::next_tokens(const std::vector<Carry
   return tokens;
 }
 
-Status EvalSubject::next_step(std::vector<Carry>& batches, const std::vector<at::Tensor>& tokens, std::vector<MemoryCache>& caches,
-                              Progress& progress) {
+Status EvalSubject::next_step(std::vector<Carry>& batches, const std::vector<at::Tensor>& tokens,
+                              std::vector<MemoryCache>& caches, Progress& progress) {
   for (size_t i = 0; i < batches.size(); ++i) {
     pass_.exec().set_block(nullptr, nullptr);
-    SLIM_ASSIGN(batches[i], guarded(model_.adapter_id, [&] { return model_.adapter->next(batches[i], tokens[i], pass_.exec()); }));
+    SLIM_ASSIGN(batches[i], guarded(model_.adapter_id, [&] {
+                  return model_.adapter->next(batches[i], tokens[i], pass_.exec());
+                }));
   }
   return pass_.run(batches, kLanguageStage, &caches, &progress);
 }

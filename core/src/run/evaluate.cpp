@@ -31,7 +31,8 @@ std::pair<at::Tensor, at::Tensor> scored_rows(const EvalSet& set, size_t first, 
   int64_t offset = 0;
   for (size_t i = first; i < last; ++i) {
     const Scored& scored = set.sequences[i];
-    for (size_t k = 0; k < scored.targets.size(); ++k) rows.push_back(offset + scored.first_row + static_cast<int64_t>(k));
+    for (size_t k = 0; k < scored.targets.size(); ++k)
+      rows.push_back(offset + scored.first_row + static_cast<int64_t>(k));
     targets.insert(targets.end(), scored.targets.begin(), scored.targets.end());
     offset += scored.sample.tensors.at("input_ids").size(0);
   }
@@ -52,14 +53,16 @@ class Evaluation {
     if (!config_.reference.empty()) {
       SLIM_ASSIGN(reference_, EvalSubject::open(config_.reference, config_, registry_, backend_.device));
     }
-    SLIM_ASSIGN(processor_, guarded(model_->model().adapter_id, [&] { return model_->model().adapter->processor(config_.model); }));
+    SLIM_ASSIGN(processor_, guarded(model_->model().adapter_id,
+                                    [&] { return model_->model().adapter->processor(config_.model); }));
     nlohmann::ordered_json json = {{"model", config_.model}, {"backend", backend_.id}};
     describe(*model_, json);
     if (reference_) describe(*reference_, json["reference"] = {{"model", config_.reference}});
     for (const std::string& file : files) SLIM_TRY(evaluate_file(file, json));
     if (files_scored_ == 0) {
-      return Status(Code::kInvalidArgument, config_.data + ": the model can take none of the samples" +
-                                                (first_left_out_.empty() ? "" : ", the first: " + first_left_out_));
+      return Status(Code::kInvalidArgument,
+                    config_.data + ": the model can take none of the samples" +
+                        (first_left_out_.empty() ? "" : ", the first: " + first_left_out_));
     }
     summarize(model_totals_, json);
     if (reference_) summarize(reference_totals_, json["reference"]);
@@ -83,11 +86,13 @@ class Evaluation {
     }
     Scores scores, reference_scores;
     for (size_t i = 0; i < batches.size(); ++i) {
-      SLIM_TRY(score_batch(set, i, batches[i], reference_ ? &reference_batches[i] : nullptr, scores, reference_scores));
+      SLIM_TRY(score_batch(set, i, batches[i], reference_ ? &reference_batches[i] : nullptr, scores,
+                           reference_scores));
     }
     if (set.answers && config_.generate) {
       SLIM_TRY(score_answers(set, *model_, scores, json["files"][set.name]));
-      if (reference_) SLIM_TRY(score_answers(set, *reference_, reference_scores, json["reference"]["files"][set.name]));
+      if (reference_)
+        SLIM_TRY(score_answers(set, *reference_, reference_scores, json["reference"]["files"][set.name]));
     }
     add(set, scores, model_totals_, json["files"][set.name]);
     if (reference_) add(set, reference_scores, reference_totals_, json["reference"]["files"][set.name]);
@@ -99,15 +104,17 @@ class Evaluation {
     if (set.left_out.empty()) return;
     if (first_left_out_.empty()) first_left_out_ = set.left_out.front();
     json["files"][set.name]["left_out"] = set.left_out;
-    progress_.warn(set.name + ": " + std::to_string(set.left_out.size()) + " samples left out, the first: " + set.left_out.front());
+    progress_.warn(set.name + ": " + std::to_string(set.left_out.size()) +
+                   " samples left out, the first: " + set.left_out.front());
   }
 
   /// Negative log-likelihood of the targets and, against a reference, KL(reference || model), a few rows of logits at a time.
-  Status score_batch(const EvalSet& set, size_t batch, const Carry& carry, const Carry* reference, Scores& scores,
-                     Scores& reference_scores) {
+  Status score_batch(const EvalSet& set, size_t batch, const Carry& carry, const Carry* reference,
+                     Scores& scores, Scores& reference_scores) {
     constexpr int64_t kRowsAtOnce = 128;
     const size_t first = batch * config_.batch_size;
-    const auto [rows, targets] = scored_rows(set, first, std::min(set.sequences.size(), first + config_.batch_size));
+    const auto [rows, targets] =
+        scored_rows(set, first, std::min(set.sequences.size(), first + config_.batch_size));
     for (int64_t begin = 0; begin < rows.size(0); begin += kRowsAtOnce) {
       const int64_t count = std::min(kRowsAtOnce, rows.size(0) - begin);
       const at::Tensor some = rows.narrow(0, begin, count);
@@ -124,7 +131,8 @@ class Evaluation {
     return {};
   }
 
-  Status score_answers(const EvalSet& set, EvalSubject& subject, Scores& scores, nlohmann::ordered_json& json) {
+  Status score_answers(const EvalSet& set, EvalSubject& subject, Scores& scores,
+                       nlohmann::ordered_json& json) {
     SLIM_ASSIGN(const auto answers, subject.answer(set, processor_->stop_tokens(), progress_));
     for (size_t i = 0; i < answers.size(); ++i) {
       SLIM_ASSIGN(const std::string text, processor_->decode(answers[i]));
@@ -171,8 +179,12 @@ class Evaluation {
         const StoredLayer* stored = weights.stored(layer.name);
         if (weights.quantized() != (stored != nullptr)) continue;
         count += static_cast<double>(layer.out) * static_cast<double>(layer.in);
-        if (!stored) bits += 8.0 * c10::elementSize(weights.dtype()) * static_cast<double>(layer.out) * static_cast<double>(layer.in);
-        else for (const std::string& name : stored->tensors) bits += 8.0 * static_cast<double>(byte_size(weights.checkpoint().tensors().at(name)).value_or(0));
+        if (!stored)
+          bits += 8.0 * c10::elementSize(weights.dtype()) * static_cast<double>(layer.out) *
+                  static_cast<double>(layer.in);
+        else
+          for (const std::string& name : stored->tensors)
+            bits += 8.0 * static_cast<double>(byte_size(weights.checkpoint().tensors().at(name)).value_or(0));
       }
     }
     for (const auto& [name, spec] : weights.logical()) {
@@ -182,14 +194,16 @@ class Evaluation {
     }
     json["bytes_on_disk"] = weights.checkpoint().total_bytes();
     json["bits_per_weight"] = bits / std::max(1.0, count);
-    json["bits_per_parameter"] = 8.0 * static_cast<double>(weights.checkpoint().total_bytes()) / std::max(1.0, all);
+    json["bits_per_parameter"] =
+        8.0 * static_cast<double>(weights.checkpoint().total_bytes()) / std::max(1.0, all);
   }
 
   static std::string table(const nlohmann::ordered_json& json) {
     const std::pair<const char*, const char*> rows[] = {
-        {"bytes_on_disk", "bytes on disk"}, {"bits_per_weight", "bits per linear weight"}, {"bits_per_parameter", "bits per parameter"},
-        {"text_perplexity", "perplexity (text)"}, {"text_kl", "KL divergence (text)"}, {"answers_nll", "loss of answers"},
-        {"answers_kl", "KL divergence (answers)"}, {"answers_exact", "answers exactly right"}};
+        {"bytes_on_disk", "bytes on disk"},           {"bits_per_weight", "bits per linear weight"},
+        {"bits_per_parameter", "bits per parameter"}, {"text_perplexity", "perplexity (text)"},
+        {"text_kl", "KL divergence (text)"},          {"answers_nll", "loss of answers"},
+        {"answers_kl", "KL divergence (answers)"},    {"answers_exact", "answers exactly right"}};
     const bool with_reference = json.contains("reference");
     char line[160];
     std::snprintf(line, sizeof line, "%-26s %16s %16s\n", "", with_reference ? "reference" : "", "model");
@@ -203,8 +217,8 @@ class Evaluation {
     };
     for (const auto& [key, label] : rows) {
       if (!json.contains(key)) continue;
-      std::snprintf(line, sizeof line, "%-26s %16s %16s\n", label, with_reference ? cell(json["reference"], key).c_str() : "",
-                    cell(json, key).c_str());
+      std::snprintf(line, sizeof line, "%-26s %16s %16s\n", label,
+                    with_reference ? cell(json["reference"], key).c_str() : "", cell(json, key).c_str());
       text += line;
     }
     return text;

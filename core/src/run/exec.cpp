@@ -22,7 +22,8 @@ void BlockExec::set_block(const BlockPlan* block, const BlockWeights* weights) {
 
 at::Tensor BlockExec::linear(LayerId id, const at::Tensor& x) {
   const Layer& layer = block_->layers.at(id);
-  if (statistics_ && first_reader_[static_cast<size_t>(layer.input)] == id) statistics_->update(layer.input, x);
+  if (statistics_ && first_reader_[static_cast<size_t>(layer.input)] == id)
+    statistics_->update(layer.input, x);
   const auto replaced = overrides_ ? overrides_->find(id) : Overrides::const_iterator{};
   const bool override_weight = overrides_ && replaced != overrides_->end();
   const auto of_input = [&](const at::Tensor& stored) { return stored.to(device_, x.scalar_type()); };
@@ -30,7 +31,8 @@ at::Tensor BlockExec::linear(LayerId id, const at::Tensor& x) {
   const at::Tensor bias = weights_->bias[id].defined() ? of_input(weights_->bias[id]) : at::Tensor();
   const auto& activation = weights_->activation[id];
   if (!activation) return at::linear(x, weight, bias);
-  const at::Tensor input = quant::fake_quantize_activation(x, activation->args, moved(activation->scale, device_), moved(activation->zero, device_));
+  const at::Tensor input = quant::fake_quantize_activation(
+      x, activation->args, moved(activation->scale, device_), moved(activation->zero, device_));
   return at::linear(input, weight, bias);
 }
 
@@ -45,7 +47,8 @@ void BlockExec::region_input(RegionId region, const at::Tensor& x) {
 
 at::Tensor BlockExec::param(std::string_view name) {
   if (weights_) {
-    if (const auto it = weights_->params.find(name); it != weights_->params.end()) return computing(it->second);
+    if (const auto it = weights_->params.find(name); it != weights_->params.end())
+      return computing(it->second);
   }
   if (const auto it = globals_.find(name); it != globals_.end()) return it->second;
   auto tensor = source_.tensor(name);

@@ -42,12 +42,15 @@ std::string hash_stamps(const fs::path& path) {
   const auto add = [&](const fs::path& file) {
     const auto size = fs::file_size(file, error);
     const auto time = fs::last_write_time(file, error).time_since_epoch().count();
-    stamps.insert(file.lexically_relative(path.parent_path()).string() + " " + std::to_string(size) + " " + std::to_string(time));
+    stamps.insert(file.lexically_relative(path.parent_path()).string() + " " + std::to_string(size) + " " +
+                  std::to_string(time));
   };
-  if (!fs::is_directory(path, error)) add(path);
-  else for (const auto& entry : fs::recursive_directory_iterator(path, error)) {
-    if (entry.is_regular_file(error)) add(entry.path());
-  }
+  if (!fs::is_directory(path, error))
+    add(path);
+  else
+    for (const auto& entry : fs::recursive_directory_iterator(path, error)) {
+      if (entry.is_regular_file(error)) add(entry.path());
+    }
   uint64_t hash = kHashStart;
   for (const std::string& stamp : stamps) hash = hash_text(stamp + "\n", hash);
   return hex(hash);
@@ -61,12 +64,14 @@ std::string core_path() {
 
 /// Where a run puts things, and what cannot change its result.
 bool changes_result(const std::string& key) {
-  static const std::set<std::string> kOthers = {"run.resume", "run.stop_after_blocks", "run.plugin_dirs", "run.threads", "output.overwrite",
-                                                "output.path", "model.path", "dataset.path"};
+  static const std::set<std::string> kOthers = {"run.resume",  "run.stop_after_blocks", "run.plugin_dirs",
+                                                "run.threads", "output.overwrite",      "output.path",
+                                                "model.path",  "dataset.path"};
   return !kOthers.contains(key);
 }
 
-Status add_plugin(slim_kind kind, const std::string& name, PluginRegistry& registry, Fingerprint& fingerprint) {
+Status add_plugin(slim_kind kind, const std::string& name, PluginRegistry& registry,
+                  Fingerprint& fingerprint) {
   SLIM_ASSIGN(const PluginInfo info, registry.find(kind, name));
   SLIM_ASSIGN(const uint64_t hash, hash_file_at(info.path));
   fingerprint["plugin " + info.id + " (" + std::to_string(info.kind) + ")"] = info.version + " " + hex(hash);
@@ -74,9 +79,11 @@ Status add_plugin(slim_kind kind, const std::string& name, PluginRegistry& regis
 }
 
 Status add_plugins(const OutputPlan& output, PluginRegistry& registry, Fingerprint& fingerprint) {
-  for (const std::string& name : output.config.plugins) SLIM_TRY(add_plugin(SLIM_ALGORITHM, name, registry, fingerprint));
+  for (const std::string& name : output.config.plugins)
+    SLIM_TRY(add_plugin(SLIM_ALGORITHM, name, registry, fingerprint));
   for (const LayerRule& rule : output.config.rules) {
-    for (const std::string& name : rule.plugins) SLIM_TRY(add_plugin(SLIM_ALGORITHM, name, registry, fingerprint));
+    for (const std::string& name : rule.plugins)
+      SLIM_TRY(add_plugin(SLIM_ALGORITHM, name, registry, fingerprint));
   }
   return add_plugin(SLIM_FORMAT, output.recipe.format_id, registry, fingerprint);
 }
@@ -86,12 +93,14 @@ Status add_plugins(const OutputPlan& output, PluginRegistry& registry, Fingerpri
 std::string weight_files_stamp(const Model& model) {
   uint64_t files = kHashStart;
   const Checkpoint& checkpoint = model.weights->checkpoint();
-  for (const std::string& name : checkpoint.weight_files()) files = hash_text(hash_stamps(fs::path(checkpoint.folder()) / name), files);
+  for (const std::string& name : checkpoint.weight_files())
+    files = hash_text(hash_stamps(fs::path(checkpoint.folder()) / name), files);
   return hex(files);
 }
 
-Result<Fingerprint> run_fingerprint(const RunConfig& config, const std::string& backend, const std::vector<const OutputPlan*>& outputs,
-                                    const Model& model, PluginRegistry& registry) {
+Result<Fingerprint> run_fingerprint(const RunConfig& config, const std::string& backend,
+                                    const std::vector<const OutputPlan*>& outputs, const Model& model,
+                                    PluginRegistry& registry) {
   SLIM_ASSIGN(Fingerprint fingerprint, model_fingerprint(model));
   for (const auto& [key, value] : config_values(config)) {
     if (changes_result(key)) fingerprint[key] = value;
@@ -110,12 +119,14 @@ Result<Fingerprint> run_fingerprint(const RunConfig& config, const std::string& 
 }
 
 Result<Fingerprint> model_fingerprint(const Model& model) {
-  constexpr int64_t kSample = 4096;  // of every tensor: tells a fine-tuned model from its base without reading it all
+  constexpr int64_t kSample =
+      4096;  // of every tensor: tells a fine-tuned model from its base without reading it all
   const Checkpoint& checkpoint = model.weights->checkpoint();
   uint64_t shapes = kHashStart, contents = kHashStart;
   std::array<std::byte, kSample> sample{};
   for (const auto& [name, spec] : checkpoint.tensors()) {
-    shapes = hash_text(name + " " + std::string(dtype_name(spec.dtype)) + shape_string(spec.shape) + "\n", shapes);
+    shapes =
+        hash_text(name + " " + std::string(dtype_name(spec.dtype)) + shape_string(spec.shape) + "\n", shapes);
     const auto size = static_cast<size_t>(std::min(kSample, byte_size(spec).value_or(0)));
     SLIM_TRY(checkpoint.read_bytes(name, 0, std::span(sample).first(size)));
     contents = hash_bytes(std::span(sample).first(size), contents);
@@ -131,7 +142,8 @@ std::string difference(const Fingerprint& found, const Fingerprint& expected) {
   for (const auto& [name, value] : expected) {
     const auto other = found.find(name);
     if (other != found.end() && other->second == value) continue;
-    text += (text.empty() ? "" : "; ") + name + ": " + (other == found.end() ? "not said" : other->second) + ", this run has " + value;
+    text += (text.empty() ? "" : "; ") + name + ": " + (other == found.end() ? "not said" : other->second) +
+            ", this run has " + value;
   }
   return text;
 }

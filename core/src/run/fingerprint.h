@@ -21,8 +21,9 @@ SLIM_API std::string weight_files_stamp(const Model&);
 SLIM_API Result<Fingerprint> model_fingerprint(const Model&);
 /// Everything that an output's bytes depend on: the model and its files, the configuration, data files, plugins and slim itself (by
 /// their contents), threads and processor. `backend`: the id of the one that is used.
-SLIM_API Result<Fingerprint> run_fingerprint(const RunConfig&, const std::string& backend, const std::vector<const OutputPlan*>&,
-                                             const Model&, PluginRegistry&);
+SLIM_API Result<Fingerprint> run_fingerprint(const RunConfig&, const std::string& backend,
+                                             const std::vector<const OutputPlan*>&, const Model&,
+                                             PluginRegistry&);
 /// "the model's config.json is 1a2b, expected 3c4d; ..." where `found` differs from `expected`, or lacks an entry; empty if they agree.
 SLIM_API std::string difference(const Fingerprint& found, const Fingerprint& expected);
 SLIM_API std::string fingerprint_json(const Fingerprint&);

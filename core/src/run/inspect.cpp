@@ -165,7 +165,8 @@ int64_t parameters_of(const TensorSpec& spec, const std::optional<Quantization>&
   const auto [module, suffix] = split_name(spec.name);
   if (is_quantization_data(suffix)) return 0;
   const bool packed = suffix == "weight_packed" || suffix == "qweight";
-  if (const auto shape = shapes.find(module); shape != shapes.end() && (packed || suffix == "weight")) return shape->second;
+  if (const auto shape = shapes.find(module); shape != shapes.end() && (packed || suffix == "weight"))
+    return shape->second;
   if (!packed) return elements(spec);
   const int64_t bits = std::max<int64_t>(quantization->bits.value_or(4), 1);
   return static_cast<int64_t>(static_cast<__int128>(elements(spec)) * dtype_bits(spec.dtype) / bits);

@@ -50,15 +50,20 @@ Json calibration_json(const Calibration& calibration) {
   for (const SampleFacts& sample : calibration.samples) {
     samples.push_back({sample.origin, sample.text_tokens, sample.image_tokens, sample.downscaled});
   }
-  return {{"samples", samples}, {"left_out", calibration.left_out}, {"skipped", calibration.skipped},
-          {"text_tokens", calibration.text_tokens}, {"image_tokens", calibration.image_tokens}, {"smallest", calibration.smallest},
+  return {{"samples", samples},
+          {"left_out", calibration.left_out},
+          {"skipped", calibration.skipped},
+          {"text_tokens", calibration.text_tokens},
+          {"image_tokens", calibration.image_tokens},
+          {"smallest", calibration.smallest},
           {"batches", calibration.batches.size()}};
 }
 
 Calibration calibration_from(const Json& json) {
   Calibration calibration;
   for (const Json& sample : json.at("samples")) {
-    calibration.samples.push_back({sample.at(0).get<std::string>(), sample.at(1).get<int64_t>(), sample.at(2).get<int64_t>(), sample.at(3).get<bool>()});
+    calibration.samples.push_back({sample.at(0).get<std::string>(), sample.at(1).get<int64_t>(),
+                                   sample.at(2).get<int64_t>(), sample.at(3).get<bool>()});
   }
   json.at("left_out").get_to(calibration.left_out);
   json.at("skipped").get_to(calibration.skipped);
@@ -83,8 +88,12 @@ Status sync_folder(const std::string& folder) {
 }  // namespace
 
 std::string Journal::folder_in(const std::string& output_folder) { return output_folder + "/.slim"; }
-std::string Journal::batches_path(int64_t blocks) const { return folder_ + "/batches-" + std::to_string(blocks) + ".safetensors"; }
-std::string Journal::state_path(int64_t blocks) const { return folder_ + "/state-" + std::to_string(blocks) + ".json"; }
+std::string Journal::batches_path(int64_t blocks) const {
+  return folder_ + "/batches-" + std::to_string(blocks) + ".safetensors";
+}
+std::string Journal::state_path(int64_t blocks) const {
+  return folder_ + "/state-" + std::to_string(blocks) + ".json";
+}
 
 int64_t Journal::blocks_in(const std::string& output_folder) {
   std::error_code error;
@@ -93,7 +102,8 @@ int64_t Journal::blocks_in(const std::string& output_folder) {
   return journal.ok() ? (*journal)->blocks() : 0;
 }
 
-Result<std::unique_ptr<Journal>> Journal::begin(const std::string& output_folder, const Fingerprint& fingerprint) {
+Result<std::unique_ptr<Journal>> Journal::begin(const std::string& output_folder,
+                                                const Fingerprint& fingerprint) {
   std::unique_ptr<Journal> journal(new Journal(output_folder));
   std::error_code error;
   fs::create_directory(journal->folder_, error);
@@ -115,7 +125,8 @@ Result<std::unique_ptr<Journal>> Journal::open(const std::string& output_folder)
     Status status = journal->read_entry(entry);
     if (!status.ok()) return std::move(status).in(path);
   }
-  if (journal->fingerprint_.empty()) return Status(Code::kCorrupt, path + ": its beginning is damaged; start again without --resume");
+  if (journal->fingerprint_.empty())
+    return Status(Code::kCorrupt, path + ": its beginning is damaged; start again without --resume");
   SLIM_ASSIGN(File file, File::open_write(path));
   journal->file_ = std::make_unique<File>(std::move(file));
   return journal;
@@ -132,7 +143,8 @@ Status Journal::read_entry(const std::string& text) try {
   for (size_t i = 0; i < written.size(); ++i) tensors_[i].insert(written[i].begin(), written[i].end());
   return {};
 } catch (const Json::exception& error) {
-  return {Code::kCorrupt, std::string("an entry is damaged: ") + error.what() + "; start again without --resume"};
+  return {Code::kCorrupt,
+          std::string("an entry is damaged: ") + error.what() + "; start again without --resume"};
 }
 
 Status Journal::append(const std::string& json) {
@@ -147,10 +159,13 @@ Status Journal::record(const std::vector<std::map<std::string, uint64_t>>& tenso
   const int64_t blocks = blocks_ + 1;
   std::vector<std::pair<std::string, at::Tensor>> batches;
   for (size_t i = 0; i < state.calibration.batches.size(); ++i) {
-    for (const auto& [key, tensor] : state.calibration.batches[i]) batches.emplace_back(std::to_string(i) + "/" + key, tensor);
+    for (const auto& [key, tensor] : state.calibration.batches[i])
+      batches.emplace_back(std::to_string(i) + "/" + key, tensor);
   }
   if (!batches.empty()) SLIM_TRY(write_tensors(batches_path(blocks), batches));
-  const Json json = {{"calibration", calibration_json(state.calibration)}, {"reports", state.reports}, {"statistics", state.statistics}};
+  const Json json = {{"calibration", calibration_json(state.calibration)},
+                     {"reports", state.reports},
+                     {"statistics", state.statistics}};
   SLIM_TRY(write_text(state_path(blocks), json.dump()));
   SLIM_TRY(sync_folder(folder_));
   SLIM_TRY(append(Json{{"blocks", blocks}, {"tensors", tensors}}.dump()));

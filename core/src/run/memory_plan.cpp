@@ -20,9 +20,13 @@ int64_t elements(const Layer& layer) { return layer.out * layer.in; }
 /// changes it here; tests/oracle/test_memory.py compares both.
 class BlockMemory {
  public:
-  BlockMemory(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs, MemoryMode mode, const BlockPlan& block)
-      : mode_(mode), block_(block), size_(static_cast<int64_t>(c10::elementSize(model.weights->dtype()))),
-        tokens_(config.num_samples * config.max_seq_length), batch_(std::min(tokens_, config.batch_size * config.max_seq_length)),
+  BlockMemory(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs,
+              MemoryMode mode, const BlockPlan& block)
+      : mode_(mode),
+        block_(block),
+        size_(static_cast<int64_t>(c10::elementSize(model.weights->dtype()))),
+        tokens_(config.num_samples * config.max_seq_length),
+        batch_(std::min(tokens_, config.batch_size * config.max_seq_length)),
         observed_(block, tokens_) {
     for (const OutputPlan& output : outputs) observe(output, block, observed_);
     forward_ = !observed_.empty() && config.statistics.empty();
@@ -31,13 +35,16 @@ class BlockMemory {
       largest_ = std::max(largest_, elements(layer));
       widest_ = std::max({widest_, layer.in, layer.out});
     }
-    folds_ = std::any_of(block.edges.begin(), block.edges.end(), [&](const ScaleEdge& edge) { return observed_.find(edge.port, ChannelMoments::kId); });
+    folds_ = std::any_of(block.edges.begin(), block.edges.end(), [&](const ScaleEdge& edge) {
+      return observed_.find(edge.port, ChannelMoments::kId);
+    });
     copies_ = static_cast<int64_t>(outputs.size());
   }
 
   /// `ahead`: of weights that are read meanwhile.
   int64_t peak(int64_t ahead) const {
-    const int64_t shared = (mode_.read_ahead ? ahead : 0) + activations() + (copies_ > 1 ? weights_ + statistics_of_all() : 0);
+    const int64_t shared =
+        (mode_.read_ahead ? ahead : 0) + activations() + (copies_ > 1 ? weights_ + statistics_of_all() : 0);
     return shared + std::max({gathering(), transforming(), solving()});
   }
   int64_t weights() const { return weights_; }
@@ -47,7 +54,8 @@ class BlockMemory {
   int64_t statistics(const Port& port) const {
     int64_t bytes = 0;
     if (observed_.find(port.id, Gram::kId)) bytes += port.features * port.features * kFloatBytes;
-    if (observed_.find(port.id, ActivationRows::kId)) bytes += std::min(tokens_, port.features) * port.features * size_;
+    if (observed_.find(port.id, ActivationRows::kId))
+      bytes += std::min(tokens_, port.features) * port.features * size_;
     return bytes;
   }
   int64_t statistics_of_all() const {
@@ -66,14 +74,17 @@ class BlockMemory {
     return (states + replayed) * each;
   }
   /// What a forward pass of one batch holds at most: an MLP's three wide activations, or attention's many narrow ones, partly fp32.
-  int64_t pass(int64_t size) const { return forward_ ? batch_ * std::max(3 * widest_ + 5 * hidden(), 17 * hidden()) * size : 0; }
+  int64_t pass(int64_t size) const {
+    return forward_ ? batch_ * std::max(3 * widest_ + 5 * hidden(), 17 * hidden()) * size : 0;
+  }
 
   int64_t gathering() const { return weights_ + statistics_of_all() + pass(size_); }
 
   /// Folded weights are fp32; the search works on one layer, the proof on a batch in fp32.
   int64_t transforming() const {
     if (!folds_) return 0;
-    const int64_t search = largest_ * kFloatBytes + slices(largest_), proof = pass(kFloatBytes) + 3 * (forward_ ? batch_ : 0) * hidden() * kFloatBytes;
+    const int64_t search = largest_ * kFloatBytes + slices(largest_),
+                  proof = pass(kFloatBytes) + 3 * (forward_ ? batch_ : 0) * hidden() * kFloatBytes;
     return folded(weights_) + statistics_of_all() + std::max(search, proof);
   }
   int64_t folded(int64_t bytes) const { return folds_ ? bytes / size_ * kFloatBytes : bytes; }
@@ -92,7 +103,8 @@ class BlockMemory {
         largest = std::max(largest, elements(layer));
       }
       const int64_t solved = forward_ ? weights_ - weights_left : 0;
-      most = std::max(most, folded(weights_left) + solved + statistics_left + codes + solving_layer(port, largest));
+      most = std::max(most,
+                      folded(weights_left) + solved + statistics_left + codes + solving_layer(port, largest));
       weights_left -= own;
       statistics_left -= statistics(port);
     }
@@ -103,10 +115,12 @@ class BlockMemory {
     return std::find_if(block_.layers.begin(), block_.layers.end(), reads)->id == layer.id;
   }
   int64_t solving_layer(const Port& port, int64_t largest) const {
-    if (observed_.empty() || statistics(port) == 0) return largest;  // rounded as it lies in memory; its packed codes
+    if (observed_.empty() || statistics(port) == 0)
+      return largest;  // rounded as it lies in memory; its packed codes
     const int64_t work = 2 * largest * kFloatBytes + largest + slices(largest);
     const int64_t triangle = port.features * port.features / 2 * kFloatBytes;
-    const int64_t panels = 2 * std::min(port.features, quant::UpperTriangle::kPanelRows) * port.features * kFloatBytes;
+    const int64_t panels =
+        2 * std::min(port.features, quant::UpperTriangle::kPanelRows) * port.features * kFloatBytes;
     if (!observed_.factorizes(port.id)) return work;
     return panels + triangle + std::max(work, triangle);  // made in fp64, where fp32 does not do
   }
@@ -122,7 +136,8 @@ class BlockMemory {
 
 }  // namespace
 
-int64_t peak_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs, MemoryMode mode) {
+int64_t peak_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs,
+                   MemoryMode mode) {
   int64_t most = 0, ahead = 0, program = kProgramBytes;
   for (auto block = model.plan.blocks.rbegin(); block != model.plan.blocks.rend(); ++block) {
     const auto changes = [&](const OutputPlan& output) { return output.plan.changes(*block); };
@@ -141,18 +156,22 @@ int64_t least_bytes(const RunConfig& config, const Model& model, const std::vect
   return peak_bytes(smallest, model, outputs, {.read_ahead = false, .spill = true});
 }
 
-Result<MemoryMode> choose_memory_mode(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
+Result<MemoryMode> choose_memory_mode(const RunConfig& config, const Model& model,
+                                      const std::vector<OutputPlan>& outputs) {
   if (config.max_memory == 0) return MemoryMode{};
   constexpr MemoryMode kModes[] = {{true, false}, {true, true}, {false, true}};
   for (const MemoryMode mode : kModes) {
     if (peak_bytes(config, model, outputs, mode) <= config.max_memory) return mode;
   }
   const int64_t least = least_bytes(config, model, outputs);
-  const std::string message = "the run takes at least " + bytes_text(peak_bytes(config, model, outputs, kModes[2])) +
+  const std::string message = "the run takes at least " +
+                              bytes_text(peak_bytes(config, model, outputs, kModes[2])) +
                               " of memory, run.max_memory allows " + bytes_text(config.max_memory) + "; ";
-  if (least <= config.max_memory) return Status(Code::kOutOfMemory, message + "with --batch-size 1 " + bytes_text(least) + " would do");
-  return Status(Code::kOutOfMemory, message + "the least that would do is " + bytes_text(least) +
-                                        ", with --batch-size 1; shorter samples (--max-seq-length) take less");
+  if (least <= config.max_memory)
+    return Status(Code::kOutOfMemory, message + "with --batch-size 1 " + bytes_text(least) + " would do");
+  return Status(Code::kOutOfMemory,
+                message + "the least that would do is " + bytes_text(least) +
+                    ", with --batch-size 1; shorter samples (--max-seq-length) take less");
 }
 
 }  // namespace slim

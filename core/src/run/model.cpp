@@ -34,7 +34,8 @@ Status damaged_input(const Model& model, const std::string& block) {
 Status suspect_adapter(Status status, const Model& model, PluginRegistry& registry) {
   const auto served = adapter_name(model.weights->checkpoint(), "", registry);
   if (!served.ok() || *served == model.adapter_id) return status;
-  return Status(status.code(), status.message() + "; adapter '" + *served + "' serves this checkpoint's model_type: leave out --adapter " +
+  return Status(status.code(), status.message() + "; adapter '" + *served +
+                                   "' serves this checkpoint's model_type: leave out --adapter " +
                                    model.adapter_id);
 }
 
@@ -66,7 +67,8 @@ Result<at::ScalarType> Model::compute_dtype(const std::string& name) const {
   if (name == "float32") return at::kFloat;
   if (name == "bfloat16") return at::kBFloat16;
   if (name == "float16") return at::kHalf;
-  return Status(Code::kInvalidArgument, "dtype '" + name + "' is unknown; use auto, float32, bfloat16 or float16");
+  return Status(Code::kInvalidArgument,
+                "dtype '" + name + "' is unknown; use auto, float32, bfloat16 or float16");
 }
 
 Result<Carry> Model::begin(std::span<const Sample> samples, BlockExec& exec) const {
@@ -101,7 +103,8 @@ Status check_complete(const ModelPlan& plan, const std::map<std::string, TensorS
   std::set<std::string> planned;
   std::set<std::string> sliced;  // packed and fused tensors: many layers, one tensor
   const auto claim = [&](const std::string& name) -> Status {
-    if (!tensors.contains(name)) return {Code::kInternal, "the plan names " + name + ", which the checkpoint does not hold"};
+    if (!tensors.contains(name))
+      return {Code::kInternal, "the plan names " + name + ", which the checkpoint does not hold"};
     if (!planned.insert(name).second) return {Code::kInternal, "the plan names " + name + " twice"};
     return {};
   };
@@ -126,15 +129,17 @@ Result<const BlockWeights*> ForwardPass::weights(const BlockPlan& block) {
   if (const auto it = cached_.find(block.index); it != cached_.end()) return &it->second;
   current_ = {};
   SLIM_ASSIGN(BlockWeights loaded, model_.weights->load(block));
-  SLIM_ASSIGN(current_, guarded(block.name, [&]() -> Result<BlockWeights> { return moved(std::move(loaded), exec_.device()); }));
+  SLIM_ASSIGN(current_, guarded(block.name, [&]() -> Result<BlockWeights> {
+                return moved(std::move(loaded), exec_.device());
+              }));
   const int64_t bytes = bytes_of(current_);
   if (cached_bytes_ + bytes > cache_bytes_) return &current_;
   cached_bytes_ += bytes;
   return &(cached_[block.index] = std::move(current_));
 }
 
-Status ForwardPass::run(std::vector<Carry>& batches, std::string_view first_stage, std::vector<MemoryCache>* caches,
-                        Progress* progress) {
+Status ForwardPass::run(std::vector<Carry>& batches, std::string_view first_stage,
+                        std::vector<MemoryCache>* caches, Progress* progress) {
   const c10::NoGradGuard no_grad;
   bool reached = first_stage.empty();
   for (const BlockPlan& block : model_.plan.blocks) {

@@ -40,7 +40,8 @@ class SLIM_API ForwardPass {
   BlockExec& exec() { return exec_; }
   /// From begin() or next() to the end of the last block before the head, for all batches together. `first_stage`: skip the
   /// blocks before it ("language" when generating).
-  Status run(std::vector<Carry>& batches, std::string_view first_stage, std::vector<MemoryCache>* caches, Progress* progress);
+  Status run(std::vector<Carry>& batches, std::string_view first_stage, std::vector<MemoryCache>* caches,
+             Progress* progress);
   /// Logits [rows, vocabulary] fp32 of the given rows of the carry's hidden states, on the device.
   Result<at::Tensor> logits(const Carry& carry, const at::Tensor& rows);
 

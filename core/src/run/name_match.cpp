@@ -6,10 +6,14 @@ namespace {
 std::string regex_of_glob(std::string_view glob) {
   std::string regex;
   for (const char c : glob) {
-    if (c == '*') regex += ".*";
-    else if (c == '?') regex += '.';
-    else if (std::string_view("\\^$.|+()[]{}").find(c) != std::string_view::npos) (regex += '\\') += c;
-    else regex += c;
+    if (c == '*')
+      regex += ".*";
+    else if (c == '?')
+      regex += '.';
+    else if (std::string_view("\\^$.|+()[]{}").find(c) != std::string_view::npos)
+      (regex += '\\') += c;
+    else
+      regex += c;
   }
   return regex + "$";
 }
@@ -21,9 +25,11 @@ Result<NamePattern> NamePattern::parse(const std::string& text) {
   pattern.text_ = text;
   const bool is_regex = text.starts_with("re:");
   try {
-    pattern.regex_ = std::regex(is_regex ? text.substr(3) : regex_of_glob(text), std::regex::ECMAScript | std::regex::optimize);
+    pattern.regex_ = std::regex(is_regex ? text.substr(3) : regex_of_glob(text),
+                                std::regex::ECMAScript | std::regex::optimize);
   } catch (const std::regex_error& error) {
-    return Status(Code::kInvalidArgument, "pattern '" + text + "' is no valid regular expression: " + error.what());
+    return Status(Code::kInvalidArgument,
+                  "pattern '" + text + "' is no valid regular expression: " + error.what());
   }
   return pattern;
 }

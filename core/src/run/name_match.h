@@ -13,7 +13,9 @@ namespace slim {
 class SLIM_API NamePattern {
  public:
   static Result<NamePattern> parse(const std::string& text);
-  bool matches(const std::string& name) const { return std::regex_search(name, regex_, std::regex_constants::match_continuous); }
+  bool matches(const std::string& name) const {
+    return std::regex_search(name, regex_, std::regex_constants::match_continuous);
+  }
   const std::string& text() const { return text_; }
 
  private:

@@ -23,7 +23,8 @@ Result<OpenBackend> open_one(const std::string& id, PluginRegistry& registry) {
   if (opened.backend->device_type() == c10::DeviceType::CPU) return opened;
   opened.device = at::Device(opened.backend->device_type(), 0);
   SLIM_TRY(guarded("backend " + id, [&]() -> Status {
-    at::globalContext().lazyInitDevice(opened.device.type());  // its allocator then tells what memory there is
+    at::globalContext().lazyInitDevice(
+        opened.device.type());  // its allocator then tells what memory there is
     return {};
   }));
   if (is_there("cpu", registry)) {

@@ -9,7 +9,7 @@ struct OpenBackend {
   std::string id;
   Owned<Backend> backend;
   at::Device device = at::kCPU;  ///< the first of its devices: what runs compute on
-  Owned<Backend> host;           ///< kernels for what stays on the host (packing), where the device is another
+  Owned<Backend> host;  ///< kernels for what stays on the host (packing), where the device is another
 };
 
 /// The backend of run.backend, opened. "auto": the first of cuda, npu and cpu that opens; why the others do not open is what `slim

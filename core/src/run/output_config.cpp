@@ -22,7 +22,9 @@ std::pair<Json*, std::string> find_parent(Json& root, const std::string& path) {
 
 Status set_entry(Json& root, const std::string& path, const std::string& text) {
   const Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (value.is_discarded()) return {Code::kInternal, "config.json: the format's value of '" + path + "' is no JSON: " + text.substr(0, 80)};
+  if (value.is_discarded())
+    return {Code::kInternal,
+            "config.json: the format's value of '" + path + "' is no JSON: " + text.substr(0, 80)};
   const auto [parent, name] = find_parent(root, path);
   if (parent) (*parent)[name] = value;
   return {};
@@ -30,7 +32,8 @@ Status set_entry(Json& root, const std::string& path, const std::string& text) {
 
 }  // namespace
 
-Result<std::string> output_config(const std::string& config_json, const Format& output_format, const OutputModel& output) {
+Result<std::string> output_config(const std::string& config_json, const Format& output_format,
+                                  const OutputModel& output) {
   Json config = Json::parse(config_json, nullptr, /*allow_exceptions=*/false);
   if (!config.is_object()) return Status(Code::kCorrupt, "config.json is not a JSON object");
   SLIM_ASSIGN(const std::string quantization, output_format.quantization_config(output));

@@ -20,13 +20,16 @@ constexpr double kLargestE4M3 = 448;
 Result<at::Tensor> cache_scale(const StatisticSet& statistics, PortId port, const std::string& what) {
   const auto* moments = static_cast<const ChannelMoments*>(statistics.find(port, ChannelMoments::kId));
   if (!moments || moments->tokens <= 0) {
-    return Status(Code::kNumeric, what + ": no calibration token reached them, so they have no scale; calibrate on samples that do");
+    return Status(
+        Code::kNumeric,
+        what + ": no calibration token reached them, so they have no scale; calibrate on samples that do");
   }
   const at::Tensor scale = (moments->abs_max().max().to(at::kFloat) / kLargestE4M3).reshape({1});
   const auto value = scale.item<float>();
   if (value > 0 && std::isfinite(value)) return scale;
-  return Status(Code::kNumeric, what + ": the calibration saw " + (value == 0 ? "only zeros" : "NaN or Inf") +
-                                    ", so they have no scale; leave out kv_cache, or calibrate on other samples");
+  return Status(Code::kNumeric,
+                what + ": the calibration saw " + (value == 0 ? "only zeros" : "NaN or Inf") +
+                    ", so they have no scale; leave out kv_cache, or calibrate on other samples");
 }
 
 at::Tensor decoded(const Compressed& result) {
@@ -38,14 +41,17 @@ ops::RoundingError error_sums(const at::Tensor& weight, const Compressed& result
   const auto* quantized = std::get_if<Quantized>(&result);
   if (quantized && !quantized->group_index.defined()) return quant::rounding_error(weight, *quantized);
   const at::Tensor before = weight.to(at::kFloat);
-  return {(decoded(result) - before).square().sum(at::kDouble).item<double>(), before.square().sum(at::kDouble).item<double>()};
+  return {(decoded(result) - before).square().sum(at::kDouble).item<double>(),
+          before.square().sum(at::kDouble).item<double>()};
 }
 
 /// |ŵ - w| / |w|
 double relative_error(const LayerSolve& context, const Compressed& result, at::Device device) {
   const auto* quantized = std::get_if<Quantized>(&result);
   const auto told = quantized ? context.error_of(quantized->codes) : std::nullopt;
-  const ops::RoundingError sums = told ? *told : error_sums(context.stored_weight(), moved(Solved{result, {}, {}, {}, {}}, device).weight);
+  const ops::RoundingError sums =
+      told ? *told
+           : error_sums(context.stored_weight(), moved(Solved{result, {}, {}, {}, {}}, device).weight);
   return sums.weight > 0 ? std::sqrt(sums.error / sums.weight) : 0.0;
 }
 
@@ -74,7 +80,8 @@ Status OutputRun::check_cancelled(const std::string& where) {
   return progress_.cancelled() ? Status(Code::kCancelled, "interrupted in " + where) : Status{};
 }
 
-Status OutputRun::make_block(BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration) {
+Status OutputRun::make_block(BlockState& state, StatisticSet& statistics, BlockExec& exec,
+                             const Calibration& calibration) {
   SLIM_TRY(transform(state, statistics, exec, calibration));
   if (statistics.stale()) SLIM_TRY(collect_stale(state, statistics, exec, calibration));
   SLIM_TRY(solve(state, statistics, exec.device()));
@@ -86,30 +93,36 @@ Status OutputRun::make_block(BlockState& state, StatisticSet& statistics, BlockE
 }
 
 /// Function-preserving changes, and the proof that they are: on a batch at the block's entry, where there is one.
-Status OutputRun::transform(BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration) {
+Status OutputRun::transform(BlockState& state, StatisticSet& statistics, BlockExec& exec,
+                            const Calibration& calibration) {
   if (statistics.empty()) return {};
   std::optional<EquivalenceProof> proof;
   if (!calibration.batches.empty()) {
-    SLIM_ASSIGN(proof, EquivalenceProof::before(model_, state, calibration.batches[calibration.smallest], exec.device()));
+    SLIM_ASSIGN(proof, EquivalenceProof::before(model_, state, calibration.batches[calibration.smallest],
+                                                exec.device()));
   }
   Folds folds;
   bool function_changed = false;
   SLIM_TRY(transform_parts(state, statistics, exec, calibration, folds, function_changed));
   if (folds.empty() || function_changed) return {};
-  if (proof) SLIM_TRY(proof->check(state, folds, plan_.plan));
-  else notes().note("folded scales not proven on samples", state.plan->name, "the statistics come from a file");
+  if (proof)
+    SLIM_TRY(proof->check(state, folds, plan_.plan));
+  else
+    notes().note("folded scales not proven on samples", state.plan->name, "the statistics come from a file");
   report_.record_proof(folds.size(), proof ? proof->error() : 0);
   return {};
 }
 
-Status OutputRun::transform_parts(BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration,
-                                  Folds& folds, bool& function_changed) {
+Status OutputRun::transform_parts(BlockState& state, StatisticSet& statistics, BlockExec& exec,
+                                  const Calibration& calibration, Folds& folds, bool& function_changed) {
   for (size_t i = 0; i < plan_.recipe.parts.size(); ++i) {
     const RecipePart& part = plan_.recipe.parts[i];
-    BlockTransform context(model_, plan_.plan, i, scale_dtype(part.scheme), state, statistics, exec, calibration.batches, notes());
+    BlockTransform context(model_, plan_.plan, i, scale_dtype(part.scheme), state, statistics, exec,
+                           calibration.batches, notes());
     for (size_t k = 0; k < part.algorithms.size(); ++k) {
       SLIM_TRY(check_cancelled(state.plan->name));
-      SLIM_TRY(guarded(part.algorithm_ids[k] + ": " + state.plan->name, [&] { return part.algorithms[k]->transform(context); }));
+      SLIM_TRY(guarded(part.algorithm_ids[k] + ": " + state.plan->name,
+                       [&] { return part.algorithms[k]->transform(context); }));
     }
     folds.insert(folds.end(), context.folds().begin(), context.folds().end());
     function_changed = function_changed || context.function_changed();
@@ -118,10 +131,13 @@ Status OutputRun::transform_parts(BlockState& state, StatisticSet& statistics, B
 }
 
 /// Another pass over the transformed block, for statistics that could not follow its folds (histograms).
-Status OutputRun::collect_stale(const BlockState& state, StatisticSet& statistics, BlockExec& exec, const Calibration& calibration) {
+Status OutputRun::collect_stale(const BlockState& state, StatisticSet& statistics, BlockExec& exec,
+                                const Calibration& calibration) {
   if (calibration.batches.empty()) {
-    return {Code::kInvalidArgument, state.plan->name + ": a statistic of the file cannot follow a folded scale and must be collected "
-                                                       "anew; run with --calib and without --statistics, or choose ranges by minmax"};
+    return {Code::kInvalidArgument,
+            state.plan->name +
+                ": a statistic of the file cannot follow a folded scale and must be collected "
+                "anew; run with --calib and without --statistics, or choose ranges by minmax"};
   }
   const auto fresh = statistics.renewed();
   exec.set_block(state.plan, &state.weights);
@@ -155,7 +171,8 @@ Status OutputRun::solve(BlockState& state, StatisticSet& statistics, at::Device 
   return {};
 }
 
-Status OutputRun::solve_readers(BlockState& state, const std::vector<const Layer*>& layers, const StatisticSet& statistics, at::Device device) {
+Status OutputRun::solve_readers(BlockState& state, const std::vector<const Layer*>& layers,
+                                const StatisticSet& statistics, at::Device device) {
   std::map<size_t, TensorMap> port_caches;
   std::vector<Solved> solved;
   for (const Layer* layer : layers) {
@@ -170,17 +187,20 @@ Status OutputRun::solve_readers(BlockState& state, const std::vector<const Layer
   }
   port_caches.clear();
   writing_ = true;
-  for (size_t i = 0; i < layers.size(); ++i) SLIM_TRY(commit(state, *layers[i], std::move(solved[i]), device));
+  for (size_t i = 0; i < layers.size(); ++i)
+    SLIM_TRY(commit(state, *layers[i], std::move(solved[i]), device));
   return {};
 }
 
 /// One layer, and how far it moved. The result lies on the host, where the others wait with it for the block's end.
-Result<Solved> OutputRun::solve_layer(const BlockState& state, const Layer& layer, const StatisticSet& statistics, at::Device device,
+Result<Solved> OutputRun::solve_layer(const BlockState& state, const Layer& layer,
+                                      const StatisticSet& statistics, at::Device device,
                                       TensorMap& port_cache) {
   const LayerDecision& decision = plan_.plan.layers[state.plan->index][layer.id];
   const RecipePart& part = plan_.recipe.parts[decision.part];
   Algorithm* solver = part.solver();
-  LayerSolve context(plan_.plan, state, layer, statistics, scale_dtype(*decision.scheme), plan_.config.seed, port_cache, notes(), device);
+  LayerSolve context(plan_.plan, state, layer, statistics, scale_dtype(*decision.scheme), plan_.config.seed,
+                     port_cache, notes(), device);
   return guarded(part.solver_id() + ": " + layer.name, [&]() -> Result<Solved> {
     SLIM_ASSIGN(Solved solved, solver ? solver->solve(context) : quant::round_to_nearest(context));
     notes().metric(layer.name, "relative_error", relative_error(context, solved.weight, device));
@@ -188,7 +208,8 @@ Result<Solved> OutputRun::solve_layer(const BlockState& state, const Layer& laye
   });
 }
 
-Result<Solved> OutputRun::solve_on_host(const BlockState& state, const Layer& layer, const StatisticSet& statistics, const Status& why) {
+Result<Solved> OutputRun::solve_on_host(const BlockState& state, const Layer& layer,
+                                        const StatisticSet& statistics, const Status& why) {
   release_device_memory(state.weights.weight[layer.id].device());
   notes().note("computed on the CPU: out of the device's memory", layer.name, why.message());
   SLIM_ASSIGN(const auto on_host, statistics.copied(layer.input, at::kCPU));
@@ -200,19 +221,24 @@ Result<Solved> OutputRun::solve_on_host(const BlockState& state, const Layer& la
 Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved, at::Device device) {
   const Scheme& scheme = *plan_.plan.scheme(state.plan->index, layer.id);
   at::Tensor& weight = state.weights.weight[layer.id];
-  if (const auto* quantized = std::get_if<Quantized>(&solved.weight); quantized && quant::has_scattered_groups(*quantized)) {
+  if (const auto* quantized = std::get_if<Quantized>(&solved.weight);
+      quantized && quant::has_scattered_groups(*quantized)) {
     report_.record_scattered_groups();
   }
   weight = at::Tensor();
   if (state.runs_again) weight = decoded_on(device, solved);
   state.changed_layers.erase(layer.id);
-  if (scheme.input) state.weights.activation[layer.id] = ActivationQuantization{*scheme.input, moved(solved.input_scale, device), moved(solved.input_zero, device)};
+  if (scheme.input)
+    state.weights.activation[layer.id] = ActivationQuantization{
+        *scheme.input, moved(solved.input_scale, device), moved(solved.input_zero, device)};
   if (solved.bias.defined() && !layer.bias.empty()) {
     state.weights.bias[layer.id] = solved.bias.to(device, state.weights.bias[layer.id].scalar_type());
     state.changed_tensors.insert(layer.bias);
   }
-  if (!layer.bias.empty()) solved.bias = state.weights.bias[layer.id].to(at::kFloat);  // formats that fold it into integers need it
-  solved = moved(std::move(solved), at::kCPU);  // with what a third algorithm of the chain may have left elsewhere
+  if (!layer.bias.empty())
+    solved.bias = state.weights.bias[layer.id].to(at::kFloat);  // formats that fold it into integers need it
+  solved =
+      moved(std::move(solved), at::kCPU);  // with what a third algorithm of the chain may have left elsewhere
   const int64_t bytes = layer.out * layer.in;
   return jobs_.submit(bytes, [this, &layer, &scheme, solved = std::move(solved)]() -> Status {
     SLIM_ASSIGN(const TensorMap tensors, guarded(layer.name, [&] {
@@ -226,20 +252,24 @@ Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved, a
 /// What the next pass computes with: on the device, or where that is full on the host, from where it is moved at each use.
 at::Tensor OutputRun::decoded_on(at::Device device, const Solved& solved) {
   const at::ScalarType dtype = model_.weights->dtype();
-  const auto there = guarded("moving between host and device", [&]() -> Result<at::Tensor> { return decoded(moved(solved, device).weight).to(dtype); });
+  const auto there = guarded("moving between host and device", [&]() -> Result<at::Tensor> {
+    return decoded(moved(solved, device).weight).to(dtype);
+  });
   return there.ok() ? *there : decoded(moved(solved, at::kCPU).weight).to(dtype);
 }
 
 at::Tensor OutputRun::in_model_dtype(const at::Tensor& weight) {
   const at::ScalarType dtype = model_.weights->dtype();
-  const auto there = guarded("moving between host and device", [&]() -> Result<at::Tensor> { return weight.to(dtype); });
+  const auto there =
+      guarded("moving between host and device", [&]() -> Result<at::Tensor> { return weight.to(dtype); });
   return there.ok() ? *there : weight.to(at::kCPU, dtype);
 }
 
 Status OutputRun::put_later(const std::string& name, const at::Tensor& made) {
   written_.insert(name);
   const at::Tensor tensor = moved(made, at::kCPU);
-  return jobs_.submit(static_cast<int64_t>(tensor.nbytes()), [this, name, tensor] { return writer_->put(name, tensor); });
+  return jobs_.submit(static_cast<int64_t>(tensor.nbytes()),
+                      [this, name, tensor] { return writer_->put(name, tensor); });
 }
 
 /// Tensors that stay in float but were changed by a fold, and float layers cut out of a tensor that is replaced.
@@ -249,7 +279,8 @@ Status OutputRun::write_changed(BlockState& state) {
   for (const Layer& layer : block.layers) {
     const LayerDecision& decision = plan_.plan.layers[block.index][layer.id];
     at::Tensor& weight = state.weights.weight[layer.id];
-    if (state.changed_tensors.contains(layer.bias)) SLIM_TRY(put_later(layer.bias, state.weights.bias[layer.id]));
+    if (state.changed_tensors.contains(layer.bias))
+      SLIM_TRY(put_later(layer.bias, state.weights.bias[layer.id]));
     if (decision.scheme) continue;
     const bool changed = state.changed_layers.contains(layer.id);
     if (!decision.outputs.empty()) {
@@ -278,7 +309,8 @@ Status OutputRun::write_cache_scales(const BlockPlan& block, const StatisticSet&
     SLIM_ASSIGN(const at::Tensor key, cache_scale(statistics, site.key, site.name + ": keys"));
     SLIM_ASSIGN(const at::Tensor value, cache_scale(statistics, site.value, site.name + ": values"));
     SLIM_ASSIGN(const TensorMap tensors, guarded(plan_.recipe.format_id, [&] {
-                  return plan_.recipe.format->encode_cache(site, moved(key, at::kCPU), moved(value, at::kCPU), model_.weights->dtype());
+                  return plan_.recipe.format->encode_cache(site, moved(key, at::kCPU), moved(value, at::kCPU),
+                                                           model_.weights->dtype());
                 }));
     for (const auto& [name, tensor] : tensors) SLIM_TRY(put_later(name, tensor));
     notes().metric(site.name, "key cache scale", key.item<float>());
@@ -307,11 +339,13 @@ Status OutputRun::finish() {
   OutputModel output = describe_output(model_, plan_.plan);
   output.scattered_groups = report_.scattered_groups();
   const Checkpoint& input = model_.weights->checkpoint();
-  SLIM_ASSIGN(const std::string config_json, output_config(input.config_json(), *plan_.recipe.format, output));
+  SLIM_ASSIGN(const std::string config_json,
+              output_config(input.config_json(), *plan_.recipe.format, output));
   SLIM_ASSIGN(const auto side_files, plan_.recipe.format->side_files(output));
   SLIM_TRY(writer_->write_file("config.json", config_json));
   for (const std::string& name : input.side_files()) {
-    if (name != "config.json" && !side_files.contains(name)) SLIM_TRY(writer_->copy_file(name, input.folder() + "/" + name));
+    if (name != "config.json" && !side_files.contains(name))
+      SLIM_TRY(writer_->copy_file(name, input.folder() + "/" + name));
   }
   for (const auto& [name, text] : side_files) SLIM_TRY(writer_->write_file(name, text));
   return writer_->finish();
@@ -320,8 +354,8 @@ Status OutputRun::finish() {
 Report OutputRun::report(const Calibration& calibration, at::Device device) const {
   int64_t bytes = 0;
   for (const TensorSpec& spec : plan_.plan.outputs) bytes += byte_size(spec).value_or(0);
-  return report_.finish(plan_.config, plan_.recipe, plan_.plan, calibration, model_.weights->checkpoint().total_bytes(), bytes,
-                        peak_device_memory(device));
+  return report_.finish(plan_.config, plan_.recipe, plan_.plan, calibration,
+                        model_.weights->checkpoint().total_bytes(), bytes, peak_device_memory(device));
 }
 
 }  // namespace slim

@@ -31,7 +31,9 @@ class OutputRun {
   Status restore_report(const std::string& state) { return report_.restore(state); }
   CheckpointWriter& writer() { return *writer_; }
   /// Nothing is left of it if it does not finish.
-  void discard() { if (writer_) writer_->keep_partial(false); }
+  void discard() {
+    if (writer_) writer_->keep_partial(false);
+  }
   std::string report_state() const { return report_.state(); }
   /// Makes the block anew: the statistics follow what is folded, the state is then what engines will compute with.
   Status make_block(BlockState&, StatisticSet&, BlockExec&, const Calibration&);
@@ -48,11 +50,13 @@ class OutputRun {
 
  private:
   Status transform(BlockState&, StatisticSet&, BlockExec&, const Calibration&);
-  Status transform_parts(BlockState&, StatisticSet&, BlockExec&, const Calibration&, Folds&, bool& function_changed);
+  Status transform_parts(BlockState&, StatisticSet&, BlockExec&, const Calibration&, Folds&,
+                         bool& function_changed);
   Status collect_stale(const BlockState&, StatisticSet&, BlockExec&, const Calibration&);
   Status solve(BlockState&, StatisticSet&, at::Device);
   Status solve_readers(BlockState&, const std::vector<const Layer*>&, const StatisticSet&, at::Device);
-  Result<Solved> solve_layer(const BlockState&, const Layer&, const StatisticSet&, at::Device, TensorMap& port_cache);
+  Result<Solved> solve_layer(const BlockState&, const Layer&, const StatisticSet&, at::Device,
+                             TensorMap& port_cache);
   Result<Solved> solve_on_host(const BlockState&, const Layer&, const StatisticSet&, const Status& why);
   Status commit(BlockState&, const Layer&, Solved, at::Device);
   at::Tensor decoded_on(at::Device, const Solved&);
@@ -61,7 +65,9 @@ class OutputRun {
   Status write_cache_scales(const BlockPlan&, const StatisticSet&);
   Status put_later(const std::string& name, const at::Tensor&);
   Status copy_later(const std::string& name);
-  at::ScalarType scale_dtype(const Scheme& scheme) const { return plan_.recipe.format->scale_dtype(scheme, model_.weights->dtype()); }
+  at::ScalarType scale_dtype(const Scheme& scheme) const {
+    return plan_.recipe.format->scale_dtype(scheme, model_.weights->dtype());
+  }
   Status check_cancelled(const std::string& where);
 
   OutputPlan plan_;

@@ -4,11 +4,11 @@
 #include <nlohmann/json.hpp>
 
 #include "plugin/guard.h"
+#include "run/commands.h"
 #include "run/device_memory.h"
 #include "run/device_plan.h"
-#include "run/open_backend.h"
-#include "run/commands.h"
 #include "run/join_reports.h"
+#include "run/open_backend.h"
 #include "run/run_plan.h"
 #include "run/run_report.h"
 #include "run/statistic_set.h"
@@ -44,16 +44,21 @@ struct DeviceNeed {
   int64_t peak = 0, least = 0;
 
   nlohmann::ordered_json json() const {
-    return {{"backend", backend}, {"peak_memory_bytes", peak}, {"least_memory_bytes", least}, {"batch_size", mode.batch_size}};
+    return {{"backend", backend},
+            {"peak_memory_bytes", peak},
+            {"least_memory_bytes", least},
+            {"batch_size", mode.batch_size}};
   }
   std::string text() const {
-    return "on " + backend + "       about " + bytes_text(peak) + " of its memory (" + std::to_string(mode.batch_size) +
-           " samples at a time); with --max-vram at least " + bytes_text(least) + "\n";
+    return "on " + backend + "       about " + bytes_text(peak) + " of its memory (" +
+           std::to_string(mode.batch_size) + " samples at a time); with --max-vram at least " +
+           bytes_text(least) + "\n";
   }
 };
 
 /// For a device that is named, also where it is not there; "auto" means the best that opens. Empty: the run is on the CPU.
-Result<std::optional<DeviceNeed>> device_need(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs,
+Result<std::optional<DeviceNeed>> device_need(const RunConfig& config, const Model& model,
+                                              const std::vector<OutputPlan>& outputs,
                                               PluginRegistry& registry) {
   DeviceNeed need{config.backend, {}, 0, least_device_bytes(config, model, outputs)};
   int64_t free = 0;
@@ -71,9 +76,12 @@ Result<std::optional<DeviceNeed>> device_need(const RunConfig& config, const Mod
   return std::optional(need);
 }
 
-Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int64_t least, const std::optional<DeviceNeed>& device) {
+Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int64_t least,
+                const std::optional<DeviceNeed>& device) {
   const auto& [config, recipe, plan] = decided;
-  nlohmann::ordered_json json = {{"model", config.model}, {"adapter", model.adapter_id}, {"scheme", recipe.scheme.name},
+  nlohmann::ordered_json json = {{"model", config.model},
+                                 {"adapter", model.adapter_id},
+                                 {"scheme", recipe.scheme.name},
                                  {"format", recipe.format_id}};
   std::map<std::string, Row> rows;
   const auto row = [&](const std::string& name, const std::string& action, int64_t bytes) {
@@ -85,7 +93,8 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
   };
   std::set<std::string> seen;
   const auto keep = [&, &plan = plan](const std::string& name, const std::string& action) {
-    if (!plan.replaced.contains(name) && seen.insert(name).second) row(name, action, byte_size(model.weights->logical().at(name)).value_or(0));
+    if (!plan.replaced.contains(name) && seen.insert(name).second)
+      row(name, action, byte_size(model.weights->logical().at(name)).value_or(0));
   };
   for (const std::string& name : model.plan.globals) keep(name, "copy");
   for (const BlockPlan& block : model.plan.blocks) {
@@ -94,13 +103,17 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
       const LayerDecision& decision = plan.layers[block.index][layer.id];
       int64_t bytes = 0;
       for (const TensorSpec& spec : decision.outputs) bytes += byte_size(spec).value_or(0);
-      if (decision.scheme) row(layer.name + ".weight", decision.scheme->name, bytes);
-      else if (!decision.outputs.empty()) row(layer.name + ".weight", "float, cut out of " + layer.weight.tensor, bytes);
-      else if (!layer.tied) keep(layer.weight.tensor, "float: " + decision.reason);
+      if (decision.scheme)
+        row(layer.name + ".weight", decision.scheme->name, bytes);
+      else if (!decision.outputs.empty())
+        row(layer.name + ".weight", "float, cut out of " + layer.weight.tensor, bytes);
+      else if (!layer.tied)
+        keep(layer.weight.tensor, "float: " + decision.reason);
       if (!layer.bias.empty()) keep(layer.bias, "copy");
     }
     if (plan.kv_cache) {
-      for (const CacheSite& site : block.caches) row(site.name + " key/value cache", config.kv_cache + " scales", 8);
+      for (const CacheSite& site : block.caches)
+        row(site.name + " key/value cache", config.kv_cache + " scales", 8);
     }
   }
   int64_t output = 0;
@@ -118,16 +131,19 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
   Report report;
   char line[512];
   for (const auto& [key, entry] : rows) {
-    std::snprintf(line, sizeof line, "%7lld  %10s  %-70s %s\n", static_cast<long long>(entry.tensors), bytes_text(entry.bytes).c_str(),
-                  key.substr(0, key.find('\t')).c_str(), entry.action.c_str());
+    std::snprintf(line, sizeof line, "%7lld  %10s  %-70s %s\n", static_cast<long long>(entry.tensors),
+                  bytes_text(entry.bytes).c_str(), key.substr(0, key.find('\t')).c_str(),
+                  entry.action.c_str());
     report.text += line;
   }
-  std::snprintf(line, sizeof line,
-                "\nadapter %s, scheme %s, format %s\ninput        %s in %zu tensors\noutput       %s\npeak memory  about %s (%lld samples of up to %lld tokens); with --max-memory and --batch-size 1 at least %s\n",
-                model.adapter_id.c_str(), recipe.scheme.name.c_str(), recipe.format_id.c_str(),
-                bytes_text(model.weights->checkpoint().total_bytes()).c_str(), model.weights->logical().size(), bytes_text(output).c_str(),
-                bytes_text(peak).c_str(), static_cast<long long>(config.num_samples), static_cast<long long>(config.max_seq_length),
-                bytes_text(least).c_str());
+  std::snprintf(
+      line, sizeof line,
+      "\nadapter %s, scheme %s, format %s\ninput        %s in %zu tensors\noutput       %s\npeak memory  "
+      "about %s (%lld samples of up to %lld tokens); with --max-memory and --batch-size 1 at least %s\n",
+      model.adapter_id.c_str(), recipe.scheme.name.c_str(), recipe.format_id.c_str(),
+      bytes_text(model.weights->checkpoint().total_bytes()).c_str(), model.weights->logical().size(),
+      bytes_text(output).c_str(), bytes_text(peak).c_str(), static_cast<long long>(config.num_samples),
+      static_cast<long long>(config.max_seq_length), bytes_text(least).c_str());
   report.text += line;
   if (device) report.text += device->text();
   for (const std::string& numbers : plan.indivisible) report.text += "group size   " + numbers + "\n";

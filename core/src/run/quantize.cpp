@@ -74,8 +74,9 @@ class QuantizeRun {
   Status check_left(const std::string& partial, int64_t left) {
     if (config_.resume) note_all("nothing to resume", partial, "the run began anew");
     if (left == 0 || config_.overwrite || CheckpointWriter::in_use(partial)) return {};
-    return {Code::kInvalidArgument, partial + ": holds " + std::to_string(left) + " finished blocks of an interrupted run; go on with --resume, or "
-                                                                                  "give --overwrite to begin anew"};
+    return {Code::kInvalidArgument, partial + ": holds " + std::to_string(left) +
+                                        " finished blocks of an interrupted run; go on with --resume, or "
+                                        "give --overwrite to begin anew"};
   }
 
   Status begin(const std::string& partial) {
@@ -93,7 +94,8 @@ class QuantizeRun {
     SLIM_ASSIGN(const Fingerprint expected, fingerprint_of_run());
     const std::string differs = difference(journal_->fingerprint(), expected);
     if (!differs.empty()) {
-      return {Code::kInvalidArgument, partial + ": the interrupted run was another: " + differs + "; undo that, or begin anew with --overwrite and without --resume"};
+      return {Code::kInvalidArgument, partial + ": the interrupted run was another: " + differs +
+                                          "; undo that, or begin anew with --overwrite and without --resume"};
     }
     SLIM_ASSIGN(RunState state, journal_->state());
     SLIM_TRY(open_statistics());
@@ -118,7 +120,8 @@ class QuantizeRun {
     std::vector<const OutputPlan*> plans;
     for (const auto& output : outputs_) plans.push_back(&output->plan());
     RunConfig asked = config_;
-    asked.batch_size = asked_batch_size_;  // how much room the device has may change; batches are the record's
+    asked.batch_size =
+        asked_batch_size_;  // how much room the device has may change; batches are the record's
     return run_fingerprint(asked, backend_.id, plans, model_, registry_);
   }
 
@@ -130,7 +133,8 @@ class QuantizeRun {
   Result<Report> completed_report() {
     SLIM_TRY(remove_record());
     const std::string& folder = outputs_.front()->folder();
-    return Report{folder + ": was complete already\n", nlohmann::json{{"output", folder}, {"complete", true}}.dump()};
+    return Report{folder + ": was complete already\n",
+                  nlohmann::json{{"output", folder}, {"complete", true}}.dump()};
   }
   Status remove_record() {
     std::error_code error;
@@ -141,11 +145,13 @@ class QuantizeRun {
   static std::string step_of(size_t output) { return "output " + std::to_string(output + 1); }
   bool done_before(size_t output) const {
     std::error_code error;
-    return journal_->announced(step_of(output)) && !std::filesystem::exists(CheckpointWriter::partial_of(outputs_[output]->folder()), error);
+    return journal_->announced(step_of(output)) &&
+           !std::filesystem::exists(CheckpointWriter::partial_of(outputs_[output]->folder()), error);
   }
   bool statistics_done() const {
     std::error_code error;
-    return journal_->announced(kStatisticsStep) && !std::filesystem::exists(config_.save_statistics + ".partial", error);
+    return journal_->announced(kStatisticsStep) &&
+           !std::filesystem::exists(config_.save_statistics + ".partial", error);
   }
 
   /// The block is finished. Where the next one needs nothing of it, and nobody waits for a block, the run goes on while its tensors are
@@ -169,7 +175,8 @@ class QuantizeRun {
     // What a file gives back lies dense and aligned in memory; so must what a run goes on with, to round alike.
     for (Carry& carry : calibration_.batches) {
       for (auto& [key, tensor] : carry) {
-        if (!tensor.is_contiguous() || tensor.storage_offset() != 0) tensor = tensor.clone(at::MemoryFormat::Contiguous);
+        if (!tensor.is_contiguous() || tensor.storage_offset() != 0)
+          tensor = tensor.clone(at::MemoryFormat::Contiguous);
       }
     }
     state.calibration = calibration_;
@@ -196,25 +203,33 @@ class QuantizeRun {
   /// Adds to an error what is left of the run: everything finished, unless the input or the plugins are at fault.
   Status explain(const Status& status) {
     const Code code = status.code();
-    const bool outside = code == Code::kCancelled || code == Code::kIo || code == Code::kNotFound || code == Code::kCorrupt || code == Code::kOutOfMemory;
+    const bool outside = code == Code::kCancelled || code == Code::kIo || code == Code::kNotFound ||
+                         code == Code::kCorrupt || code == Code::kOutOfMemory;
     if (!outside || !journal_ || journal_->blocks() == 0) {
       for (auto& output : outputs_) output->discard();
       if (statistics_writer_) statistics_writer_->keep_partial(false);
       return code == Code::kCancelled ? Status(code, status.message() + "; nothing was written") : status;
     }
-    return {code, status.message() + "; " + std::to_string(journal_->blocks()) + " of " + std::to_string(model_.plan.blocks.size()) +
-                      " blocks are kept in " + CheckpointWriter::partial_of(outputs_.front()->folder()) + ": go on with --resume"};
+    return {code, status.message() + "; " + std::to_string(journal_->blocks()) + " of " +
+                      std::to_string(model_.plan.blocks.size()) + " blocks are kept in " +
+                      CheckpointWriter::partial_of(outputs_.front()->folder()) + ": go on with --resume"};
   }
 
   bool stopped() const {
     const auto blocks = static_cast<int64_t>(model_.plan.blocks.size());
-    return config_.stop_after_blocks > 0 && journal_->blocks() >= config_.stop_after_blocks && journal_->blocks() < blocks;
+    return config_.stop_after_blocks > 0 && journal_->blocks() >= config_.stop_after_blocks &&
+           journal_->blocks() < blocks;
   }
   Report stopped_report() const {
     const std::string partial = CheckpointWriter::partial_of(outputs_.front()->folder());
-    return {"stopped after       " + std::to_string(journal_->blocks()) + " of " + std::to_string(model_.plan.blocks.size()) + " blocks, kept in " + partial +
+    return {"stopped after       " + std::to_string(journal_->blocks()) + " of " +
+                std::to_string(model_.plan.blocks.size()) + " blocks, kept in " + partial +
                 ": go on with --resume\npeak RAM            " + bytes_text(peak_resident_bytes()) + "\n",
-            nlohmann::json{{"output", outputs_.front()->folder()}, {"partial", partial}, {"blocks", journal_->blocks()}, {"peak_rss_bytes", peak_resident_bytes()}}.dump()};
+            nlohmann::json{{"output", outputs_.front()->folder()},
+                           {"partial", partial},
+                           {"blocks", journal_->blocks()},
+                           {"peak_rss_bytes", peak_resident_bytes()}}
+                .dump()};
   }
 
   // ---- before any work ----
@@ -228,21 +243,28 @@ class QuantizeRun {
     SLIM_ASSIGN(model_, Model::open(config_.model, config_.adapter, registry_));
     SLIM_TRY(make_run_plans(plans, model_));
     if (!backend_.device.is_cpu()) {
-      SLIM_ASSIGN(device_mode_, choose_device_mode(config_, model_, plans, free_device_memory(backend_.device)));
+      SLIM_ASSIGN(device_mode_,
+                  choose_device_mode(config_, model_, plans, free_device_memory(backend_.device)));
       reset_peak_device_memory(backend_.device);
     }
-    const bool smaller_batches = std::exchange(config_.batch_size, device_mode_.batch_size) != device_mode_.batch_size;
+    const bool smaller_batches =
+        std::exchange(config_.batch_size, device_mode_.batch_size) != device_mode_.batch_size;
     SLIM_ASSIGN(memory_, choose_memory_mode(config_, model_, plans));
     SLIM_ASSIGN(const at::ScalarType dtype, model_.compute_dtype(config_.dtype));
     exec_ = make_exec(dtype, backend_.device);
     host_exec_ = make_exec(dtype, at::kCPU);
     for (OutputPlan& plan : plans) plan.config.backend = backend_.id;
-    for (OutputPlan& plan : plans) outputs_.push_back(std::make_unique<OutputRun>(std::move(plan), model_, jobs_, progress_));
+    for (OutputPlan& plan : plans)
+      outputs_.push_back(std::make_unique<OutputRun>(std::move(plan), model_, jobs_, progress_));
     find_last_observed();
     spill_ = std::make_unique<Spill>(CheckpointWriter::partial_of(outputs_.front()->folder()), memory_.spill);
-    if (memory_.spill && runs_forward()) note_all("activations in files", "run.max_memory", bytes_text(config_.max_memory));
-    if (smaller_batches && runs_forward()) note_all("smaller batches for the device's memory", "run.max_vram", std::to_string(config_.batch_size) + " samples each");
-    if (!memory_.read_ahead) note_all("weights not read ahead", "run.max_memory", bytes_text(config_.max_memory));
+    if (memory_.spill && runs_forward())
+      note_all("activations in files", "run.max_memory", bytes_text(config_.max_memory));
+    if (smaller_batches && runs_forward())
+      note_all("smaller batches for the device's memory", "run.max_vram",
+               std::to_string(config_.batch_size) + " samples each");
+    if (!memory_.read_ahead)
+      note_all("weights not read ahead", "run.max_memory", bytes_text(config_.max_memory));
     return {};
   }
 
@@ -256,7 +278,8 @@ class QuantizeRun {
   Status decide_propagation(size_t outputs) {
     const bool kept = !config_.save_statistics.empty() || !config_.statistics.empty();
     if (config_.propagate == "quantized" && (kept || outputs > 1)) {
-      return {Code::kInvalidArgument, std::string("run.propagate = quantized: with ") + (kept ? "kept statistics" : "several outputs") +
+      return {Code::kInvalidArgument, std::string("run.propagate = quantized: with ") +
+                                          (kept ? "kept statistics" : "several outputs") +
                                           " later blocks can only see the float model; use auto or float"};
     }
     float_inputs_ = config_.propagate == "float" || (config_.propagate == "auto" && (kept || outputs > 1));
@@ -279,19 +302,22 @@ class QuantizeRun {
   }
   bool runs_forward() const { return last_forward_ >= 0; }
   bool changes(const BlockPlan& block) const {
-    return std::any_of(outputs_.begin(), outputs_.end(), [&](const auto& output) { return output->changes(block); });
+    return std::any_of(outputs_.begin(), outputs_.end(),
+                       [&](const auto& output) { return output->changes(block); });
   }
 
   Status read_samples() {
     if (config_.calib.empty()) {
       const Recipe& recipe = outputs_.front()->plan().recipe;
       const bool cache = outputs_.front()->plan().plan.kv_cache;
-      return {Code::kInvalidArgument, (cache ? "kv_cache = " + outputs_.front()->plan().config.kv_cache : recipe.algorithm_ids.front()) +
+      return {Code::kInvalidArgument, (cache ? "kv_cache = " + outputs_.front()->plan().config.kv_cache
+                                             : recipe.algorithm_ids.front()) +
                                           " needs calibration data; pass --calib FILE or DIR"};
     }
     SLIM_ASSIGN(calibration_, calibrate_input(config_, model_, *exec_, progress_, *spill_));
     if (calibration_.begun_on_host > 0) {
-      note_all("batches begun on the CPU: out of the device's memory", "the model's entry", std::to_string(calibration_.begun_on_host) + " batches");
+      note_all("batches begun on the CPU: out of the device's memory", "the model's entry",
+               std::to_string(calibration_.begun_on_host) + " batches");
     }
     return {};
   }
@@ -313,7 +339,8 @@ class QuantizeRun {
   Status open_statistics() {
     if (config_.statistics.empty()) return {};
     if (!config_.save_statistics.empty()) {
-      return {Code::kInvalidArgument, "--statistics and --save-statistics exclude each other: nothing new is collected"};
+      return {Code::kInvalidArgument,
+              "--statistics and --save-statistics exclude each other: nothing new is collected"};
     }
     SLIM_ASSIGN(statistics_file_, StatisticsFile::open(config_.statistics));
     SLIM_ASSIGN(const Fingerprint expected, statistics_fingerprint());
@@ -321,11 +348,14 @@ class QuantizeRun {
     if (const std::string differs = difference(found, expected); !differs.empty()) {
       return {Code::kInvalidArgument, config_.statistics + ": its statistics are not this run's: " + differs};
     }
-    const auto saved = [&](const char* key) { return found.contains(key) ? std::atoll(found.at(key).c_str()) : 0; };
+    const auto saved = [&](const char* key) {
+      return found.contains(key) ? std::atoll(found.at(key).c_str()) : 0;
+    };
     calibration_.text_tokens = saved(kTextTokens);
     calibration_.image_tokens = saved(kImageTokens);
-    note_all("statistics from a file", config_.statistics, std::to_string(calibration_.tokens()) + " tokens of " +
-                                                               (found.contains("dataset.path") ? found.at("dataset.path") : "unknown data"));
+    note_all("statistics from a file", config_.statistics,
+             std::to_string(calibration_.tokens()) + " tokens of " +
+                 (found.contains("dataset.path") ? found.at("dataset.path") : "unknown data"));
     return {};
   }
 
@@ -418,7 +448,8 @@ class QuantizeRun {
   Status run_block(BlockState& state) {
     const BlockPlan& block = *state.plan;
     if (block.index <= last_forward_ && starts_stage(model_.plan, block)) {
-      SLIM_TRY(replace_batches(block.name, [&](BlockExec& exec, Carry& there) { return model_.enter(block, exec, there); }));
+      SLIM_TRY(replace_batches(
+          block.name, [&](BlockExec& exec, Carry& there) { return model_.enter(block, exec, there); }));
     }
     if (changes(block)) {
       SLIM_TRY(make_block(state));
@@ -435,7 +466,8 @@ class QuantizeRun {
     const BlockPlan& block = *state.plan;
     BlockWork work;
     const Status status = make_outputs(state, work, *exec_);
-    SLIM_TRY(status.code() == Code::kOutOfMemory && can_begin_again(work) ? make_on_host(state, work, status) : status);
+    SLIM_TRY(status.code() == Code::kOutOfMemory && can_begin_again(work) ? make_on_host(state, work, status)
+                                                                          : status);
     if (block.index >= last_forward_) return {};
     if (!float_inputs_) return advance(state);
     calibration_.batches = std::move(work.float_outputs);
@@ -445,14 +477,15 @@ class QuantizeRun {
   /// How far a block has come.
   struct BlockWork {
     std::vector<Carry> float_outputs;
-    std::vector<RunReport> told;     ///< by the outputs, before each was made
-    bool statistics_kept = false;    ///< in the file of run.save_statistics
+    std::vector<RunReport> told;   ///< by the outputs, before each was made
+    bool statistics_kept = false;  ///< in the file of run.save_statistics
     size_t outputs_made = 0;
   };
 
   /// Only a device has another place to go to, and what is handed to the writer is not taken back.
   bool can_begin_again(const BlockWork& work) const {
-    return !backend_.device.is_cpu() && work.outputs_made < outputs_.size() && !outputs_[work.outputs_made]->has_begun_writing();
+    return !backend_.device.is_cpu() && work.outputs_made < outputs_.size() &&
+           !outputs_[work.outputs_made]->has_begun_writing();
   }
 
   /// The block again from its weights, on the host, for the outputs that are left.
@@ -467,7 +500,8 @@ class QuantizeRun {
     state.plan = &block;
     state.runs_again = runs_again;
     SLIM_ASSIGN(state.weights, model_.weights->load(block));
-    if (work.outputs_made < work.told.size()) outputs_[work.outputs_made]->tell_again(work.told[work.outputs_made]);
+    if (work.outputs_made < work.told.size())
+      outputs_[work.outputs_made]->tell_again(work.told[work.outputs_made]);
     for (size_t i = work.outputs_made; i < outputs_.size(); ++i) {
       outputs_[i]->notes().note("computed on the CPU: out of the device's memory", block.name, why.message());
     }
@@ -510,13 +544,15 @@ class QuantizeRun {
       } else {
         SLIM_TRY(collect(state, statistics, work.float_outputs, exec));
       }
-      if (statistics_writer_ && !std::exchange(work.statistics_kept, true)) SLIM_TRY(statistics_writer_->put(*state.plan, statistics));
+      if (statistics_writer_ && !std::exchange(work.statistics_kept, true))
+        SLIM_TRY(statistics_writer_->put(*state.plan, statistics));
       if (!statistics.empty()) statistics.finish(kExpertPriorTokens);
       return {};
     });
   }
 
-  Status collect(const BlockState& state, StatisticSet& statistics, std::vector<Carry>& float_outputs, BlockExec& exec) {
+  Status collect(const BlockState& state, StatisticSet& statistics, std::vector<Carry>& float_outputs,
+                 BlockExec& exec) {
     exec.region_inputs().clear();
     const bool wants_output = float_inputs_ && state.plan->index < last_forward_;
     if (statistics.empty() && !wants_output) return {};
@@ -533,13 +569,15 @@ class QuantizeRun {
       SLIM_ASSIGN(float_outputs[i], kept(std::move(output)));
       return {};
     };
-    SLIM_TRY(batch_stream(pass, wants_output ? keep : BatchStream::Keep()).run(calibration_.batches.size(), exec.device(), device_mode_.read_ahead));
+    SLIM_TRY(batch_stream(pass, wants_output ? keep : BatchStream::Keep())
+                 .run(calibration_.batches.size(), exec.device(), device_mode_.read_ahead));
     exec.set_statistics(nullptr);
     return {};
   }
 
   BatchStream batch_stream(BatchStream::Pass pass, BatchStream::Keep keep) const {
-    return {[this](size_t i) -> const Carry& { return calibration_.batches[i]; }, std::move(pass), std::move(keep)};
+    return {[this](size_t i) -> const Carry& { return calibration_.batches[i]; }, std::move(pass),
+            std::move(keep)};
   }
 
   /// What a batch has put into regions that are replayed lies where batches do.
@@ -554,7 +592,9 @@ class QuantizeRun {
   /// Names the tensor that an error about NaN comes from.
   static Status blame_weights(const BlockState& state, const Status& status) {
     if (status.code() != Code::kNumeric) return status;
-    const auto damaged = [](const at::Tensor& tensor) { return tensor.defined() && !at::isfinite(tensor).all().item<bool>(); };
+    const auto damaged = [](const at::Tensor& tensor) {
+      return tensor.defined() && !at::isfinite(tensor).all().item<bool>();
+    };
     std::string name;
     for (const auto& [param, tensor] : state.weights.params) {
       if (damaged(tensor)) name = param;
@@ -563,7 +603,8 @@ class QuantizeRun {
       if (damaged(state.weights.bias[layer.id])) name = layer.bias;
       if (damaged(state.weights.weight[layer.id])) name = layer.weight.tensor;
     }
-    if (name.empty()) return {status.code(), status.message() + "; its weights are finite: compute with --dtype float32"};
+    if (name.empty())
+      return {status.code(), status.message() + "; its weights are finite: compute with --dtype float32"};
     return {status.code(), status.message() + ", as tensor " + name + " does; download the checkpoint again"};
   }
 
@@ -574,7 +615,8 @@ class QuantizeRun {
   }
 
   Status advance(const BlockState& state) {
-    return replace_batches(state.plan->name, [&](BlockExec& exec, Carry& there) { return forward(state, exec, there); });
+    return replace_batches(state.plan->name,
+                           [&](BlockExec& exec, Carry& there) { return forward(state, exec, there); });
   }
 
   /// Every batch becomes what `pass` makes of it: on the device, or on the host where the device's memory does not do for it.
@@ -593,12 +635,14 @@ class QuantizeRun {
       SLIM_ASSIGN(calibration_.batches[i], kept(std::move(made)));
       return {};
     };
-    return batch_stream(on_either, keep).run(calibration_.batches.size(), exec_->device(), device_mode_.read_ahead);
+    return batch_stream(on_either, keep)
+        .run(calibration_.batches.size(), exec_->device(), device_mode_.read_ahead);
   }
 
   /// Where a block's weights do not fit the device together, they stay on the host, and each moves when it is used.
   BlockWeights on_device(const BlockPlan& block, BlockWeights weights) {
-    auto there = guarded(block.name, [&]() -> Result<BlockWeights> { return moved(weights, backend_.device); });
+    auto there =
+        guarded(block.name, [&]() -> Result<BlockWeights> { return moved(weights, backend_.device); });
     if (there.ok()) return *std::move(there);
     note_all("weights moved one by one: out of the device's memory", block.name, there.status().message());
     return weights;
@@ -612,14 +656,17 @@ class QuantizeRun {
   Status check_input_unchanged() const {
     const auto begun = journal_->fingerprint().find(kWeightFiles);
     if (begun != journal_->fingerprint().end() && begun->second == weight_files_stamp(model_)) return {};
-    return {Code::kCorrupt, config_.model + ": its weight files were changed or removed during the run, so that the output may mix two models; "
-                                            "begin anew, or put the old files back as they were"};
+    return {Code::kCorrupt, config_.model +
+                                ": its weight files were changed or removed during the run, so that the "
+                                "output may mix two models; "
+                                "begin anew, or put the old files back as they were"};
   }
 
   Result<Report> finish() {
     SLIM_TRY(check_input_unchanged());
     if (float_inputs_ && config_.propagate == "auto" && runs_forward()) {
-      note_all("later blocks saw the float model", "run.propagate", outputs_.size() > 1 ? "several outputs share one calibration" : "statistics were kept");
+      note_all("later blocks saw the float model", "run.propagate",
+               outputs_.size() > 1 ? "several outputs share one calibration" : "statistics were kept");
     }
     for (size_t i = outputs_.size(); i-- > 1;) {  // the first holds the record: it comes last
       if (done_before(i)) continue;
@@ -652,7 +699,8 @@ class QuantizeRun {
   MemoryMode memory_;
   std::unique_ptr<Spill> spill_;
   bool float_inputs_ = false;
-  int32_t last_observed_ = -1, last_forward_ = -1;  ///< blocks up to which statistics are wanted, and the model runs
+  int32_t last_observed_ = -1,
+          last_forward_ = -1;  ///< blocks up to which statistics are wanted, and the model runs
   DeviceMode device_mode_;
   std::unique_ptr<BlockExec> exec_, host_exec_;
   Calibration calibration_;

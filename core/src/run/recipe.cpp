@@ -7,23 +7,28 @@
 namespace slim {
 namespace {
 
-std::string default_format(const Scheme& scheme) { return scheme.name == "w8a8s" ? "ascend" : "compressed-tensors"; }
+std::string default_format(const Scheme& scheme) {
+  return scheme.name == "w8a8s" ? "ascend" : "compressed-tensors";
+}
 
 /// The scheme of a name; -1 for a scheme that has whole rows anyway is no contradiction.
 Result<Scheme> scheme_of(const std::string& name, int64_t group_size) {
   SLIM_ASSIGN(const Scheme plain, scheme_from_name(name));
-  const bool whole_rows = plain.weight && plain.weight->granularity == Granularity::kChannel && group_size == -1;
+  const bool whole_rows =
+      plain.weight && plain.weight->granularity == Granularity::kChannel && group_size == -1;
   return scheme_from_name(name, whole_rows ? 0 : group_size);
 }
 
-Result<RecipePart> make_part(const std::vector<std::string>& plugins, const RunConfig& config, PluginRegistry& registry) {
+Result<RecipePart> make_part(const std::vector<std::string>& plugins, const RunConfig& config,
+                             PluginRegistry& registry) {
   RecipePart part;
   for (const std::string& name : plugins) {
     SLIM_ASSIGN(const PluginInfo info, registry.find(SLIM_ALGORITHM, name));
     SLIM_ASSIGN(Owned<Algorithm> algorithm, registry.algorithm(name));
     const auto raw = config.plugin_options.find(info.id);
     SLIM_ASSIGN(const Options options,
-                registry.checked_options(SLIM_ALGORITHM, name, raw == config.plugin_options.end() ? Options{} : raw->second));
+                registry.checked_options(SLIM_ALGORITHM, name,
+                                         raw == config.plugin_options.end() ? Options{} : raw->second));
     SLIM_TRY(guarded(info.id, [&] { return algorithm->setup(options); }));
     part.algorithm_ids.push_back(info.id);
     part.algorithms.push_back(std::move(algorithm));
@@ -68,7 +73,8 @@ std::string RecipePart::solver_id() const {
 }
 
 bool RecipeRule::matches(const std::string& layer) const {
-  return std::any_of(patterns.begin(), patterns.end(), [&](const NamePattern& pattern) { return pattern.matches(layer); });
+  return std::any_of(patterns.begin(), patterns.end(),
+                     [&](const NamePattern& pattern) { return pattern.matches(layer); });
 }
 
 int Recipe::part_of(const std::string& layer, int& rule) const {
@@ -87,10 +93,12 @@ Result<Recipe> Recipe::make(const RunConfig& config, PluginRegistry& registry) {
     return Status(Code::kInvalidArgument, "no algorithm chosen; pass --plugin (see `slim plugins list`)");
   }
   SLIM_ASSIGN(RecipePart first, make_part(config.plugins, config, registry));
-  SLIM_ASSIGN(recipe.scheme, scheme_of(config.scheme.empty() ? default_scheme(first) : config.scheme, config.group_size));
+  SLIM_ASSIGN(recipe.scheme,
+              scheme_of(config.scheme.empty() ? default_scheme(first) : config.scheme, config.group_size));
   SLIM_TRY(set_scheme(first, recipe.scheme));
   recipe.parts.push_back(std::move(first));
-  for (const LayerRule& rule : config.rules) SLIM_TRY(recipe.add_rule(rule, config, registry).in("rule '" + rule.text() + "'"));
+  for (const LayerRule& rule : config.rules)
+    SLIM_TRY(recipe.add_rule(rule, config, registry).in("rule '" + rule.text() + "'"));
   for (const RecipePart& part : recipe.parts) add_ids(part, recipe.algorithm_ids);
   recipe.format_id = config.format.empty() ? default_format(recipe.scheme) : config.format;
   SLIM_ASSIGN(recipe.format, registry.format(recipe.format_id));
@@ -98,12 +106,14 @@ Result<Recipe> Recipe::make(const RunConfig& config, PluginRegistry& registry) {
   return recipe;
 }
 
-std::vector<std::string> Recipe::formats_that_hold(const Layer& layer, const Scheme& scheme, at::ScalarType model_dtype) const {
+std::vector<std::string> Recipe::formats_that_hold(const Layer& layer, const Scheme& scheme,
+                                                   at::ScalarType model_dtype) const {
   std::vector<std::string> ids;
   for (const PluginInfo& info : registry_->list()) {
     if (info.kind != SLIM_FORMAT || !info.compatible.ok() || !info.shadowed_by.empty()) continue;
     const auto other = registry_->format(info.path);
-    if (other.ok() && guarded(info.id, [&] { return (*other)->layout(layer, scheme, model_dtype); }).ok()) ids.push_back(info.id);
+    if (other.ok() && guarded(info.id, [&] { return (*other)->layout(layer, scheme, model_dtype); }).ok())
+      ids.push_back(info.id);
   }
   return ids;
 }
@@ -115,19 +125,21 @@ Status Recipe::add_rule(const LayerRule& rule, const RunConfig& config, PluginRe
     const bool same_scheme = rule.scheme.empty() || rule.scheme == scheme.name;
     const int64_t group_size = rule.group_size == 0 && same_scheme ? config.group_size : rule.group_size;
     SLIM_ASSIGN(const Scheme wanted, scheme_of(same_scheme ? scheme.name : rule.scheme, group_size));
-    SLIM_ASSIGN(added.part, find_part(rule.plugins.empty() ? config.plugins : rule.plugins, wanted, config, registry));
+    SLIM_ASSIGN(added.part,
+                find_part(rule.plugins.empty() ? config.plugins : rule.plugins, wanted, config, registry));
   }
   rules.push_back(std::move(added));
   return {};
 }
 
 /// Layers of one scheme and one chain are one part, whatever the number of rules.
-Result<int> Recipe::find_part(const std::vector<std::string>& plugins, const Scheme& wanted, const RunConfig& config,
-                              PluginRegistry& registry) {
+Result<int> Recipe::find_part(const std::vector<std::string>& plugins, const Scheme& wanted,
+                              const RunConfig& config, PluginRegistry& registry) {
   SLIM_ASSIGN(RecipePart part, make_part(plugins, config, registry));
   SLIM_TRY(set_scheme(part, wanted));
   for (size_t i = 0; i < parts.size(); ++i) {
-    if (parts[i].scheme == part.scheme && parts[i].algorithm_ids == part.algorithm_ids) return static_cast<int>(i);
+    if (parts[i].scheme == part.scheme && parts[i].algorithm_ids == part.algorithm_ids)
+      return static_cast<int>(i);
   }
   parts.push_back(std::move(part));
   return static_cast<int>(parts.size()) - 1;

@@ -37,9 +37,9 @@ class SLIM_API Recipe {
   /// kInvalidArgument: an unknown plugin, scheme or option; names it and the rule.
   static Result<Recipe> make(const RunConfig&, PluginRegistry&);
 
-  std::vector<RecipePart> parts;   ///< the first serves every layer that no rule matches
-  std::vector<RecipeRule> rules;   ///< the first that matches a layer decides
-  Scheme scheme;                   ///< of the first part
+  std::vector<RecipePart> parts;           ///< the first serves every layer that no rule matches
+  std::vector<RecipeRule> rules;           ///< the first that matches a layer decides
+  Scheme scheme;                           ///< of the first part
   std::vector<std::string> algorithm_ids;  ///< of all parts
   std::string format_id;
   Owned<Format> format;
@@ -50,7 +50,8 @@ class SLIM_API Recipe {
   std::vector<std::string> formats_that_hold(const Layer&, const Scheme&, at::ScalarType model_dtype) const;
 
  private:
-  Result<int> find_part(const std::vector<std::string>& plugins, const Scheme&, const RunConfig&, PluginRegistry&);
+  Result<int> find_part(const std::vector<std::string>& plugins, const Scheme&, const RunConfig&,
+                        PluginRegistry&);
   Status add_rule(const LayerRule&, const RunConfig&, PluginRegistry&);
 
   PluginRegistry* registry_ = nullptr;  ///< outlives the recipe

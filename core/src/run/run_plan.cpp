@@ -22,7 +22,8 @@ std::vector<std::string> default_ignore(const ModelPlan& plan, bool quantize_vis
 /// Decides one layer after another, and remembers what the patterns and policies did.
 class Planner {
  public:
-  Planner(const RunConfig& config, const Model& model, const Recipe& recipe) : config_(config), model_(model), recipe_(recipe) {}
+  Planner(const RunConfig& config, const Model& model, const Recipe& recipe)
+      : config_(config), model_(model), recipe_(recipe) {}
 
   Result<RunPlan> run() {
     SLIM_ASSIGN(defaults_, parse_patterns(default_ignore(model_.plan, config_.quant_vit)));
@@ -43,7 +44,8 @@ class Planner {
     SLIM_TRY(list_outputs());
     SLIM_TRY(list_ignore());
     if (plan_.quantized_weights == 0) {
-      return Status(Code::kInvalidArgument, "nothing to quantize: every layer is ignored; see `slim plan` and ignore_layers");
+      return Status(Code::kInvalidArgument,
+                    "nothing to quantize: every layer is ignored; see `slim plan` and ignore_layers");
     }
     SLIM_TRY(check_format());
     return std::move(plan_);
@@ -65,7 +67,8 @@ class Planner {
     Scheme scheme = recipe_.parts[decision.part].scheme;
     SLIM_TRY(fit_group(layer, scheme, decision));
     if (!decision.reason.empty()) return decision;
-    auto outputs = guarded(recipe_.format_id, [&] { return recipe_.format->layout(layer, scheme, model_.weights->dtype()); });
+    auto outputs = guarded(recipe_.format_id,
+                           [&] { return recipe_.format->layout(layer, scheme, model_.weights->dtype()); });
     if (!outputs.ok()) return refused(outputs.status(), layer, scheme);
     decision.outputs = *std::move(outputs);
     for (const TensorSpec& spec : decision.outputs) plan_.quantized_bits += 8.0 * byte_size(spec).value_or(0);
@@ -77,12 +80,14 @@ class Planner {
 
   /// What became of the layers that a rule matches.
   struct RuleUse {
-    bool decides = false;       ///< a layer is quantized, or left in float, because of it
-    bool shadowed = false;      ///< an earlier rule took a layer
-    std::string float_reason;   ///< why a layer stays in float all the same
+    bool decides = false;      ///< a layer is quantized, or left in float, because of it
+    bool shadowed = false;     ///< an earlier rule took a layer
+    std::string float_reason;  ///< why a layer stays in float all the same
     void count(const std::string& reason, int part) {
-      if (reason.empty() || part == RecipeRule::kFloat) decides = true;
-      else float_reason = reason;
+      if (reason.empty() || part == RecipeRule::kFloat)
+        decides = true;
+      else
+        float_reason = reason;
     }
   };
   void note_shadowed(const std::string& layer, int rule) {
@@ -99,27 +104,34 @@ class Planner {
       reason = "ignore_layers " + wanted_[i].text();
     }
     for (const NamePattern& pattern : defaults_) {
-      if (reason.empty() && pattern.matches(layer.name)) reason = "the adapter leaves " + pattern.text() + " in float";
+      if (reason.empty() && pattern.matches(layer.name))
+        reason = "the adapter leaves " + pattern.text() + " in float";
     }
     if (reason.empty() && layer.tied) reason = "tied to the embedding";
     if (reason.empty() && layer.role == Role::kRouter) reason = "router";
-    if (reason.empty() && part == RecipeRule::kFloat) reason = "rule '" + recipe_.rules[static_cast<size_t>(rule)].rule.text() + "'";
+    if (reason.empty() && part == RecipeRule::kFloat)
+      reason = "rule '" + recipe_.rules[static_cast<size_t>(rule)].rule.text() + "'";
     return reason;
   }
 
   /// Where the group does not divide the width: the stated policy.
   Status fit_group(const Layer& layer, Scheme& scheme, LayerDecision& decision) {
     auto& weight = scheme.weight;
-    if (!weight || weight->granularity != Granularity::kGroup || layer.in % weight->group_size == 0) return {};
-    const std::string numbers =
-        layer.name + " has " + std::to_string(layer.in) + " input channels, which groups of " + std::to_string(weight->group_size) + " do not divide";
+    if (!weight || weight->granularity != Granularity::kGroup || layer.in % weight->group_size == 0)
+      return {};
+    const std::string numbers = layer.name + " has " + std::to_string(layer.in) +
+                                " input channels, which groups of " + std::to_string(weight->group_size) +
+                                " do not divide";
     if (config_.indivisible == "error") {
-      return {Code::kInvalidArgument, numbers + "; choose another group_size, or group_size_fallback = \"skip\" (stays in float) or "
-                                                "\"channel\" (one scale a row)"};
+      return {Code::kInvalidArgument,
+              numbers +
+                  "; choose another group_size, or group_size_fallback = \"skip\" (stays in float) or "
+                  "\"channel\" (one scale a row)"};
     }
     plan_.indivisible.push_back(numbers);
     if (config_.indivisible == "skip") {
-      decision.reason = std::to_string(layer.in) + " channels, group size " + std::to_string(weight->group_size);
+      decision.reason =
+          std::to_string(layer.in) + " channels, group size " + std::to_string(weight->group_size);
       plan_.float_weights += layer.out * layer.in;
     } else {
       weight->granularity = Granularity::kChannel;
@@ -130,7 +142,8 @@ class Planner {
   Status check_patterns() const {
     for (size_t i = 0; i < wanted_.size(); ++i) {
       if (!matched_[i]) {
-        return {Code::kInvalidArgument, "ignore_layers: '" + wanted_[i].text() + "' matches no layer; `slim plan` lists their names"};
+        return {Code::kInvalidArgument,
+                "ignore_layers: '" + wanted_[i].text() + "' matches no layer; `slim plan` lists their names"};
       }
     }
     return {};
@@ -142,7 +155,8 @@ class Planner {
       if (use.decides) continue;
       std::string why = "matches no layer; `slim plan` lists their names";
       if (use.shadowed) why = "decides nothing: earlier rules take every layer that it matches";
-      if (!use.float_reason.empty()) why = "decides nothing: what it matches stays in float (" + use.float_reason + ")";
+      if (!use.float_reason.empty())
+        why = "decides nothing: what it matches stays in float (" + use.float_reason + ")";
       return {Code::kInvalidArgument, "rule '" + recipe_.rules[i].rule.text() + "' " + why};
     }
     return {};
@@ -155,9 +169,10 @@ class Planner {
         for (const LayerId id : group.layers) {
           const Scheme* scheme = plan_.scheme(block.index, id);
           if ((first == nullptr) == (scheme == nullptr) && (!first || *first == *scheme)) continue;
-          return {Code::kInvalidArgument, block.layers[id].name + " and " + block.layers[group.layers.front()].name +
-                                              " are merged by serving engines and need one scheme, found " + scheme_text(scheme) + " and " +
-                                              scheme_text(first) + "; give both the same, or ignore both"};
+          return {Code::kInvalidArgument,
+                  block.layers[id].name + " and " + block.layers[group.layers.front()].name +
+                      " are merged by serving engines and need one scheme, found " + scheme_text(scheme) +
+                      " and " + scheme_text(first) + "; give both the same, or ignore both"};
         }
       }
     }
@@ -181,7 +196,8 @@ class Planner {
   Status list_outputs() {
     std::set<std::string> written;
     const auto keep = [&](const std::string& name) {
-      if (!plan_.replaced.contains(name) && written.insert(name).second) plan_.outputs.push_back(model_.weights->logical().at(name));
+      if (!plan_.replaced.contains(name) && written.insert(name).second)
+        plan_.outputs.push_back(model_.weights->logical().at(name));
     };
     for (const std::string& name : model_.plan.globals) keep(name);
     for (const BlockPlan& block : model_.plan.blocks) {
@@ -195,12 +211,15 @@ class Planner {
       if (config_.kv_cache != "none") SLIM_TRY(list_cache_scales(block));
     }
     if (config_.kv_cache == "none" || plan_.kv_cache) return {};
-    return {Code::kUnsupported, "kv_cache = " + config_.kv_cache + ": adapter " + model_.adapter_id + " names no attention whose keys and values are cached"};
+    return {Code::kUnsupported, "kv_cache = " + config_.kv_cache + ": adapter " + model_.adapter_id +
+                                    " names no attention whose keys and values are cached"};
   }
 
   Status list_cache_scales(const BlockPlan& block) {
     for (const CacheSite& site : block.caches) {
-      SLIM_ASSIGN(const auto specs, guarded(recipe_.format_id, [&] { return recipe_.format->cache_layout(site, model_.weights->dtype()); }));
+      SLIM_ASSIGN(const auto specs, guarded(recipe_.format_id, [&] {
+                    return recipe_.format->cache_layout(site, model_.weights->dtype());
+                  }));
       plan_.outputs.insert(plan_.outputs.end(), specs.begin(), specs.end());
       plan_.kv_cache = true;
     }
@@ -211,7 +230,8 @@ class Planner {
   Status refused(const Status& status, const Layer& layer, const Scheme& scheme) const {
     if (status.code() != Code::kUnsupported) return status;
     const auto others = recipe_.formats_that_hold(layer, scheme, model_.weights->dtype());
-    return {status.code(), status.message() + (others.empty() ? "; no other format can" : "; choose --format " + join(others, " or "))};
+    return {status.code(), status.message() + (others.empty() ? "; no other format can"
+                                                              : "; choose --format " + join(others, " or "))};
   }
 
   /// Formats may refuse a mixture of schemes each of which they hold.
@@ -228,14 +248,17 @@ class Planner {
       bool covers = false, clean = true;
       for_layers([&](const Layer& layer, const LayerDecision& decision) {
         if (!pattern.matches(layer.name)) return;
-        if (decision.scheme) clean = false;
-        else covers = true;
+        if (decision.scheme)
+          clean = false;
+        else
+          covers = true;
       });
       if (covers && clean) usable.push_back(&pattern);
     }
     for (const NamePattern* pattern : usable) plan_.ignore.push_back(pattern->text());
     for_layers([&](const Layer& layer, const LayerDecision& decision) {
-      const bool covered = std::any_of(usable.begin(), usable.end(), [&](const auto* p) { return p->matches(layer.name); });
+      const bool covered =
+          std::any_of(usable.begin(), usable.end(), [&](const auto* p) { return p->matches(layer.name); });
       if (!decision.scheme && !covered) plan_.ignore.push_back(layer.name);
     });
     return {};
@@ -261,12 +284,14 @@ class Planner {
 
 std::vector<const Scheme*> RunPlan::schemes(int32_t block, size_t part) const {
   std::vector<const Scheme*> list;
-  for (const LayerDecision& decision : layers[block]) list.push_back(decision.scheme && decision.part == part ? &*decision.scheme : nullptr);
+  for (const LayerDecision& decision : layers[block])
+    list.push_back(decision.scheme && decision.part == part ? &*decision.scheme : nullptr);
   return list;
 }
 
 bool RunPlan::quantizes(int32_t block) const {
-  return std::any_of(layers[block].begin(), layers[block].end(), [](const auto& decision) { return decision.scheme.has_value(); });
+  return std::any_of(layers[block].begin(), layers[block].end(),
+                     [](const auto& decision) { return decision.scheme.has_value(); });
 }
 
 OutputModel describe_output(const Model& model, const RunPlan& plan) {
@@ -286,7 +311,8 @@ OutputModel describe_output(const Model& model, const RunPlan& plan) {
 
 Result<RunPlan> make_run_plan(const RunConfig& config, const Model& model, const Recipe& recipe) {
   if (model.weights->quantized()) {
-    return Status(Code::kInvalidArgument, config.model + " is already quantized; give the original checkpoint");
+    return Status(Code::kInvalidArgument,
+                  config.model + " is already quantized; give the original checkpoint");
   }
   return Planner(config, model, recipe).run();
 }
@@ -297,7 +323,8 @@ Result<std::vector<OutputPlan>> make_recipes(const RunConfig& config, PluginRegi
   for (RunConfig& one : configs) {
     OutputPlan output{std::move(one), {}, {}};
     auto recipe = Recipe::make(output.config, registry);
-    if (!recipe.ok()) return configs.size() == 1 ? recipe.status() : recipe.status().in("output " + output.config.output);
+    if (!recipe.ok())
+      return configs.size() == 1 ? recipe.status() : recipe.status().in("output " + output.config.output);
     output.recipe = *std::move(recipe);
     outputs.push_back(std::move(output));
   }
@@ -307,7 +334,8 @@ Result<std::vector<OutputPlan>> make_recipes(const RunConfig& config, PluginRegi
 Status make_run_plans(std::vector<OutputPlan>& outputs, const Model& model) {
   for (OutputPlan& output : outputs) {
     auto plan = make_run_plan(output.config, model, output.recipe);
-    if (!plan.ok()) return outputs.size() == 1 ? plan.status() : plan.status().in("output " + output.config.output);
+    if (!plan.ok())
+      return outputs.size() == 1 ? plan.status() : plan.status().in("output " + output.config.output);
     output.plan = *std::move(plan);
   }
   return {};
@@ -316,13 +344,16 @@ Status make_run_plans(std::vector<OutputPlan>& outputs, const Model& model) {
 void observe(const OutputPlan& output, const BlockPlan& block, StatisticSet& statistics) {
   for (size_t part = 0; part < output.recipe.parts.size(); ++part) {
     const auto schemes = output.plan.schemes(block.index, part);
-    const bool any = std::any_of(schemes.begin(), schemes.end(), [](const Scheme* scheme) { return scheme != nullptr; });
+    const bool any =
+        std::any_of(schemes.begin(), schemes.end(), [](const Scheme* scheme) { return scheme != nullptr; });
     if (!any) continue;
-    for (const auto& algorithm : output.recipe.parts[part].algorithms) algorithm->observe(block, schemes, statistics);
+    for (const auto& algorithm : output.recipe.parts[part].algorithms)
+      algorithm->observe(block, schemes, statistics);
   }
   if (!output.plan.kv_cache) return;
   for (const CacheSite& site : block.caches) {
-    for (const PortId port : {site.key, site.value}) statistics.want<ChannelMoments>(port, block.ports.at(port).features);
+    for (const PortId port : {site.key, site.value})
+      statistics.want<ChannelMoments>(port, block.ports.at(port).features);
   }
 }
 

@@ -30,10 +30,10 @@ struct RunPlan {
   /// Input tensors that become something else; every other tensor of the index is written under its own name.
   std::set<std::string> replaced;
   int64_t quantized_weights = 0, float_weights = 0;  ///< elements of linear layers
-  double quantized_bits = 0;                       ///< on disk, for the quantized_weights
-  std::vector<std::string> indivisible;            ///< layers whose width the group does not divide, with both numbers
+  double quantized_bits = 0;                         ///< on disk, for the quantized_weights
+  std::vector<std::string> indivisible;  ///< layers whose width the group does not divide, with both numbers
   std::map<std::string, int64_t> layers_of_scheme;  ///< how many layers have it
-  bool kv_cache = false;                           ///< scales of an FP8 key/value cache are written
+  bool kv_cache = false;                            ///< scales of an FP8 key/value cache are written
 
   const Scheme* scheme(int32_t block, LayerId layer) const {
     const auto& decision = layers[block][layer];
@@ -43,7 +43,9 @@ struct RunPlan {
   std::vector<const Scheme*> schemes(int32_t block, size_t part) const;
   bool quantizes(int32_t block) const;
   /// True if anything of the block's is made new: layers, or scales of its cache.
-  bool changes(const BlockPlan& block) const { return quantizes(block.index) || (kv_cache && !block.caches.empty()); }
+  bool changes(const BlockPlan& block) const {
+    return quantizes(block.index) || (kv_cache && !block.caches.empty());
+  }
 };
 
 /// One checkpoint that a run writes.
@@ -74,6 +76,7 @@ SLIM_API int64_t peak_bytes(const RunConfig&, const Model&, const std::vector<Ou
 /// With every measure, and one sample at a time.
 SLIM_API int64_t least_bytes(const RunConfig&, const Model&, const std::vector<OutputPlan>&);
 /// The cheapest measures that keep the run within run.max_memory; kOutOfMemory: none does, with the least that would.
-SLIM_API Result<MemoryMode> choose_memory_mode(const RunConfig&, const Model&, const std::vector<OutputPlan>&);
+SLIM_API Result<MemoryMode> choose_memory_mode(const RunConfig&, const Model&,
+                                               const std::vector<OutputPlan>&);
 
 }  // namespace slim

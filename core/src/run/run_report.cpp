@@ -24,13 +24,19 @@ nlohmann::ordered_json calibration_json(const Calibration& calibration) {
   auto by_sample = nlohmann::ordered_json::array();
   int64_t downscaled = 0;
   for (const SampleFacts& sample : calibration.samples) {
-    by_sample.push_back({{"origin", sample.origin}, {"text_tokens", sample.text_tokens}, {"image_tokens", sample.image_tokens}});
+    by_sample.push_back({{"origin", sample.origin},
+                         {"text_tokens", sample.text_tokens},
+                         {"image_tokens", sample.image_tokens}});
     if (sample.downscaled) by_sample.back()["downscaled"] = true;
     downscaled += sample.downscaled;
   }
-  return {{"samples", calibration.samples.size()}, {"text_tokens", calibration.text_tokens},
-          {"image_tokens", calibration.image_tokens}, {"downscaled", downscaled}, {"left_out", calibration.left_out},
-          {"skipped", calibration.skipped}, {"by_sample", by_sample}};
+  return {{"samples", calibration.samples.size()},
+          {"text_tokens", calibration.text_tokens},
+          {"image_tokens", calibration.image_tokens},
+          {"downscaled", downscaled},
+          {"left_out", calibration.left_out},
+          {"skipped", calibration.skipped},
+          {"by_sample", by_sample}};
 }
 
 /// "downscaled   3 samples: calib.jsonl:3, ..."; nothing for none.
@@ -53,8 +59,8 @@ std::string calibration_text(const Calibration& calibration) {
   const auto number = [](int64_t value) { return static_cast<long long>(value); };
   return format("calibrated on      %zu samples: %lld text tokens, %lld image tokens\n", tokens.size(),
                 number(calibration.text_tokens), number(calibration.image_tokens)) +
-         format("tokens of a sample %lld to %lld, median %lld\n", number(tokens.front()), number(tokens.back()),
-                number(tokens[tokens.size() / 2])) +
+         format("tokens of a sample %lld to %lld, median %lld\n", number(tokens.front()),
+                number(tokens.back()), number(tokens[tokens.size() / 2])) +
          samples_line("downscaled         ", downscaled, ", ") +
          samples_line("left out           ", calibration.left_out, "\n                   ") +
          samples_line("skipped            ", calibration.skipped, "\n                   ");
@@ -91,27 +97,35 @@ void RunReport::record_experts(const BlockPlan& block, const StatisticSet& stati
 }
 
 std::string RunReport::state() const {
-  nlohmann::json json = {{"seconds", std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count()},
-                         {"folds", folds_}, {"scattered_groups", scattered_groups_}, {"largest_proof_error", largest_proof_error_}, {"experts", expert_tokens_},
-                         {"metrics", notes.metrics()}};
-  for (const auto& [name, kind] : notes.kinds()) json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
+  nlohmann::json json = {
+      {"seconds", std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count()},
+      {"folds", folds_},
+      {"scattered_groups", scattered_groups_},
+      {"largest_proof_error", largest_proof_error_},
+      {"experts", expert_tokens_},
+      {"metrics", notes.metrics()}};
+  for (const auto& [name, kind] : notes.kinds())
+    json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
   return json.dump();
 }
 
 Status RunReport::restore(const std::string& state) try {
   const auto json = nlohmann::json::parse(state);
   const std::chrono::duration<double> seconds(json.at("seconds").get<double>());
-  start_ = std::chrono::steady_clock::now() - std::chrono::duration_cast<std::chrono::steady_clock::duration>(seconds);
+  start_ = std::chrono::steady_clock::now() -
+           std::chrono::duration_cast<std::chrono::steady_clock::duration>(seconds);
   folds_ = json.at("folds").get<size_t>();
   scattered_groups_ = json.at("scattered_groups").get<bool>();
   largest_proof_error_ = json.at("largest_proof_error").get<double>();
   expert_tokens_ = json.at("experts").get<decltype(expert_tokens_)>();
   const auto kinds = json.value("notes", nlohmann::json::object());
   for (const auto& [name, kind] : kinds.items()) {
-    notes.restore(name, {kind.at("count").get<int64_t>(), kind.at("examples").get<std::vector<std::string>>()});
+    notes.restore(name,
+                  {kind.at("count").get<int64_t>(), kind.at("examples").get<std::vector<std::string>>()});
   }
   for (const auto& [where, values] : json.at("metrics").items()) {
-    for (const auto& [key, value] : values.items()) notes.metric(where, key, value.is_null() ? std::nan("") : value.get<double>());
+    for (const auto& [key, value] : values.items())
+      notes.metric(where, key, value.is_null() ? std::nan("") : value.get<double>());
   }
   return {};
 } catch (const nlohmann::json::exception& error) {
@@ -124,25 +138,39 @@ std::string RunReport::experts_text() const {
   std::sort(sorted.begin(), sorted.end());
   double sum = 0;
   for (const auto& [tokens, name] : sorted) sum += tokens;
-  std::string text = format("experts            %zu, on average %.0f tokens each, least:\n", sorted.size(), sum / sorted.size());
+  std::string text = format("experts            %zu, on average %.0f tokens each, least:\n", sorted.size(),
+                            sum / sorted.size());
   for (size_t i = 0; i < std::min(kExpertsNamed, sorted.size()); ++i) {
     text += format("  %8.0f  %s\n", sorted[i].first, sorted[i].second.c_str());
   }
   return text;
 }
 
-Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const RunPlan& plan, const Calibration& calibration,
-                         int64_t input_bytes, int64_t output_bytes, int64_t device_bytes) const {
+Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const RunPlan& plan,
+                         const Calibration& calibration, int64_t input_bytes, int64_t output_bytes,
+                         int64_t device_bytes) const {
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   const double bits = plan.quantized_bits / std::max<double>(1, plan.quantized_weights);
-  nlohmann::ordered_json json = {
-      {"output", config.output}, {"backend", config.backend}, {"scheme", recipe.scheme.name}, {"format", recipe.format_id}, {"algorithms", recipe.algorithm_ids},
-      {"input_bytes", input_bytes}, {"output_bytes", output_bytes}, {"quantized_weights", plan.quantized_weights},
-      {"float_linear_weights", plan.float_weights}, {"bits_per_weight", bits}, {"seconds", seconds},
-      {"peak_rss_bytes", peak_resident_bytes()}, {"peak_device_bytes", device_bytes},
-      {"calibration", calibration_json(calibration)},
-      {"folds", folds_}, {"scattered_groups", scattered_groups_}, {"largest_proof_error", largest_proof_error_}, {"indivisible", plan.indivisible}};
-  for (const auto& [name, kind] : notes.kinds()) json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
+  nlohmann::ordered_json json = {{"output", config.output},
+                                 {"backend", config.backend},
+                                 {"scheme", recipe.scheme.name},
+                                 {"format", recipe.format_id},
+                                 {"algorithms", recipe.algorithm_ids},
+                                 {"input_bytes", input_bytes},
+                                 {"output_bytes", output_bytes},
+                                 {"quantized_weights", plan.quantized_weights},
+                                 {"float_linear_weights", plan.float_weights},
+                                 {"bits_per_weight", bits},
+                                 {"seconds", seconds},
+                                 {"peak_rss_bytes", peak_resident_bytes()},
+                                 {"peak_device_bytes", device_bytes},
+                                 {"calibration", calibration_json(calibration)},
+                                 {"folds", folds_},
+                                 {"scattered_groups", scattered_groups_},
+                                 {"largest_proof_error", largest_proof_error_},
+                                 {"indivisible", plan.indivisible}};
+  for (const auto& [name, kind] : notes.kinds())
+    json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
   for (const auto& [where, values] : notes.metrics()) json["metrics"][where] = values;
   for (const auto& [tokens, name] : expert_tokens_) json["expert_tokens"][name] = tokens;
 
@@ -150,14 +178,19 @@ Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const Ru
   report.json = json.dump();
   report.text = format("written to         %s\n", config.output.c_str()) +
                 format("scheme, format     %s, %s\n", recipe.scheme.name.c_str(), recipe.format_id.c_str()) +
-                format("bytes              %s -> %s\n", bytes_text(input_bytes).c_str(), bytes_text(output_bytes).c_str()) +
-                format("bits per weight    %.3f in %lld quantized weights\n", bits, static_cast<long long>(plan.quantized_weights));
+                format("bytes              %s -> %s\n", bytes_text(input_bytes).c_str(),
+                       bytes_text(output_bytes).c_str()) +
+                format("bits per weight    %.3f in %lld quantized weights\n", bits,
+                       static_cast<long long>(plan.quantized_weights));
   report.text += calibration_text(calibration);
-  if (folds_) report.text += format("scales folded      %zu, float output unchanged to %.1e\n", folds_, largest_proof_error_);
+  if (folds_)
+    report.text +=
+        format("scales folded      %zu, float output unchanged to %.1e\n", folds_, largest_proof_error_);
   report.text += experts_text() + notes.text();
   for (const std::string& line : plan.indivisible) report.text += "group size         " + line + "\n";
   report.text += format("seconds, peak RAM  %.1f, %s\n", seconds, bytes_text(peak_resident_bytes()).c_str());
-  report.text += "backend            " + config.backend + (device_bytes > 0 ? ", at most " + bytes_text(device_bytes) + " of its memory" : "") + "\n";
+  report.text += "backend            " + config.backend +
+                 (device_bytes > 0 ? ", at most " + bytes_text(device_bytes) + " of its memory" : "") + "\n";
   return report;
 }
 

@@ -22,8 +22,8 @@ class SLIM_API RunReport {
   /// Everything so far as JSON, and back in another process: for interrupted runs.
   std::string state() const;
   Status restore(const std::string& state);
-  Report finish(const RunConfig&, const Recipe&, const RunPlan&, const Calibration&, int64_t input_bytes, int64_t output_bytes,
-                int64_t device_bytes = 0) const;
+  Report finish(const RunConfig&, const Recipe&, const RunPlan&, const Calibration&, int64_t input_bytes,
+                int64_t output_bytes, int64_t device_bytes = 0) const;
 
  private:
   std::string experts_text() const;

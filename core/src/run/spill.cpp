@@ -43,9 +43,13 @@ class Mappings {
   std::set<const void*> begins_;
 };
 
-bool is_mapped(const at::Tensor& tensor) { return tensor.defined() && tensor.is_contiguous() && Mappings::all().has(tensor.const_data_ptr()); }
+bool is_mapped(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.is_contiguous() && Mappings::all().has(tensor.const_data_ptr());
+}
 
-bool is_large(const at::Tensor& tensor) { return tensor.defined() && tensor.device().is_cpu() && tensor.nbytes() >= kSmallest; }
+bool is_large(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.device().is_cpu() && tensor.nbytes() >= kSmallest;
+}
 
 /// A new file of the folder that disappears with its last use. Its space is reserved: a full disk is an error here, not a crash later.
 Result<int> nameless_file(const std::string& folder, size_t bytes) {
@@ -70,7 +74,8 @@ Result<at::Tensor> mapped_copy(const at::Tensor& tensor, const std::string& fold
   std::memcpy(memory, plain.const_data_ptr(), bytes);
   ::madvise(memory, bytes, MADV_DONTNEED);
   Mappings::all().add(memory);
-  return at::from_blob(memory, tensor.sizes(), [bytes](void* data) { Mappings::all().remove(data, bytes); }, tensor.options());
+  return at::from_blob(
+      memory, tensor.sizes(), [bytes](void* data) { Mappings::all().remove(data, bytes); }, tensor.options());
 }
 
 }  // namespace
@@ -86,7 +91,8 @@ Result<Carry> Spill::store(Carry carry) const {
 
 void Spill::release(const Carry& carry) {
   for (const auto& [key, tensor] : carry) {
-    if (is_mapped(tensor)) ::madvise(tensor.data_ptr(), tensor.nbytes(), MADV_DONTNEED);  // of a shared mapping: nothing is lost
+    if (is_mapped(tensor))
+      ::madvise(tensor.data_ptr(), tensor.nbytes(), MADV_DONTNEED);  // of a shared mapping: nothing is lost
   }
 }
 

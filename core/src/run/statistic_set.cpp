@@ -41,13 +41,16 @@ Result<std::unique_ptr<StatisticSet>> StatisticSet::copied(PortId port, at::Devi
   return copy;
 }
 
-Status StatisticSet::for_each(const std::function<Status(const Port&, const std::string& id, Statistic&)>& visit) {
-  for (auto& [key, statistic] : statistics_) SLIM_TRY(visit(block_.ports.at(key.first), key.second, *statistic));
+Status StatisticSet::for_each(
+    const std::function<Status(const Port&, const std::string& id, Statistic&)>& visit) {
+  for (auto& [key, statistic] : statistics_)
+    SLIM_TRY(visit(block_.ports.at(key.first), key.second, *statistic));
   return {};
 }
 
 void StatisticSet::update(PortId port, const at::Tensor& x) {
-  for (auto it = statistics_.lower_bound({port, ""}); it != statistics_.end() && it->first.first == port; ++it) {
+  for (auto it = statistics_.lower_bound({port, ""}); it != statistics_.end() && it->first.first == port;
+       ++it) {
     it->second->update(x.reshape({-1, x.size(-1)}));
   }
 }

@@ -15,7 +15,8 @@ namespace slim {
 class SLIM_API StatisticSet final : public Observations, public quant::FactorObserver {
  public:
   /// `block` must outlive the set.
-  StatisticSet(const BlockPlan& block, int64_t expected_tokens) : block_(block), expected_tokens_(expected_tokens) {}
+  StatisticSet(const BlockPlan& block, int64_t expected_tokens)
+      : block_(block), expected_tokens_(expected_tokens) {}
 
   void add(PortId, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) override;
   void keep_inputs(RegionId region) override { regions_.insert(region); }
@@ -48,7 +49,9 @@ class SLIM_API StatisticSet final : public Observations, public quant::FactorObs
   /// Takes them over after that pass, finished as the others were.
   void renew(StatisticSet& fed);
   /// Forgets what was collected at a port that no one will ask for any more.
-  void release(PortId port) { std::erase_if(statistics_, [port](const auto& entry) { return entry.first.first == port; }); }
+  void release(PortId port) {
+    std::erase_if(statistics_, [port](const auto& entry) { return entry.first.first == port; });
+  }
   /// Tokens that reached the port before shrinking; -1 if nothing was collected there.
   double tokens(PortId) const;
 

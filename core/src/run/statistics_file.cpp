@@ -31,23 +31,27 @@ std::span<const std::byte> bytes_of(const at::Tensor& tensor) {
 }
 
 /// The header, padded with spaces to `size` bytes.
-Result<std::string> padded_header(const std::vector<TensorSpec>& tensors, int64_t size, const std::string& path) {
+Result<std::string> padded_header(const std::vector<TensorSpec>& tensors, int64_t size,
+                                  const std::string& path) {
   std::string text = safetensors_header(tensors).substr(kLengthBytes);
   const int64_t length = size - kLengthBytes;
   if (static_cast<int64_t>(text.size()) > length) {
-    return Status(Code::kInternal, path + ": the names of " + std::to_string(tensors.size()) + " tensors take " + std::to_string(text.size()) +
-                                       " bytes, " + std::to_string(length) + " were reserved");
+    return Status(Code::kInternal, path + ": the names of " + std::to_string(tensors.size()) +
+                                       " tensors take " + std::to_string(text.size()) + " bytes, " +
+                                       std::to_string(length) + " were reserved");
   }
   text.resize(static_cast<size_t>(length), ' ');
   std::string prefix;
-  for (int i = 0; i < kLengthBytes; ++i) prefix += static_cast<char>(static_cast<uint64_t>(length) >> (8 * i) & 0xff);
+  for (int i = 0; i < kLengthBytes; ++i)
+    prefix += static_cast<char>(static_cast<uint64_t>(length) >> (8 * i) & 0xff);
   return prefix + text;
 }
 
 /// Two runs may not write one file. A file system without locks is no reason to fail.
 Status lock(const File& file) {
   if (::flock(file.fd(), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return {};
-  return {Code::kInvalidArgument, file.path() + ": another process is writing these statistics; wait for it or choose another file"};
+  return {Code::kInvalidArgument,
+          file.path() + ": another process is writing these statistics; wait for it or choose another file"};
 }
 
 /// An empty file that nobody else writes; what a crash has left of one is emptied.
@@ -62,7 +66,8 @@ Result<File> own_file(const std::string& path) {
 
 }  // namespace
 
-Result<std::unique_ptr<StatisticsWriter>> StatisticsWriter::create(const std::string& path, int64_t statistics) {
+Result<std::unique_ptr<StatisticsWriter>> StatisticsWriter::create(const std::string& path,
+                                                                   int64_t statistics) {
   const int64_t header = std::min(kLargestHeader, kSmallestHeader + statistics * kHeaderBytesOfStatistic);
   SLIM_ASSIGN(File file, own_file(path + ".partial"));
   add_leftover(file.path());
@@ -70,27 +75,36 @@ Result<std::unique_ptr<StatisticsWriter>> StatisticsWriter::create(const std::st
   return std::unique_ptr<StatisticsWriter>(new StatisticsWriter(path, std::move(file), header));
 }
 
-Result<std::unique_ptr<StatisticsWriter>> StatisticsWriter::resume(const std::string& path, const std::string& state) try {
+Result<std::unique_ptr<StatisticsWriter>> StatisticsWriter::resume(const std::string& path,
+                                                                   const std::string& state) try {
   const auto json = nlohmann::json::parse(state);
   SLIM_ASSIGN(File file, File::open_write(path + ".partial"));
   SLIM_TRY(lock(file));
-  std::unique_ptr<StatisticsWriter> writer(new StatisticsWriter(path, std::move(file), json.at("header").get<int64_t>()));
+  std::unique_ptr<StatisticsWriter> writer(
+      new StatisticsWriter(path, std::move(file), json.at("header").get<int64_t>()));
   writer->keep_partial_ = true;
   writer->end_ = json.at("end").get<int64_t>();
   SLIM_ASSIGN(const int64_t size, writer->file_.size());
-  if (size < writer->end_) return Status(Code::kCorrupt, path + ".partial: is shorter than the interrupted run left it; start again without --resume");
+  if (size < writer->end_)
+    return Status(
+        Code::kCorrupt,
+        path + ".partial: is shorter than the interrupted run left it; start again without --resume");
   for (const auto& entry : json.at("tensors")) {
-    writer->written_.push_back({entry.at(0).get<std::string>(), dtype_from_name(entry.at(1).get<std::string>()).value(), entry.at(2).get<std::vector<int64_t>>()});
+    writer->written_.push_back({entry.at(0).get<std::string>(),
+                                dtype_from_name(entry.at(1).get<std::string>()).value(),
+                                entry.at(2).get<std::vector<int64_t>>()});
   }
   return writer;
 } catch (const std::exception& error) {
-  return Status(Code::kCorrupt, path + ": its state is damaged: " + error.what() + "; start again without --resume");
+  return Status(Code::kCorrupt,
+                path + ": its state is damaged: " + error.what() + "; start again without --resume");
 }
 
 Result<std::string> StatisticsWriter::state() const {
   SLIM_TRY(file_.sync());
   auto tensors = nlohmann::json::array();
-  for (const TensorSpec& spec : written_) tensors.push_back({spec.name, std::string(dtype_name(spec.dtype)), spec.shape});
+  for (const TensorSpec& spec : written_)
+    tensors.push_back({spec.name, std::string(dtype_name(spec.dtype)), spec.shape});
   return nlohmann::json{{"header", header_bytes_}, {"end", end_}, {"tensors", tensors}}.dump();
 }
 
@@ -117,13 +131,15 @@ Status StatisticsWriter::append(const std::string& name, const at::Tensor& value
 
 Status StatisticsWriter::put(const BlockPlan& block, StatisticSet& statistics) {
   return statistics.for_each([&](const Port& port, const std::string& id, Statistic& statistic) -> Status {
-    for (const auto& [key, tensor] : statistic.state()) SLIM_TRY(append(prefix_of(block, port, id) + key, tensor));
+    for (const auto& [key, tensor] : statistic.state())
+      SLIM_TRY(append(prefix_of(block, port, id) + key, tensor));
     return {};
   });
 }
 
 Status StatisticsWriter::finish(const Fingerprint& fingerprint) {
-  if (::ftruncate(file_.fd(), end_) != 0) return system_error(file_.path(), "shorten", errno);  // what a killed run had begun
+  if (::ftruncate(file_.fd(), end_) != 0)
+    return system_error(file_.path(), "shorten", errno);  // what a killed run had begun
   const std::string text = fingerprint_json(fingerprint);
   at::Tensor bytes = at::empty({static_cast<int64_t>(text.size())}, at::kByte);
   std::memcpy(bytes.data_ptr(), text.data(), text.size());
@@ -131,7 +147,8 @@ Status StatisticsWriter::finish(const Fingerprint& fingerprint) {
   SLIM_ASSIGN(const std::string header, padded_header(written_, header_bytes_, path_));
   SLIM_TRY(file_.write_at(0, std::as_bytes(std::span(header))));
   SLIM_TRY(file_.sync());
-  if (std::rename(file_.path().c_str(), path_.c_str()) != 0) return system_error(file_.path(), "rename to " + path_, errno);
+  if (std::rename(file_.path().c_str(), path_.c_str()) != 0)
+    return system_error(file_.path(), "rename to " + path_, errno);
   finished_ = true;
   SLIM_ASSIGN(const File folder, File::open_folder(std::filesystem::absolute(path_).parent_path().string()));
   return folder.sync();
@@ -144,7 +161,10 @@ Result<std::unique_ptr<StatisticsFile>> StatisticsFile::open(const std::string& 
   for (const StoredTensor& tensor : stored) opened->tensors_.emplace(tensor.spec.name, tensor);
   const auto found = opened->tensors_.find(kFingerprint);
   const bool is_text = found != opened->tensors_.end() && found->second.spec.dtype == Dtype::kU8;
-  if (!is_text) return Status(Code::kInvalidArgument, path + ": holds no fingerprint, so no statistics; give a file that --save-statistics wrote");
+  if (!is_text)
+    return Status(
+        Code::kInvalidArgument,
+        path + ": holds no fingerprint, so no statistics; give a file that --save-statistics wrote");
   SLIM_ASSIGN(const at::Tensor bytes, opened->read(found->second));
   const std::string text(static_cast<const char*>(bytes.const_data_ptr()), bytes.nbytes());
   auto fingerprint = parse_fingerprint(text);
@@ -155,31 +175,37 @@ Result<std::unique_ptr<StatisticsFile>> StatisticsFile::open(const std::string& 
 
 Result<at::Tensor> StatisticsFile::read(const StoredTensor& stored) const {
   const auto type = to_scalar_type(stored.spec.dtype);
-  if (!type) return Status(Code::kCorrupt, path_ + ": " + stored.spec.name + " has a type that is not computed with");
+  if (!type)
+    return Status(Code::kCorrupt, path_ + ": " + stored.spec.name + " has a type that is not computed with");
   at::Tensor tensor = at::empty(stored.spec.shape, *type);
   SLIM_TRY(file_.read_at(stored.begin, {static_cast<std::byte*>(tensor.data_ptr()), tensor.nbytes()}));
   const bool real = *type == at::kFloat || *type == at::kDouble;
   const bool damaged = real && at::isnan(tensor).any().item<bool>();  // extremes of nothing are infinite
-  if (damaged) return Status(Code::kNumeric, path_ + ": " + stored.spec.name + " holds NaN; collect the statistics again");
+  if (damaged)
+    return Status(Code::kNumeric,
+                  path_ + ": " + stored.spec.name + " holds NaN; collect the statistics again");
   return tensor;
 }
 
 Status StatisticsFile::restore(const BlockPlan& block, StatisticSet& statistics, at::Device device) const {
   if (statistics.keeps_inputs()) {
-    return {Code::kInvalidArgument, block.name + ": the algorithm replays a part of the model, whose inputs " + path_ +
-                                        " cannot hold; leave out --statistics, or choose an objective without replay"};
+    return {Code::kInvalidArgument,
+            block.name + ": the algorithm replays a part of the model, whose inputs " + path_ +
+                " cannot hold; leave out --statistics, or choose an objective without replay"};
   }
   return statistics.for_each([&](const Port& port, const std::string& id, Statistic& statistic) -> Status {
     const std::string prefix = prefix_of(block, port, id);
     TensorMap state;
-    for (auto it = tensors_.lower_bound(prefix); it != tensors_.end() && it->first.starts_with(prefix); ++it) {
+    for (auto it = tensors_.lower_bound(prefix); it != tensors_.end() && it->first.starts_with(prefix);
+         ++it) {
       SLIM_ASSIGN(state[it->first.substr(prefix.size())], read(it->second));
     }
     if (state.empty()) {
       return {Code::kInvalidArgument, path_ + ": holds no " + id + " of " + block.name + ", " + port.name +
                                           "; collect it with this algorithm and scheme (--save-statistics)"};
     }
-    return statistic.restore(moved(std::move(state), device)).in(path_ + ": " + prefix.substr(0, prefix.size() - 1));
+    return statistic.restore(moved(std::move(state), device))
+        .in(path_ + ": " + prefix.substr(0, prefix.size() - 1));
   });
 }
 

@@ -7,7 +7,8 @@
 
 namespace slim {
 
-Status write_tensors(const std::string& path, const std::vector<std::pair<std::string, at::Tensor>>& tensors) {
+Status write_tensors(const std::string& path,
+                     const std::vector<std::pair<std::string, at::Tensor>>& tensors) {
   std::vector<TensorSpec> specs;
   for (const auto& [name, tensor] : tensors) {
     const auto dtype = from_scalar_type(tensor.scalar_type());
@@ -32,7 +33,9 @@ Result<TensorMap> read_tensors(const std::string& path) {
   TensorMap tensors;
   for (const StoredTensor& entry : stored) {
     const auto type = to_scalar_type(entry.spec.dtype);
-    if (!type) return Status(Code::kCorrupt, path + ": '" + entry.spec.name + "' has a type that is not computed with");
+    if (!type)
+      return Status(Code::kCorrupt,
+                    path + ": '" + entry.spec.name + "' has a type that is not computed with");
     at::Tensor tensor = at::empty(entry.spec.shape, *type);
     SLIM_TRY(file.read_at(entry.begin, {static_cast<std::byte*>(tensor.data_ptr()), tensor.nbytes()}));
     tensors[entry.spec.name] = std::move(tensor);

@@ -17,7 +17,8 @@ namespace slim {
 namespace {
 
 /// Below this the noise of quantization is as loud as the weights: the layer is garbage, whatever the scheme.
-constexpr double kLeastSignalToNoise = 1.0;  // rounding to two bits leaves 2 dB; zeros leave 0, foreign codes less
+constexpr double kLeastSignalToNoise =
+    1.0;  // rounding to two bits leaves 2 dB; zeros leave 0, foreign codes less
 constexpr size_t kProblemsShown = 10;
 
 /// ||w||² / ||w - q||² in dB.
@@ -90,7 +91,8 @@ class Verification {
         problems_.push_back(name + ": is not one of the tensors that were written");
       } else {
         SLIM_ASSIGN(const uint64_t found, tensor_checksum(checkpoint, name));
-        if (found != expected->second) problems_.push_back(name + ": its bytes are not those that were written");
+        if (found != expected->second)
+          problems_.push_back(name + ": its bytes are not those that were written");
       }
       progress_.step(name);
       if (progress_.cancelled()) return {Code::kCancelled, "interrupted"};
@@ -100,7 +102,8 @@ class Verification {
 
   /// All problems in one line.
   Status failure() const {
-    std::string text = config_.model + ": " + std::to_string(problems_.size()) + (problems_.size() == 1 ? " problem" : " problems");
+    std::string text = config_.model + ": " + std::to_string(problems_.size()) +
+                       (problems_.size() == 1 ? " problem" : " problems");
     for (size_t i = 0; i < std::min(kProblemsShown, problems_.size()); ++i) text += "; " + problems_[i];
     return {Code::kVerification, text};
   }
@@ -109,7 +112,8 @@ class Verification {
   Status compare_plans() {
     const size_t before = problems_.size();
     if (model_.plan.blocks.size() != reference_.plan.blocks.size()) {
-      return {Code::kVerification, config_.model + " has " + std::to_string(model_.plan.blocks.size()) + " blocks, the reference " +
+      return {Code::kVerification, config_.model + " has " + std::to_string(model_.plan.blocks.size()) +
+                                       " blocks, the reference " +
                                        std::to_string(reference_.plan.blocks.size())};
     }
     compare_sets(model_.plan.globals, reference_.plan.globals);
@@ -123,7 +127,8 @@ class Verification {
 
   static std::vector<std::string> layer_names(const BlockPlan& block) {
     std::vector<std::string> names;
-    for (const Layer& layer : block.layers) names.push_back(layer.name + " " + shape_string({layer.out, layer.in}));
+    for (const Layer& layer : block.layers)
+      names.push_back(layer.name + " " + shape_string({layer.out, layer.in}));
     return names;
   }
 
@@ -143,7 +148,8 @@ class Verification {
     if (!any && !reference_.weights) return {};
     SLIM_ASSIGN(const BlockWeights ours, model_.weights->load(block));
     for (const Layer& layer : block.layers) {
-      if (!at::isfinite(ours.weight[layer.id]).all().item<bool>()) problems_.push_back(layer.name + ": decodes to NaN or Inf");
+      if (!at::isfinite(ours.weight[layer.id]).all().item<bool>())
+        problems_.push_back(layer.name + ": decodes to NaN or Inf");
       if (model_.weights->stored(layer.name)) ++decoded_;
     }
     for (const auto& [name, tensor] : ours.params) {
@@ -153,7 +159,8 @@ class Verification {
     SLIM_ASSIGN(BlockWeights theirs, reference_.weights->load(reference_.plan.blocks.at(block.index)));
     for (at::Tensor& weight : theirs.weight) weight = weight.to(at::kFloat);
     follow_folds(block, ours, theirs);
-    for (const Layer& layer : block.layers) compare_layer(layer, ours.weight[layer.id], theirs.weight[layer.id]);
+    for (const Layer& layer : block.layers)
+      compare_layer(layer, ours.weight[layer.id], theirs.weight[layer.id]);
     compare_params(block, ours, theirs);
     return {};
   }
@@ -192,7 +199,8 @@ class Verification {
       if (ratio < least_) std::tie(least_, least_name_) = std::pair(ratio, layer.name);
     }
     if (ratio < kLeastSignalToNoise) {
-      problems_.push_back(layer.name + ": signal-to-noise ratio " + std::to_string(ratio) + " dB against the reference, expected at least " +
+      problems_.push_back(layer.name + ": signal-to-noise ratio " + std::to_string(ratio) +
+                          " dB against the reference, expected at least " +
                           std::to_string(kLeastSignalToNoise));
     }
   }
@@ -202,7 +210,8 @@ class Verification {
     std::set<std::string> foldable;
     for (const ScaleEdge& edge : block.edges) foldable.insert({edge.norm_weight, edge.norm_bias});
     for (const auto& [name, tensor] : ours.params) {
-      if (!foldable.contains(name) && !at::equal(tensor, theirs.params.at(name))) problems_.push_back(name + ": differs from the reference");
+      if (!foldable.contains(name) && !at::equal(tensor, theirs.params.at(name)))
+        problems_.push_back(name + ": differs from the reference");
     }
   }
 
@@ -217,20 +226,26 @@ class Verification {
 
   Result<Report> report() const {
     if (!problems_.empty()) return failure();
-    nlohmann::ordered_json json = {{"model", config_.model}, {"adapter", model_.adapter_id}, {"decoded_layers", decoded_},
-                                   {"tensors", model_.weights->checkpoint().tensors().size()},
-                                   {"bytes", model_.weights->checkpoint().total_bytes()},
-                                   {"checksums", checksums_ ? checksums_->tensors.size() + checksums_->files.size() : 0}};
+    nlohmann::ordered_json json = {
+        {"model", config_.model},
+        {"adapter", model_.adapter_id},
+        {"decoded_layers", decoded_},
+        {"tensors", model_.weights->checkpoint().tensors().size()},
+        {"bytes", model_.weights->checkpoint().total_bytes()},
+        {"checksums", checksums_ ? checksums_->tensors.size() + checksums_->files.size() : 0}};
     Report report;
-    report.text = config_.model + ": complete; " + std::to_string(model_.weights->checkpoint().tensors().size()) + " tensors, " +
+    report.text = config_.model + ": complete; " +
+                  std::to_string(model_.weights->checkpoint().tensors().size()) + " tensors, " +
                   std::to_string(decoded_) + " quantized layers decoded; " +
-                  (checksums_ ? "every byte is as it was written\n" : std::string("no ") + kChecksumFile + ", so damaged bytes may go unnoticed\n");
+                  (checksums_ ? "every byte is as it was written\n"
+                              : std::string("no ") + kChecksumFile + ", so damaged bytes may go unnoticed\n");
     if (reference_.weights && decoded_ > 0) {
       json["signal_to_noise_db"] = layers_;
       json["least_signal_to_noise_db"] = least_;
       char line[512];
-      std::snprintf(line, sizeof line, "signal-to-noise ratio against %s: mean %.1f dB, least %.1f dB (%s)\n", config_.reference.c_str(),
-                    sum_ / static_cast<double>(decoded_), least_, least_name_.c_str());
+      std::snprintf(line, sizeof line, "signal-to-noise ratio against %s: mean %.1f dB, least %.1f dB (%s)\n",
+                    config_.reference.c_str(), sum_ / static_cast<double>(decoded_), least_,
+                    least_name_.c_str());
       report.text += line;
     }
     report.json = json.dump();
@@ -253,7 +268,8 @@ class Verification {
 
 Result<Report> verify(const VerifyConfig& config, PluginRegistry& registry, Progress& progress) {
   auto report = Verification(config, registry, progress).run();
-  const bool damaged = !report.ok() && (report.status().code() == Code::kCorrupt || report.status().code() == Code::kUnsupported);
+  const bool damaged = !report.ok() && (report.status().code() == Code::kCorrupt ||
+                                        report.status().code() == Code::kUnsupported);
   if (damaged) return Status(Code::kVerification, report.status().message());
   return report;
 }

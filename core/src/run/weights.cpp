@@ -18,7 +18,8 @@ at::ScalarType common_dtype(const std::map<std::string, TensorSpec>& tensors) {
   std::map<at::ScalarType, int64_t> bytes;
   for (const auto& [name, spec] : tensors) {
     const auto type = to_scalar_type(spec.dtype);
-    if (type && at::isFloatingType(*type) && c10::elementSize(*type) > 1) bytes[*type] += byte_size(spec).value_or(0);
+    if (type && at::isFloatingType(*type) && c10::elementSize(*type) > 1)
+      bytes[*type] += byte_size(spec).value_or(0);
   }
   at::ScalarType best = at::kFloat;
   int64_t most = -1;
@@ -30,8 +31,8 @@ at::ScalarType common_dtype(const std::map<std::string, TensorSpec>& tensors) {
 
 Result<at::Tensor> slice_of(const Layer& layer, at::Tensor stored) {
   if (stored.dim() != 2) {
-    return Status(Code::kCorrupt, layer.weight.tensor + ": expected a matrix for layer " + layer.name + ", found shape " +
-                                      shape_string(stored.sizes().vec()));
+    return Status(Code::kCorrupt, layer.weight.tensor + ": expected a matrix for layer " + layer.name +
+                                      ", found shape " + shape_string(stored.sizes().vec()));
   }
   if (layer.weight.transposed) stored = stored.t();
   if (stored.size(1) != layer.in || stored.size(0) < layer.weight.row_begin + layer.out) {
@@ -50,7 +51,8 @@ Result<std::string> quantization_text(const Checkpoint& checkpoint) {
   SLIM_ASSIGN(std::string config, config_value(checkpoint, "quantization_config"));
   if (!config.empty()) return config;
   for (const std::string& name : checkpoint.side_files()) {
-    if (name.starts_with("quant_model_description") && name.ends_with(".json")) return read_text(checkpoint.folder() + "/" + name, kLargest);
+    if (name.starts_with("quant_model_description") && name.ends_with(".json"))
+      return read_text(checkpoint.folder() + "/" + name, kLargest);
   }
   return config;
 }
@@ -59,24 +61,29 @@ Result<std::string> quantization_text(const Checkpoint& checkpoint) {
 
 Result<std::string> config_value(const Checkpoint& checkpoint, const char* key) {
   const auto config = nlohmann::json::parse(checkpoint.config_json(), nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object()) return Status(Code::kCorrupt, checkpoint.folder() + "/config.json: not a JSON object");
+  if (!config.is_object())
+    return Status(Code::kCorrupt, checkpoint.folder() + "/config.json: not a JSON object");
   const auto it = config.find(key);
   if (it == config.end() || it->is_null()) return std::string();
   return it->is_string() ? it->get<std::string>() : it->dump();
 }
 
-Result<std::string> adapter_name(const Checkpoint& checkpoint, const std::string& wanted, PluginRegistry& registry) {
+Result<std::string> adapter_name(const Checkpoint& checkpoint, const std::string& wanted,
+                                 PluginRegistry& registry) {
   if (!wanted.empty()) return wanted;
   SLIM_ASSIGN(const std::string model_type, config_value(checkpoint, "model_type"));
   if (model_type.empty()) {
-    return Status(Code::kInvalidArgument,
-                  checkpoint.folder() + "/config.json has no \"model_type\", so no adapter can be chosen; name one with --adapter");
+    return Status(
+        Code::kInvalidArgument,
+        checkpoint.folder() +
+            "/config.json has no \"model_type\", so no adapter can be chosen; name one with --adapter");
   }
   SLIM_ASSIGN(const PluginInfo info, registry.adapter_for(model_type));
   return info.id;
 }
 
-Result<std::unique_ptr<WeightSource>> WeightSource::open(const std::string& folder, PluginRegistry& registry) {
+Result<std::unique_ptr<WeightSource>> WeightSource::open(const std::string& folder,
+                                                         PluginRegistry& registry) {
   std::unique_ptr<WeightSource> source(new WeightSource());
   SLIM_ASSIGN(source->checkpoint_, Checkpoint::open(folder));
   source->dtype_ = common_dtype(source->checkpoint_->tensors());
@@ -95,7 +102,8 @@ Status WeightSource::find_stored_layers(PluginRegistry& registry) {
     const auto dtype = from_scalar_type(dtype_);
     for (StoredLayer& layer : layers) {
       for (const std::string& name : layer.tensors) logical_.erase(name);
-      if (layer.out == 0) continue;  // the format's own tensors of a module that is no layer: scales of a key/value cache
+      if (layer.out == 0)
+        continue;  // the format's own tensors of a module that is no layer: scales of a key/value cache
       const std::string weight = layer.name + std::string(kWeightSuffix);
       logical_[weight] = {weight, *dtype, {layer.out, layer.in}};
       stored_.emplace(layer.name, std::move(layer));
@@ -113,7 +121,8 @@ const StoredLayer* WeightSource::stored(const std::string& layer_name) const {
   return it == stored_.end() ? nullptr : &it->second;
 }
 
-Result<at::Tensor> WeightSource::decoded(const StoredLayer& layer, std::optional<ActivationQuantization>* activation) const {
+Result<at::Tensor> WeightSource::decoded(const StoredLayer& layer,
+                                         std::optional<ActivationQuantization>* activation) const {
   SLIM_ASSIGN(const Solved solved, guarded(layer.name, [&] { return format_->decode(layer, *checkpoint_); }));
   if (activation && layer.scheme.input) {
     *activation = ActivationQuantization{*layer.scheme.input, solved.input_scale, solved.input_zero};
@@ -173,8 +182,10 @@ Result<BlockWeights> WeightSource::load(const BlockPlan& block) const {
 void WeightSource::prefetch(const BlockPlan& block) const {
   for (const Layer& layer : block.layers) {
     const StoredLayer* found = stored(layer.name);
-    if (!found) checkpoint_->prefetch(layer.weight.tensor);
-    else for (const std::string& name : found->tensors) checkpoint_->prefetch(name);
+    if (!found)
+      checkpoint_->prefetch(layer.weight.tensor);
+    else
+      for (const std::string& name : found->tensors) checkpoint_->prefetch(name);
   }
 }
 

@@ -28,6 +28,8 @@ inline uint64_t hash_bytes(std::span<const std::byte> bytes, uint64_t hash = kHa
   return hash;
 }
 
-inline uint64_t hash_text(std::string_view text, uint64_t hash = kHashStart) { return hash_bytes(std::as_bytes(std::span(text)), hash); }
+inline uint64_t hash_text(std::string_view text, uint64_t hash = kHashStart) {
+  return hash_bytes(std::as_bytes(std::span(text)), hash);
+}
 
 }  // namespace slim

@@ -129,7 +129,8 @@ class HugeRecycled final : public c10::Allocator {
  private:
   static void* fresh(size_t bytes) {
     void* const data = std::aligned_alloc(kHugePage, bytes);
-    if (data != nullptr) ::madvise(data, bytes, MADV_HUGEPAGE);  // a hint: kernels without it serve small pages
+    if (data != nullptr)
+      ::madvise(data, bytes, MADV_HUGEPAGE);  // a hint: kernels without it serve small pages
     return data;
   }
 
@@ -139,7 +140,8 @@ class HugeRecycled final : public c10::Allocator {
 }  // namespace
 
 void use_huge_recycled_memory(int64_t kept_bytes) {
-  ::mallopt(M_MMAP_THRESHOLD, static_cast<int>(kLarge));  // else the C library keeps freed ones of up to 32 MiB in its heap
+  ::mallopt(M_MMAP_THRESHOLD,
+            static_cast<int>(kLarge));  // else the C library keeps freed ones of up to 32 MiB in its heap
   kept().limit(static_cast<size_t>(kept_bytes));
   static auto* const allocator = [] {
     c10::Allocator* const small = c10::GetCPUAllocator();
