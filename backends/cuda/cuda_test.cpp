@@ -67,7 +67,9 @@ TEST_CASE("cuda/ what a thread does to codes and scales gives the reference's bi
   ops::force_reference(true);
   for (const auto type : {at::kFloat, at::kBFloat16, at::kHalf}) {
     const at::Tensor weight = op_table::random({37, 208}, 1, type);
-    for (const auto& [name, how] : op_table::roundings(type)) {
+    for (const auto& one_case : op_table::roundings(type)) {
+      const auto& name = std::get<0>(one_case);
+      const auto& how = std::get<1>(one_case);
       const auto expected = ops::round_units(weight, how, {}, at::kFloat);
       const kernels::DeviceMatrix w = matrix(weight);
       const kernels::CodeRange range = range_of(how);

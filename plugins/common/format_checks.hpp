@@ -153,7 +153,8 @@ inline void check_damage(const Format& format, const Layer& layer, const Scheme&
   const InMemory whole = stored(format, layer, scheme);
   const std::string config = config_of(format, {{layer.name, scheme}});
   CHECK(verdict(format, whole, config) == "accepted");
-  for (const auto& [name, spec] : whole.specs) {
+  for (const auto& one_case : whole.specs) {
+    const auto& name = std::get<0>(one_case);
     CAPTURE(name);
     const auto told = [&](auto&& damage) {
       InMemory reader = whole;

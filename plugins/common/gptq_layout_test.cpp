@@ -14,8 +14,11 @@ using namespace slim::formats::checks;
 
 TEST_CASE("gptq layout/ layers decode to what was encoded, for every width, shape, group size and version") {
   for (const int bits : {2, 3, 4, 8}) {
-    for (const auto& [out, in, group] :
+    for (const auto& one_case :
          {std::tuple(32, 64, 32), std::tuple(96, 160, 0), std::tuple(64, 96, 16), std::tuple(32, 32, 1)}) {
+      const auto& out = std::get<0>(one_case);
+      const auto& in = std::get<1>(one_case);
+      const auto& group = std::get<2>(one_case);
       CAPTURE(bits);
       CAPTURE(group);
       for (const int version : {1, 2})

@@ -92,7 +92,9 @@ Result<Solved> read_back(const Written& written) {
 TEST_CASE("ascend/ what is written decodes to the same weights, for every type, dtype and odd shape") {
   for (const char* name : {"w8a8s", "w8a8_static", "w8a8", "w8a16", "w8a16_asym", "w4a16", "w4a16_asym"}) {
     for (const auto dtype : {at::kBFloat16, at::kHalf, at::kFloat}) {
-      for (const auto& [out, in] : {std::pair<int64_t, int64_t>{2, 64}, {34, 192}, {6, 64}}) {
+      for (const auto& one_case : {std::pair<int64_t, int64_t>{2, 64}, {34, 192}, {6, 64}}) {
+        const auto& out = std::get<0>(one_case);
+        const auto& in = std::get<1>(one_case);
         CAPTURE(name);
         CAPTURE(out);
         const Layer one = layer(out, in, /*bias=*/true);
@@ -209,7 +211,7 @@ TEST_CASE("ascend/ damaged checkpoints are refused by the tensor's name") {
     return read_back(bad).status();
   };
   CHECK(read_back(good).ok());
-  for (const auto& [suffix, value] : std::vector<std::pair<std::string, at::Tensor>>{
+  for (const auto& one_case : std::vector<std::pair<std::string, at::Tensor>>{
            {".deq_scale", at::zeros({4})},
            {".deq_scale", at::full({4}, std::numeric_limits<float>::infinity())},
            {".deq_scale", at::full({4}, -1, at::kLong)},
@@ -219,6 +221,8 @@ TEST_CASE("ascend/ damaged checkpoints are refused by the tensor's name") {
            {".input_offset", at::full({1}, 300.0)},
            {".quant_bias", at::full({4}, 12345, at::kInt)},
            {".weight", at::zeros({4}, at::kChar)}}) {
+    const auto& suffix = std::get<0>(one_case);
+    const auto& value = std::get<1>(one_case);
     CAPTURE(suffix);
     const Status status = damaged(suffix, value);
     CHECK(status.code() == Code::kCorrupt);

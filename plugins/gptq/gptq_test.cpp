@@ -70,8 +70,11 @@ at::Tensor textbook_codes(at::Tensor weight, at::Tensor hessian, const at::Tenso
 TEST_CASE("gptq/ with given ranges the codes are those of the textbook in double precision") {
   at::manual_seed(1);
   for (const char* name : {"w2a16", "w3a16_asym", "w4a16", "w4a16_asym", "w8a16"}) {
-    for (const auto& [out, in, group] :
+    for (const auto& one_case :
          {std::tuple<int64_t, int64_t, int64_t>{7, 24, 8}, {40, 150, 50}, {3, 288, 144}, {33, 64, -1}}) {
+      const auto& out = std::get<0>(one_case);
+      const auto& in = std::get<1>(one_case);
+      const auto& group = std::get<2>(one_case);
       const Scheme wanted = scheme(name, group);
       CalibratedLayer layer(wanted, correlated(2 * in, in), at::randn({out, in}));
       const Quantized rounded = std::get<Quantized>(quant::round_to_nearest(layer)->weight);
@@ -112,7 +115,10 @@ TEST_CASE(
                                          {{"act_group_aware", "true"}}};
   for (const char* name :
        {"w2a16", "w2a16_asym", "w3a16", "w3a16_asym", "w4a16", "w4a16_asym", "w8a16", "w8a16_asym"}) {
-    for (const auto& [out, in, group] : shapes) {
+    for (const auto& one_case : shapes) {
+      const auto& out = std::get<0>(one_case);
+      const auto& in = std::get<1>(one_case);
+      const auto& group = std::get<2>(one_case);
       const Scheme wanted = scheme(name, group);
       for (const Options& changes : variants) {
         CalibratedLayer layer(wanted, correlated(3 * in + 5, in), at::randn({out, in}));

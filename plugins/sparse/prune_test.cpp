@@ -39,10 +39,13 @@ at::Tensor kept(const at::Tensor& weight, int64_t of) {
 TEST_CASE("sparse pruning/ every m consecutive inputs keep exactly n weights, a shorter last run at most n") {
   at::manual_seed(1);
   for (const Method method : {Method::kSparseGpt, Method::kWanda, Method::kMagnitude}) {
-    for (const auto& [name, keep, of] : {std::tuple<const char*, int64_t, int64_t>{"2:4", 2, 4},
-                                         {"1:3", 1, 3},
-                                         {"4:8", 4, 8},
-                                         {"30:64", 30, 64}}) {
+    for (const auto& one_case : {std::tuple<const char*, int64_t, int64_t>{"2:4", 2, 4},
+                                 {"1:3", 1, 3},
+                                 {"4:8", 4, 8},
+                                 {"30:64", 30, 64}}) {
+      const auto& name = std::get<0>(one_case);
+      const auto& keep = std::get<1>(one_case);
+      const auto& of = std::get<2>(one_case);
       for (const int64_t in : {1, 7, 64, 200, 258}) {
         CalibratedLayer layer(scheme(name), correlated(2 * in + 9, in), at::randn({5, in}));
         const at::Tensor weight = prune(layer, method);
@@ -92,12 +95,14 @@ TEST_CASE(
     "sparse pruning/ quantization in the same sweep keeps the pattern and loses less than rounding what "
     "pruning left") {
   at::manual_seed(4);
-  for (const auto& [name, group] : {std::pair<const char*, int64_t>{"2:4+w4a16", 32},
-                                    {"2:4+w4a16_asym", 32},
-                                    {"2:4+w4a16", -1},
-                                    {"4:8+w8a16", 64},
-                                    {"2:4+w8a8", 0},
-                                    {"2:4+w3a16", 128}}) {
+  for (const auto& one_case : {std::pair<const char*, int64_t>{"2:4+w4a16", 32},
+                               {"2:4+w4a16_asym", 32},
+                               {"2:4+w4a16", -1},
+                               {"4:8+w8a16", 64},
+                               {"2:4+w8a8", 0},
+                               {"2:4+w3a16", 128}}) {
+    const auto& name = std::get<0>(one_case);
+    const auto& group = std::get<1>(one_case);
     const at::Tensor x = correlated(600, 256), weight = at::randn({12, 256});
     CalibratedLayer layer(scheme(name, group), x, weight), pruned_only(scheme("2:4"), x, weight);
     REQUIRE(accepts_pruning(layer.scheme()).ok());
