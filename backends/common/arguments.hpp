@@ -58,6 +58,19 @@ inline UnitParams unit_params(const at::Tensor& scale, const OptionalTensor& zer
   return {scale.reshape(shape).contiguous(), zero ? zero->reshape(shape).contiguous() : at::Tensor()};
 }
 
+/// The operators `encode` and `cast_e4m3`, by a backend's one function that rounds to any range of codes.
+template <auto EncodeWith>
+at::Tensor encode(const at::Tensor& weight, const at::Tensor& scale, const OptionalTensor& zero,
+                  int64_t unit_rows, int64_t unit_columns, int64_t bits, at::ScalarType arithmetic) {
+  return EncodeWith(weight, scale, zero, unit_rows, unit_columns, code_range(bits, false, !zero), arithmetic);
+}
+template <auto EncodeWith>
+at::Tensor cast_e4m3(const at::Tensor& weight, const at::Tensor& scale, int64_t unit_rows,
+                     int64_t unit_columns, at::ScalarType arithmetic) {
+  return EncodeWith(weight, scale, std::nullopt, unit_rows, unit_columns, code_range(8, true, true),
+                    arithmetic);
+}
+
 /// The core's reference kernel of an operator, for what the kernel here does not serve.
 template <class Signature, class... Arguments>
 auto reference(const char* name, Arguments&&... arguments) {

@@ -212,18 +212,6 @@ at::Tensor encode_with(const at::Tensor& input, const at::Tensor& scale, const O
   return codes;
 }
 
-at::Tensor encode(const at::Tensor& weight, const at::Tensor& scale, const OptionalTensor& zero,
-                  int64_t unit_rows, int64_t unit_columns, int64_t bits, at::ScalarType arithmetic) {
-  return encode_with(weight, scale, zero, unit_rows, unit_columns, code_range(bits, false, !zero),
-                     arithmetic);
-}
-
-at::Tensor cast_e4m3(const at::Tensor& weight, const at::Tensor& scale, int64_t unit_rows,
-                     int64_t unit_columns, at::ScalarType arithmetic) {
-  return encode_with(weight, scale, std::nullopt, unit_rows, unit_columns, code_range(8, true, true),
-                     arithmetic);
-}
-
 at::Tensor decode(const at::Tensor& input, const at::Tensor& scale, const OptionalTensor& zero,
                   int64_t unit_rows, int64_t unit_columns) {
   const at::Tensor codes = input.contiguous();
@@ -261,8 +249,8 @@ at::Tensor rounding_error(const at::Tensor& input, const at::Tensor& code_input,
 
 TORCH_LIBRARY_IMPL(slim, CPU, m) {
   m.impl("choose_params", choose_params);
-  m.impl("encode", encode);
-  m.impl("cast_e4m3", cast_e4m3);
+  m.impl("encode", encode<encode_with>);
+  m.impl("cast_e4m3", cast_e4m3<encode_with>);
   m.impl("round_units", round_units);
   m.impl("round_units_measured", round_units_measured);
   m.impl("decode", decode);

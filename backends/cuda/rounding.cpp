@@ -81,18 +81,6 @@ at::Tensor encode_with(const at::Tensor& input, const at::Tensor& scale, const O
   return codes;
 }
 
-at::Tensor encode(const at::Tensor& weight, const at::Tensor& scale, const OptionalTensor& zero,
-                  int64_t unit_rows, int64_t unit_columns, int64_t bits, at::ScalarType arithmetic) {
-  return encode_with(weight, scale, zero, unit_rows, unit_columns, code_range(bits, false, !zero),
-                     arithmetic);
-}
-
-at::Tensor cast_e4m3(const at::Tensor& weight, const at::Tensor& scale, int64_t unit_rows,
-                     int64_t unit_columns, at::ScalarType arithmetic) {
-  return encode_with(weight, scale, std::nullopt, unit_rows, unit_columns, code_range(8, true, true),
-                     arithmetic);
-}
-
 std::tuple<at::Tensor, at::Tensor, at::Tensor> round_units(
     const at::Tensor& weight, int64_t unit_rows, int64_t unit_columns, int64_t bits, bool e4m3,
     bool symmetric, at::ScalarType scale_dtype, at::ScalarType arithmetic, const OptionalTensor& importance,
@@ -143,8 +131,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> round_units_measured(
 
 TORCH_LIBRARY_IMPL(slim, CUDA, m) {
   m.impl("choose_params", choose_params);
-  m.impl("encode", encode);
-  m.impl("cast_e4m3", cast_e4m3);
+  m.impl("encode", encode<encode_with>);
+  m.impl("cast_e4m3", cast_e4m3<encode_with>);
   m.impl("round_units", round_units);
   m.impl("round_units_measured", round_units_measured);
   m.impl("decode", decode);
