@@ -256,7 +256,7 @@ class QuantizeRun {
     for (OutputPlan& plan : plans) plan.config.backend = backend_.id;
     for (OutputPlan& plan : plans)
       outputs_.push_back(std::make_unique<OutputRun>(std::move(plan), model_, jobs_, progress_));
-    find_last_observed();
+    find_last_forward();
     spill_ = std::make_unique<Spill>(CheckpointWriter::partial_of(outputs_.front()->folder()), memory_.spill);
     if (memory_.spill && runs_forward())
       note_all("activations in files", "run.max_memory", bytes_text(config_.max_memory));
@@ -294,11 +294,11 @@ class QuantizeRun {
     return statistics;
   }
 
-  void find_last_observed() {
+  void find_last_forward() {
+    if (!config_.statistics.empty()) return;  // nothing is collected
     for (const BlockPlan& block : model_.plan.blocks) {
-      if (!observations(block)->empty()) last_observed_ = block.index;
+      if (!observations(block)->empty()) last_forward_ = block.index;
     }
-    last_forward_ = config_.statistics.empty() ? last_observed_ : -1;
   }
   bool runs_forward() const { return last_forward_ >= 0; }
   bool changes(const BlockPlan& block) const {
@@ -699,8 +699,7 @@ class QuantizeRun {
   MemoryMode memory_;
   std::unique_ptr<Spill> spill_;
   bool float_inputs_ = false;
-  int32_t last_observed_ = -1,
-          last_forward_ = -1;  ///< blocks up to which statistics are wanted, and the model runs
+  int32_t last_forward_ = -1;  ///< the block up to which statistics are wanted, and the model runs
   DeviceMode device_mode_;
   std::unique_ptr<BlockExec> exec_, host_exec_;
   Calibration calibration_;
