@@ -15,6 +15,7 @@ class GptqFormat : public Format {
   c10::ScalarType scale_dtype(const Scheme&, c10::ScalarType) const override { return c10::ScalarType::Half; }
   Result<std::vector<TensorSpec>> layout(const Layer&, const Scheme&,
                                          c10::ScalarType model_dtype) const override;
+  bool holds_scattered_groups() const override { return true; }
   Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&,
                            c10::ScalarType model_dtype) const override;
   Result<std::string> quantization_config(const OutputModel&) const override;

@@ -18,6 +18,9 @@ class Gptq final : public Algorithm {
   Status setup(const Options& options) override;
   std::string_view default_scheme() const override { return "w4a16"; }
   Status accepts(const Scheme&) const override;
+  bool scatters_groups(const Scheme& scheme) const override {
+    return desc_act_ && !static_groups_ && scheme.weight->granularity == Granularity::kGroup;
+  }
   void observe(const BlockPlan&, const std::vector<const Scheme*>& schemes, Observations&) const override;
   Result<Solved> solve(LayerContext&) override;
 
@@ -25,9 +28,6 @@ class Gptq final : public Algorithm {
   enum class Range : uint8_t { kMinMax, kMse, kSweep };
 
   quant::SweepOrder order(const QuantArgs&) const;
-  bool scatters_groups(const QuantArgs& args) const {
-    return desc_act_ && !static_groups_ && args.granularity == Granularity::kGroup;
-  }
   quant::RangeOptions range_options(const at::Tensor& mean_square) const;
   Result<Quantized> rounded_in_order(LayerContext&, const at::Tensor& order,
                                      const at::Tensor& mean_square) const;
@@ -134,7 +134,7 @@ Result<quant::Swept> Gptq::swept(LayerContext& context, const quant::InputFactor
   request.group = rounded.group_index.defined() ? rounded.group_index
                   : grouped                     ? at::arange(in, index).floor_divide(args.group_size)
                                                 : at::zeros({in}, index);
-  const bool groups_lie_together = !grouped || !desc_act_ || scatters_groups(args);
+  const bool groups_lie_together = !grouped || !desc_act_ || scatters_groups(context.scheme());
   if (refit_ && groups_lie_together) {
     request.find_params = [&](const quant::SweepGroup& group) {
       return group_params(group, args, context.scale_dtype(), mean_square);
@@ -195,7 +195,7 @@ Result<Solved> Gptq::solve(LayerContext& context) {
               quant::input_factor(context, "rounding instead of gptq", damp_, order(args), args.group_size));
   if (!factor) return solved;
   auto& rounded = std::get<Quantized>(solved.weight);
-  if (scatters_groups(args)) {
+  if (scatters_groups(context.scheme())) {
     SLIM_ASSIGN(rounded, rounded_in_order(context, factor->order, mean_square));
   }
   SLIM_ASSIGN(const quant::Swept swept, swept(context, *factor, rounded, mean_square));

@@ -127,6 +127,8 @@ class SLIM_API Algorithm {
   virtual std::string_view default_scheme() const = 0;
   /// Refuses a scheme that the algorithm cannot serve.
   virtual Status accepts(const Scheme&) const { return {}; }
+  /// True if solve() may return groups that are not runs of consecutive channels (Quantized::group_index).
+  virtual bool scatters_groups(const Scheme&) const { return false; }
   /// Statistics to collect for this block. Asking for none in every block makes the run data-free: no forward pass.
   /// `schemes[layer]`: null for layers that stay in float.
   virtual void observe(const BlockPlan&, const std::vector<const Scheme*>& schemes, Observations&) const {}

@@ -48,6 +48,8 @@ class SLIM_API Format {
   /// The tensors that a layer becomes, with full names; kUnsupported (what, and why) if the format cannot hold the scheme or
   /// shape. Asked for every layer before any weight is read.
   virtual Result<std::vector<TensorSpec>> layout(const Layer&, const Scheme&, c10::ScalarType model_dtype) const = 0;
+  /// True if Quantized::group_index can be stored. Asked before any weight is read, of layers whose algorithm scatters groups.
+  virtual bool holds_scattered_groups() const { return false; }
   /// Exactly the tensors of layout().
   virtual Result<TensorMap> encode(const Layer&, const Scheme&, const Solved&, c10::ScalarType model_dtype) const = 0;
   /// JSON value of config.json's "quantization_config"; empty: the key is left out.

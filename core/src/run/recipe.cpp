@@ -106,13 +106,38 @@ Result<Recipe> Recipe::make(const RunConfig& config, PluginRegistry& registry) {
   return recipe;
 }
 
+namespace {
+
+Result<std::vector<TensorSpec>> layout_of(const std::string& format_id, const Format& format,
+                                          const Layer& layer, const Scheme& scheme, const RecipePart& part,
+                                          at::ScalarType model_dtype) {
+  const Algorithm* solver = part.solver();
+  SLIM_ASSIGN(const bool scattered, guarded(part.solver_id(), [&] {
+                return Result<bool>(solver && solver->scatters_groups(scheme));
+              }));
+  return guarded(format_id, [&]() -> Result<std::vector<TensorSpec>> {
+    if (!scattered || format.holds_scattered_groups()) return format.layout(layer, scheme, model_dtype);
+    return Status(Code::kUnsupported,
+                  layer.name + ": has no index of groups, and " + part.solver_id() +
+                      " as it is set up gathers channels that are not neighbours into one group");
+  });
+}
+
+}  // namespace
+
+Result<std::vector<TensorSpec>> Recipe::layout(const Layer& layer, const Scheme& scheme,
+                                               const RecipePart& part, at::ScalarType model_dtype) const {
+  return layout_of(format_id, *format, layer, scheme, part, model_dtype);
+}
+
 std::vector<std::string> Recipe::formats_that_hold(const Layer& layer, const Scheme& scheme,
+                                                   const RecipePart& part,
                                                    at::ScalarType model_dtype) const {
   std::vector<std::string> ids;
   for (const PluginInfo& info : registry_->list()) {
     if (info.kind != SLIM_FORMAT || !info.compatible.ok() || !info.shadowed_by.empty()) continue;
     const auto other = registry_->format(info.path);
-    if (other.ok() && guarded(info.id, [&] { return (*other)->layout(layer, scheme, model_dtype); }).ok())
+    if (other.ok() && layout_of(info.id, **other, layer, scheme, part, model_dtype).ok())
       ids.push_back(info.id);
   }
   return ids;

@@ -46,8 +46,12 @@ class SLIM_API Recipe {
 
   /// The part that serves a layer: its rule's, or the first; RecipeRule::kFloat: none. `rule`: its index, or -1.
   int part_of(const std::string& layer, int& rule) const;
-  /// The formats that can hold a layer of this scheme, for messages: ids.
-  std::vector<std::string> formats_that_hold(const Layer&, const Scheme&, at::ScalarType model_dtype) const;
+  /// The tensors that a layer of this part becomes. kUnsupported: the format cannot hold them.
+  Result<std::vector<TensorSpec>> layout(const Layer&, const Scheme&, const RecipePart&,
+                                         at::ScalarType model_dtype) const;
+  /// The formats that can hold it, for messages: ids.
+  std::vector<std::string> formats_that_hold(const Layer&, const Scheme&, const RecipePart&,
+                                             at::ScalarType model_dtype) const;
 
  private:
   Result<int> find_part(const std::vector<std::string>& plugins, const Scheme&, const RunConfig&,

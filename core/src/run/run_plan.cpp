@@ -67,9 +67,9 @@ class Planner {
     Scheme scheme = recipe_.parts[decision.part].scheme;
     SLIM_TRY(fit_group(layer, scheme, decision));
     if (!decision.reason.empty()) return decision;
-    auto outputs = guarded(recipe_.format_id,
-                           [&] { return recipe_.format->layout(layer, scheme, model_.weights->dtype()); });
-    if (!outputs.ok()) return refused(outputs.status(), layer, scheme);
+    const RecipePart& chain = recipe_.parts[decision.part];
+    auto outputs = recipe_.layout(layer, scheme, chain, model_.weights->dtype());
+    if (!outputs.ok()) return refused(outputs.status(), layer, scheme, chain);
     decision.outputs = *std::move(outputs);
     for (const TensorSpec& spec : decision.outputs) plan_.quantized_bits += 8.0 * byte_size(spec).value_or(0);
     plan_.quantized_weights += layer.out * layer.in;
@@ -227,9 +227,10 @@ class Planner {
   }
 
   /// A format's refusal of a layer, with the formats that would take it.
-  Status refused(const Status& status, const Layer& layer, const Scheme& scheme) const {
+  Status refused(const Status& status, const Layer& layer, const Scheme& scheme,
+                 const RecipePart& part) const {
     if (status.code() != Code::kUnsupported) return status;
-    const auto others = recipe_.formats_that_hold(layer, scheme, model_.weights->dtype());
+    const auto others = recipe_.formats_that_hold(layer, scheme, part, model_.weights->dtype());
     return {status.code(), status.message() + (others.empty() ? "; no other format can"
                                                               : "; choose --format " + join(others, " or "))};
   }
