@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "run/device_moves.h"
 
 namespace slim {
@@ -36,19 +39,32 @@ Result<EquivalenceProof> EquivalenceProof::before(const Model& model, const Bloc
   return proof;
 }
 
-Result<at::Tensor> EquivalenceProof::contribution(const BlockState& state) const {
+Result<Carry> EquivalenceProof::contribution(const BlockState& state) const {
   const c10::NoGradGuard no_grad;
   BlockExec exec(*model_->weights, at::kFloat, device_);
   exec.set_block(state.plan, &state.weights);
   Carry carry = carry_;
   SLIM_TRY(model_->forward(*state.plan, exec, carry));
-  return carry.at("hidden") - carry_.at("hidden");
+  Carry made;
+  for (const auto& [name, after] : carry) {
+    const auto before = carry_.find(name);
+    const bool carried = before != carry_.end() && after.sizes() == before->second.sizes();
+    if (!after.is_floating_point() || (carried && after.is_same(before->second))) continue;
+    made[name] = carried ? after - before->second : after;
+  }
+  return made;
 }
 
 Result<double> EquivalenceProof::relative_error(const BlockState& state) const {
-  SLIM_ASSIGN(const at::Tensor now, contribution(state));
-  const double scale = reference_.norm().item<double>();
-  return (now - reference_).norm().item<double>() / std::max(scale, 1e-20);
+  SLIM_ASSIGN(const Carry now, contribution(state));
+  double largest = 0;
+  for (const auto& [name, reference] : reference_) {
+    const double scale = reference.norm().item<double>();
+    const double error = (now.at(name) - reference).norm().item<double>() / std::max(scale, 1e-20);
+    if (std::isnan(error)) return error;
+    largest = std::max(largest, error);
+  }
+  return largest;
 }
 
 Status EquivalenceProof::check(const BlockState& after, const Folds& folds, const RunPlan& run) const {
