@@ -5,6 +5,7 @@
 #include <charconv>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "batch_extremes.h"
 #include "slim/histogram.hpp"
@@ -48,41 +49,55 @@ at::Tensor matrix_threshold(const at::Tensor& weight, const LowBitOptions& optio
   return kth_largest(magnitudes, options.open_outlier ? k : 0);
 }
 
-/// Scales near max inlier / 7 of least squared error, inliers in -7..7: msmodelslim's co_sparse moves them by a few
-/// percent by a search that is not public.
-at::Tensor searched_scale(const at::Tensor& weight, const at::Tensor& outlier, const at::Tensor& scale) {
-  constexpr int kSteps = 40;
-  constexpr double kWidest = 0.2;
-  at::Tensor best = scale, least;
-  for (int step = -kSteps; step <= kSteps; ++step) {
-    const at::Tensor candidate = scale * (1.0 + kWidest * step / kSteps);
-    const at::Tensor codes = (weight / candidate).round_();
-    const at::Tensor rounded =
-        at::where(outlier, codes.clamp(kMinCode, kMaxCode), codes.clamp(-kLowBitMax, kLowBitMax));
-    const at::Tensor error = (rounded * candidate).sub_(weight).square_().sum(1, /*keepdim=*/true);
-    const at::Tensor better = least.defined() ? error < least : at::ones_like(error, at::kBool);
-    least = least.defined() ? at::where(better, error, least) : error;
-    best = at::where(better, candidate, best);
-  }
-  return best;
-}
+/// A threshold for each row [rows, 1] that leaves inliers, and max inlier / 7: their scales.
+struct Split {
+  at::Tensor threshold, scale;
+};
 
-/// Scales of some rows, before they meet those of the others.
-at::Tensor slice_scale(const at::Tensor& weight, const LowBitOptions& options, const at::Tensor& threshold,
-                       LowBitWeight& result) {
+Split split_rows(const at::Tensor& weight, const LowBitOptions& options, const at::Tensor& threshold,
+                 LowBitWeight& result) {
   const at::Tensor magnitudes = weight.abs();
   const at::Tensor largest = magnitudes.amax(1, /*keepdim=*/true);
-  at::Tensor outlier = magnitudes > (threshold.defined() ? threshold : row_thresholds(magnitudes, options));
-  at::Tensor inner = magnitudes.masked_fill(outlier, 0).amax(1, /*keepdim=*/true);
+  Split split;
+  split.threshold =
+      threshold.defined() ? threshold.expand_as(largest) : row_thresholds(magnitudes, options);
+  const at::Tensor outlier = magnitudes > split.threshold;
+  const at::Tensor inner = magnitudes.masked_fill(outlier, 0).amax(1, /*keepdim=*/true);
   const at::Tensor hollow =
       (inner == 0).logical_and(largest > 0);  // outliers alone, or over zeros: no scale follows from those
-  outlier = outlier.logical_and(hollow.logical_not());
-  inner = at::where(hollow, largest, inner);
+  split.threshold = at::where(hollow, std::numeric_limits<double>::infinity(), split.threshold);
+  split.scale = at::where(hollow, largest, inner) / kLowBitMax;
   result.zero_rows += (largest == 0).sum().item<int64_t>();
   result.unprotected_rows += hollow.sum().item<int64_t>();
-  result.outlier_share += outlier.sum().item<double>();
-  const at::Tensor scale = inner / kLowBitMax;
-  return options.co_sparse ? searched_scale(weight, outlier, scale) : scale;
+  result.outlier_share += outlier.logical_and(hollow.logical_not()).sum().item<double>();
+  return split;
+}
+
+/// Codes of some rows, still in fp32 and not yet clamped to int8; `inlier_bound` keeps those below the threshold in -7..7.
+at::Tensor rounded(const at::Tensor& weight, const at::Tensor& scale, const at::Tensor& threshold,
+                   bool inlier_bound) {
+  at::Tensor codes = (weight / scale).round_();
+  if (!inlier_bound) return codes;
+  return at::where(weight.abs() > threshold, codes, codes.clamp(-kLowBitMax, kLowBitMax));
+}
+
+/// The scales that co_sparse tries, as multiples of max inlier / 7.
+at::Tensor candidates() {
+  constexpr int kSteps = 40;
+  constexpr double kWidest = 0.2;
+  return at::arange(-kSteps, kSteps + 1, at::kFloat).mul_(kWidest / kSteps).add_(1.0);
+}
+
+/// Σ (ŵ - w)² of each row for every candidate: [rows, candidates].
+at::Tensor search_errors(const at::Tensor& weight, const Split& split) {
+  std::vector<at::Tensor> errors;
+  const at::Tensor multiples = candidates();
+  for (int64_t i = 0; i < multiples.numel(); ++i) {
+    const at::Tensor scale = split.scale * multiples[i];
+    const at::Tensor codes = rounded(weight, scale, split.threshold, /*inlier_bound=*/true);
+    errors.push_back((codes.clamp(kMinCode, kMaxCode) * scale).sub_(weight).square_().sum(1));
+  }
+  return at::stack(errors, 1);
 }
 
 void widen_scales(const at::Tensor& largest, at::Tensor& scale, LowBitWeight& result) {
@@ -96,6 +111,19 @@ void for_row_slices(const at::Tensor& weight, F&& f) {
   const int64_t step = std::max<int64_t>(1, kElementsPerSlice / std::max<int64_t>(1, weight.size(1)));
   for (int64_t begin = 0; begin < weight.size(0); begin += step)
     f(begin, std::min(step, weight.size(0) - begin));
+}
+
+/// co_sparse: of the candidates the one of least squared error, for each row, or for the `whole` matrix. (msmodelslim's search is not
+/// public; it ends within a few percent of max inlier / 7 too.)
+at::Tensor searched_scales(const at::Tensor& weight, const Split& split, bool whole) {
+  const at::Tensor multiples = candidates();
+  at::Tensor errors = at::empty({weight.size(0), multiples.numel()}, weight.options());
+  for_row_slices(weight, [&](int64_t begin, int64_t rows) {
+    const Split part{split.threshold.narrow(0, begin, rows), split.scale.narrow(0, begin, rows)};
+    errors.narrow(0, begin, rows).copy_(search_errors(weight.narrow(0, begin, rows), part));
+  });
+  if (whole) errors = errors.sum(0, /*keepdim=*/true);
+  return split.scale * multiples.index_select(0, errors.argmin(1)).unsqueeze(1);
 }
 
 // ---- one layer
@@ -174,8 +202,6 @@ Result<LowBitOptions> LowBitOptions::from(const Options& options) {
     return refuse("w8a8s needs is_lowbit or co_sparse; for plain 8 bits use scheme w8a8_static");
   if (result.co_sparse && result.use_sigma)
     return refuse("co_sparse protects a share of the matrix (fraction); it has no use_sigma");
-  if (result.co_sparse && result.whole_matrix)
-    return refuse("co_sparse searches a scale for each row; it has no mm_tensor");
   return result;
 }
 
@@ -186,14 +212,18 @@ Result<LowBitWeight> low_bit_weight(const at::Tensor& weight, const LowBitOption
     return Status(Code::kNumeric, "the weight holds NaN or Inf; the checkpoint is damaged");
   LowBitWeight result;
   const at::Tensor threshold = options.co_sparse ? matrix_threshold(weight, options) : at::Tensor();
-  result.scale = at::empty({weight.size(0), 1}, weight.options());
-  at::Tensor largest = at::empty_like(result.scale);
+  at::Tensor largest = at::empty({weight.size(0), 1}, weight.options());
+  Split all{at::empty_like(largest), at::empty_like(largest)};
   for_row_slices(weight, [&](int64_t begin, int64_t rows) {
     const at::Tensor slice = weight.narrow(0, begin, rows);
-    result.scale.narrow(0, begin, rows).copy_(slice_scale(slice, options, threshold, result));
+    const Split split = split_rows(slice, options, threshold, result);
+    all.threshold.narrow(0, begin, rows).copy_(split.threshold);
+    all.scale.narrow(0, begin, rows).copy_(split.scale);
     largest.narrow(0, begin, rows).copy_(slice.abs().amax(1, /*keepdim=*/true));
   });
-  if (options.whole_matrix) result.scale = result.scale.max().expand_as(result.scale).contiguous();
+  if (options.whole_matrix) all.scale = all.scale.max().expand_as(all.scale).contiguous();
+  if (options.co_sparse) all.scale = searched_scales(weight, all, options.whole_matrix);
+  result.scale = all.scale;
   if (options.widen)
     widen_scales(options.whole_matrix ? largest.max().expand_as(largest) : largest, result.scale, result);
   if (floor.defined()) result.scale = at::maximum(result.scale, options.whole_matrix ? floor.max() : floor);
@@ -201,7 +231,8 @@ Result<LowBitWeight> low_bit_weight(const at::Tensor& weight, const LowBitOption
   result.scale = at::where(result.scale == 0, at::ones_like(result.scale), result.scale);
   result.codes = at::empty(weight.sizes(), weight.options().dtype(at::kChar));
   for_row_slices(weight, [&](int64_t begin, int64_t rows) {
-    at::Tensor codes = (weight.narrow(0, begin, rows) / result.scale.narrow(0, begin, rows)).round_();
+    at::Tensor codes = rounded(weight.narrow(0, begin, rows), result.scale.narrow(0, begin, rows),
+                               all.threshold.narrow(0, begin, rows), options.co_sparse);
     result.saturated += (codes > kMaxCode).logical_or_(codes < kMinCode).sum().item<int64_t>();
     result.codes.narrow(0, begin, rows).copy_(codes.clamp_(kMinCode, kMaxCode));
   });
@@ -227,7 +258,7 @@ Result<Solved> solve_low_bit(const LowBitOptions& chosen, LayerContext& context)
   options.whole_matrix = options.whole_matrix || one_scale;
   const at::Tensor floor = bias_floor(context.bias(), input.scale.to(at::kFloat).item<double>());
   Result<LowBitWeight> weight = low_bit_weight(context.weight(), options, floor, context.scale_dtype());
-  if (!weight.ok()) return weight.status().in(context.layer().name);
+  if (!weight.ok()) return weight.status().in(context.layer().weight.tensor);
   report(*weight, options, context);
   Solved solved;
   const at::Tensor scale = one_scale ? weight->scale.narrow(0, 0, 1) : weight->scale;

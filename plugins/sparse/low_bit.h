@@ -36,8 +36,9 @@ struct LowBitWeight {
 
 /// The back end "is_lowbit": per row t = sigma_factor * std(|w|) (unbiased, no mean added), or the k-th largest |w|
 /// with k = int(in * fraction); outliers are |w| > t; s = max{|w| : no outlier} / 7; q = clamp(round(w / s), -128,
-/// 127). With `co_sparse`: one t for the matrix, and the s near max / 7 of least squared error. `floor` fp32 [out, 1]:
-/// smallest scales allowed; undefined: none. Scales are numbers of `scale_dtype`. kNumeric for NaN and Inf.
+/// 127). With `co_sparse`: one t for the matrix, the int(out * in * fraction)-th largest |w|; the s within a fifth of max / 7 whose
+/// squared error is least; inliers in -7..7. `whole_matrix`: the largest of all s, or one search for all rows. `floor` fp32
+/// [out, 1]: smallest scales allowed; undefined: none. Scales are numbers of `scale_dtype`. kNumeric for NaN and Inf.
 Result<LowBitWeight> low_bit_weight(const at::Tensor& weight, const LowBitOptions&,
                                     const at::Tensor& floor = {},
                                     at::ScalarType scale_dtype = at::ScalarType::Float);

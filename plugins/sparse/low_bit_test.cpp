@@ -156,20 +156,127 @@ TEST_CASE("sparse low-bit/ one scale for the matrix is that of the largest inlie
   CHECK((whole->scale == rows->scale.max()).all().item<bool>());
 }
 
+namespace {
+
+/// co_sparse as loops over the matrix: what is protected, codes at a scale, and the error of a row.
+struct CoSparse {
+  explicit CoSparse(const at::Tensor& weight, double fraction) {
+    for (int64_t i = 0; i < weight.size(0); ++i) {
+      const at::Tensor row = weight[i].contiguous();
+      rows.emplace_back(row.const_data_ptr<float>(), row.const_data_ptr<float>() + row.numel());
+    }
+    std::vector<float> sorted;
+    for (const auto& row : rows)
+      for (const float value : row) sorted.push_back(std::abs(value));
+    std::sort(sorted.begin(), sorted.end(), std::greater<>());
+    const auto k = static_cast<size_t>(static_cast<double>(sorted.size()) * fraction);
+    if (k > 0) threshold = sorted[k - 1];
+  }
+  float largest_inlier(size_t row) const {
+    float inner = 0;
+    for (const float value : rows[row]) {
+      if (std::abs(value) <= threshold) inner = std::max(inner, std::abs(value));
+    }
+    return inner;
+  }
+  int code(float value, float scale) const {
+    const bool outlier = std::abs(value) > threshold;
+    return static_cast<int>(
+        std::clamp(std::nearbyint(value / scale), outlier ? -128.0F : -7.0F, outlier ? 127.0F : 7.0F));
+  }
+  double error(size_t row, float scale) const {
+    double sum = 0;
+    for (const float value : rows[row]) {
+      const double off = code(value, scale) * static_cast<double>(scale) - value;
+      sum += off * off;
+    }
+    return sum;
+  }
+  /// The least error of these rows at a common scale, over a fine grid within a fifth of `scale`.
+  double least_error(const std::vector<size_t>& some, float scale) const {
+    double least = std::numeric_limits<double>::infinity();
+    for (int i = -1000; i <= 1000; ++i) {
+      double sum = 0;
+      for (const size_t row : some) sum += error(row, scale * (1 + 0.2F * static_cast<float>(i) / 1000));
+      least = std::min(least, sum);
+    }
+    return least;
+  }
+  std::vector<std::vector<float>> rows;
+  float threshold = std::numeric_limits<float>::infinity();
+};
+
+at::Tensor with_outliers(int64_t rows, int64_t columns) {
+  at::Tensor weight = at::randn({rows, columns}) * at::rand({rows, 1}).add(0.5);
+  return weight * at::where(at::rand({rows, columns}) < 0.02, 5.0, 1.0);
+}
+
+}  // namespace
+
 TEST_CASE(
-    "sparse low-bit/ co_sparse takes one threshold for the matrix and loses no accuracy by its search") {
+    "sparse low-bit/ co_sparse protects a share of the whole matrix, keeps all others in -7..7, and its "
+    "scales are of least squared error within a fifth of the largest inlier's") {
   at::manual_seed(5);
-  at::Tensor weight = at::randn({16, 256});
-  weight[0].mul_(20);  // holds the whole matrix's outliers
-  LowBitOptions plain, searched;
-  plain.open_outlier = false;
-  searched.co_sparse = true;
-  const auto a = low_bit_weight(weight, plain), b = low_bit_weight(weight, searched);
-  const auto error = [&](const LowBitWeight& w) { return (w.codes * w.scale - weight).square().sum(1); };
-  const at::Tensor others = at::arange(1, 16);
-  CHECK(b->outlier_share == doctest::Approx(39.0 / 4096));  // int(4096 * 0.01) = 40th largest, strictly more
-  CHECK((error(*b).index_select(0, others) <= error(*a).index_select(0, others)).all().item<bool>());
-  CHECK(b->codes.narrow(0, 1, 15).abs().max().item<int>() <= 9);
+  for (const double fraction : {0.0, 0.01, 0.1}) {
+    for (const bool whole : {false, true}) {
+      const at::Tensor weight = with_outliers(6, 90);
+      LowBitOptions options;
+      options.co_sparse = true;
+      options.fraction = fraction;
+      options.whole_matrix = whole;
+      const auto result = low_bit_weight(weight, options);
+      REQUIRE(result.ok());
+      const CoSparse definition(weight, fraction);
+      double found = 0, protected_weights = 0;
+      float largest = 0;
+      for (size_t i = 0; i < 6; ++i) largest = std::max(largest, definition.largest_inlier(i));
+      for (size_t i = 0; i < 6; ++i) {
+        const auto row = static_cast<int64_t>(i);
+        const auto scale = result->scale[row][0].item<float>();
+        for (size_t j = 0; j < 90; ++j) {
+          const float value = definition.rows[i][j];
+          protected_weights += std::abs(value) > definition.threshold ? 1 : 0;
+          REQUIRE(result->codes[row][static_cast<int64_t>(j)].item<int>() == definition.code(value, scale));
+        }
+        const float plain = (whole ? largest : definition.largest_inlier(i)) / 7;
+        CHECK(std::abs(scale / plain - 1) <= 0.2001F);
+        if (!whole) CHECK(definition.error(i, scale) <= 1.01 * definition.least_error({i}, plain));
+        found += definition.error(i, scale);
+      }
+      CHECK(result->outlier_share == doctest::Approx(protected_weights / 540));
+      if (whole) CHECK(found <= 1.01 * definition.least_error({0, 1, 2, 3, 4, 5}, largest / 7));
+      if (whole) CHECK((result->scale == result->scale[0][0]).all().item<bool>());
+    }
+  }
+}
+
+TEST_CASE("sparse low-bit/ co_sparse of zero rows, of a row of outliers alone, of one column and of fp16 weights") {
+  at::manual_seed(6);
+  at::Tensor weight = with_outliers(4, 64);
+  weight[1].zero_();
+  weight[2] = at::randn({64}).sign() * 40;  // all beyond the matrix's threshold
+  LowBitOptions options;
+  options.co_sparse = true;
+  options.fraction = 0.1;  // the 25th of 256: among the 64 of equal size
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    const at::Tensor stored = weight.to(dtype).to(at::kFloat);
+    const auto a = low_bit_weight(stored, options), b = low_bit_weight(stored, options);
+    REQUIRE(a.ok());
+    CHECK(a->zero_rows == 1);
+    CHECK(a->scale[1][0].item<float>() == 1);
+    CHECK(a->codes[1].abs().max().item<int>() == 0);
+    CHECK((at::isfinite(a->scale) & (a->scale > 0)).all().item<bool>());
+    CHECK(at::equal(a->codes, b->codes));
+  }
+  weight[2].mul_(at::linspace(1, 2, 64));
+  weight[0].mul_(1e-3);
+  weight[3].mul_(1e-3);
+  options.fraction = 0.25;  // the 64th: the least of row 2, all others of which are protected
+  const auto outliers = low_bit_weight(weight, options);
+  CHECK(outliers->outlier_share == doctest::Approx(63.0 / 256));
+  options.fraction = 0.3;
+  CHECK(low_bit_weight(weight, options)->unprotected_rows == 1);
+  CHECK(low_bit_weight(at::randn({5, 1}), options)->codes.abs().max().item<int>() <= 127);
 }
 
 TEST_CASE("sparse low-bit/ NaN and Inf are refused, and bf16 values give the same result twice") {

@@ -154,7 +154,7 @@ void observe_pruning(const PruneOptions& options, const Layer& layer, const Sche
 }
 
 Result<Solved> solve_pruning(const PruneOptions& options, LayerContext& context) {
-  SLIM_TRY(check_finite(context.weight(), context.layer().name));
+  SLIM_TRY(check_finite(context.weight(), context.layer().weight.tensor));
   if (options.method == PruneOptions::Method::kSparseGpt) {
     SLIM_ASSIGN(const auto factor, quant::input_factor(context, "pruned by magnitude", options.damp,
                                                        quant::SweepOrder::kStored));
