@@ -1,13 +1,13 @@
-"""What all oracle tests share: where things lie, slim's programs, checkpoints as tensors, counted checks and the main program."""
+"""What all oracle tests share: where things lie, slim's programs, checkpoints as tensors, files and disks, counted checks and the main program."""
 import argparse
+import contextlib
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests/data"
@@ -16,10 +16,18 @@ sys.path.insert(0, str(ROOT / "tests/tools"))
 from packed_model import unpacked  # the folder of a model of tests/data: unpacked(build, "toy-hunyuan-moe")
 
 
-def build_folder():
+def options(**more):
+    """--build BUILD, and flags by their defaults; those of False take no value."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    return parser.parse_args().build
+    for name, default in more.items():
+        kind = {"action": "store_true"} if default is False else {"type": type(default), "default": default}
+        parser.add_argument("--" + name.replace("_", "-"), **kind)
+    return parser.parse_args()
+
+
+def build_folder():
+    return options().build
 
 
 def run(*command, fails=0, **environment):
@@ -37,6 +45,7 @@ def slim(build, *arguments, **more):
 
 def tensors_of(folder):
     """All tensors of a checkpoint."""
+    from safetensors.torch import load_file  # loads PyTorch, which takes seconds that not every test needs
     merged = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         merged.update(load_file(file))
@@ -45,6 +54,7 @@ def tensors_of(folder):
 
 def save(folder, values, config):
     """A checkpoint of one file."""
+    from safetensors.torch import save_file
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in values.items()}, folder / "model.safetensors", {"format": "pt"})
@@ -68,6 +78,41 @@ def native_logits(build, folder, samples, dtype):
         run(Path(build) / "bin/slim_logits", folder, data, output, dtype)
         logits = tensors_of(output)
         return [logits[f"{i}.logits"] for i in range(len(samples))]
+
+
+def digests(folder):
+    """SHA-256 of every file, by its path in the folder."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+class SmallDisk:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def resize(self, kib):
+        subprocess.run(["mount", "-o", f"remount,size={kib}k", self.folder], check=True)
+
+
+@contextlib.contextmanager
+def small_disk(folder, kib):
+    """A disk of its own in a new folder, or None where it may not be mounted, which it says."""
+    Path(folder).mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder], capture_output=True).returncode != 0:
+        print("skipped: a small disk (no right to mount one)")
+        yield None
+        return
+    try:
+        yield SmallDisk(folder)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def faulty_io(work):
+    """The library that makes calls on files fail, or writes them down, for LD_PRELOAD: see faulty_io.c."""
+    library = Path(work) / "faulty_io.so"
+    if not library.exists():
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, Path(__file__).with_name("faulty_io.c"), "-ldl"], check=True)
+    return library
 
 
 class Checks:

@@ -222,9 +222,6 @@ def checkpoint_cases(work):
         lambda value: value.update(chat_template="{% for message in messages %}"))})], ["chat_template"])
     yield Case("broken preprocessor_config.json", [*AWQ, *CALIB, "--model", work.model("preprocessor", {"preprocessor_config.json": lambda path: path.write_text("[]")})],
                ["preprocessor_config.json"])
-    endless = '{"image_mean": ' + "[" * 200_000 + "]" * 200_000 + "}"
-    yield Case("preprocessor_config.json nested without end", [*AWQ, *CALIB, "--model", work.model("endless", {"preprocessor_config.json": lambda path: path.write_text(endless)})],
-               ["preprocessor_config.json", "nested deeper than 64"])
     yield Case("tokenizer.json of a terabyte", [*AWQ, *CALIB, "--model", work.model("terabyte", {"tokenizer.json": lambda path: os.truncate(path, 1 << 40)})],
                ["tokenizer.json", "1099511627776"])
     yield Case("wrong architecture for the adapter", ["--plugin", "rtn", "--model", TOY, "--adapter", "hunyuan"], ["hunyuan", "'qwen3vl' serves", "--adapter"])
@@ -315,6 +312,10 @@ def usage_cases(work):
         yield Case("a scheme that the format cannot hold", [*rtn, "--scheme", "w8a8", "--format", "awq"], ["w8a8", "awq"])
     else:
         print("skipped: a scheme that the format cannot hold (compressed-tensors holds all that rtn makes)")
+    scattered = ["--plugin", "gptq", "--set", "gptq.desc_act=true", "--set", "gptq.static_groups=false", "--model", TOY, *CALIB, "--scheme", "w4a16"]
+    for form in ("compressed-tensors", "awq", "ascend"):
+        yield Case(f"scattered groups in {form}", [*scattered, "--format", form], ["no index of groups", "choose --format gptq or gptq_v2"])
+        yield Case(f"a plan of scattered groups in {form}", ["plan", *scattered, "--format", form], ["no index of groups", "choose --format gptq or gptq_v2"])
     yield Case("too little memory allowed", [*rtn, "--max-memory", "1MB"], ["run.max_memory", "1.00 MB", "the least that would do is"])
     yield Case("a plugin built for another LibTorch", [*rtn, "--plugin-dir", work.plugins("torch", "libslim_algorithm_rtn.so", b"torch=2.11.0", b"torch=2.10.0")],
                ["libslim_algorithm_rtn.so", r"2\.10\.0", r"2\.11\.0", "build"])
@@ -360,6 +361,43 @@ def disk_cases(work):
     yield Case("no right to write the output", [*rtn, "--output", locked / "out"], ["locked", "(?i)permission denied"])
     secret = work.model("secret", {"config.json": lambda path: path.chmod(0)})
     yield Case("no right to read the input", ["--plugin", "rtn", "--model", secret], ["config.json", "(?i)permission denied"])
+
+
+def nested(levels):
+    return "[" * levels + "]" * levels
+
+
+def nested_cases(work):
+    """JSON of others nests 64 levels at most, wherever it is read."""
+    rtn, awq = ["--plugin", "rtn", "--model"], [*AWQ, *CALIB, "--model"]
+
+    def written(text):
+        return lambda path: path.write_text(text)
+
+    def added(name, file, text):
+        folder = work.model(name, {file: None})
+        (folder / file).write_text(text)
+        return folder
+
+    deep = '{"a": ' + nested(64) + "}"
+    endless = '{"image_mean": ' + nested(200_000) + "}"
+    says = ["nested deeper than 64"]
+    for file, command in (("config.json", rtn), (INDEX, rtn), ("quant_model_description.json", rtn), ("slim_checksums.json", ["verify"]), ("tokenizer.json", awq),
+                          ("tokenizer_config.json", awq), ("chat_template.json", awq), ("preprocessor_config.json", awq)):
+        yield Case(f"{file} of 65 levels", [*command, added("deep_" + file, file, deep)], [re.escape(file), *says], code=3 if command == ["verify"] else 1)
+    yield Case("preprocessor_config.json nested without end", [*awq, work.model("endless", {"preprocessor_config.json": written(endless)})],
+               ["preprocessor_config.json", *says])
+    for levels, fault in ((65, says), (200_000, says)):
+        text = json_edit(lambda config: config.update(quantization_config=nested(levels)))
+        yield Case(f"quantization_config of a text of {levels} levels", [*rtn, work.model(f"text_{levels}", {"config.json": text})],
+                   ["config.json, quantization_config", *fault])
+    yield Case("a sample of 65 levels", [*AWQ, "--model", TOY, "--calib", work.jsonl("deep", deep)], ["deep.jsonl:1", *says])
+    statistics, text = work.path("deep.safetensors"), deep.encode()
+    header = json.dumps({"fingerprint": {"dtype": "U8", "shape": [len(text)], "data_offsets": [0, len(text)]}}).encode()
+    statistics.write_bytes(struct.pack("<Q", len(header)) + header + text)
+    yield Case("statistics with a fingerprint of 65 levels", [*AWQ, "--model", TOY, "--statistics", statistics], ["deep.safetensors", *says])
+    header = deep.encode()
+    yield Case("a header of 65 levels", [*rtn, work.model("deep_header", {SHARD: lambda path: path.write_bytes(struct.pack("<Q", len(header)) + header)})], [SHARD, *says])
 
 
 class Tester:
@@ -528,7 +566,7 @@ def main():
         work.path("precious").mkdir()
         work.write("precious/letter.txt", "keep me")
         try:
-            groups = (checkpoint_cases, data_cases, usage_cases, disk_cases)
+            groups = (checkpoint_cases, data_cases, nested_cases, usage_cases, disk_cases)
             cases = [case for group in groups for case in group(work) if options.only in case.name]
             with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
                 for case, wrong in zip(cases, pool.map(test.fails, cases, range(len(cases)))):

@@ -6,7 +6,6 @@ once the fault is gone `--resume` gives the bytes of an undisturbed run.
 
 System calls fail through a preloaded library (faulty_io.c), so that every stage is reached: the journal, the state between blocks, kept
 statistics, shards, side files, the flush to the disk, the last renaming; reading weights; and inputs that are cut or exchanged."""
-import argparse
 import errno
 import hashlib
 import os
@@ -17,8 +16,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-TOY, SAMPLES = ROOT / "tests/data/toy-qwen3vl", ROOT / "tests/data/samples"
+import kit
+from kit import DATA, SAMPLES, digests
+
+TOY = DATA / "toy-qwen3vl"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C"}
 GPTQ = ["--plugin", "gptq", "--scheme", "w4a16", "--calib", SAMPLES / "calib.jsonl", "--num-samples", 2, "--max-seq-length", 256]
 
 # call, part of the path, calls that succeed first, errno, what the message says, whether blocks are finished by then
@@ -44,27 +46,20 @@ FAULTS = [
 IN_CI = (1, 4, 9, 12)
 
 
-def digests(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-class Checks:
+class Faults(kit.Checks):
     def __init__(self, build, work):
-        self.program, self.work, self.failures, self.count = build / "bin/slim", work, [], 0
-        self.command = [*GPTQ, "--model", work / "input", "--output", work / "out", "--save-statistics", work / "statistics.safetensors", "--quiet"]
+        super().__init__()
+        self.program, self.work = build / "bin/slim", work
+        self.command = self.into(work / "out", "--save-statistics", work / "statistics.safetensors", "--quiet")
 
-    def slim(self, *words, **environment):
-        return subprocess.run([str(word) for word in (self.program, *self.command, *words)], capture_output=True, text=True, timeout=300,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C", **environment})
+    def into(self, output, *words):
+        return [str(word) for word in (self.program, *GPTQ, "--model", self.work / "input", "--output", output, *words)]
 
-    def expect(self, good, what):
-        if not good:
-            self.failures.append(what)
-            print("FAILED", what, flush=True)
+    def slim(self, *words, command=None, **environment):
+        return subprocess.run([*(command or self.command), *words], capture_output=True, text=True, timeout=300, env={**ENVIRONMENT, **environment})
 
     def error(self, name, done, says, kept):
         """One line, and what it promises."""
-        self.count += 1
         lines = done.stderr.strip().splitlines()
         self.expect(done.returncode == 1 and len(lines) == 1 and lines[0].startswith("slim: error: ") and re.search(says, lines[0]),
                     f"{name}: exit code {done.returncode}: {done.stderr.strip()!r}, expected {says!r}")
@@ -114,7 +109,6 @@ def check_inputs(checks):
         checks.expect(done.returncode == 0, f"{name}: {done.stderr.strip()}")
         change()
         done = checks.slim("--resume")
-        checks.count += 1
         checks.expect(done.returncode == code and says in done.stderr and done.stderr.count("\n") == 1, f"{name}: exit code {done.returncode}: {done.stderr.strip()!r}")
         weights.write_bytes(stored)
         os.utime(weights, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
@@ -125,16 +119,14 @@ def check_while_running(checks):
     """A weight file is cut, or written anew, while the run reads it: an error that names it, and never a signal or a mixed output."""
     weights = sorted((checks.work / "input").glob("*.safetensors"))[-1]
     stored, stamp = weights.read_bytes(), weights.stat()
-    command = [str(word) for word in (checks.program, *checks.command[:-1])]
     for name, change, says in (("cut while running", lambda: os.truncate(weights, 4096), weights.name),
                                ("written anew while running", lambda: weights.write_bytes(stored), "weight files were changed")):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C"})
+        process = subprocess.Popen(checks.command[:-1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
         for line in process.stderr:
             if "quantizing 1/" in line:
                 break
         change()
         _, error = process.communicate(timeout=300)
-        checks.count += 1
         checks.expect(process.returncode == 1 and says in error and not (checks.work / "out").exists(), f"{name}: exit code {process.returncode}: {error[-400:]!r}")
         weights.write_bytes(stored)
         os.utime(weights, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
@@ -143,61 +135,47 @@ def check_while_running(checks):
 
 def check_small_disks(checks):
     """Disks of every size that is too small, by steps: refused at the beginning, or kept at the end, and gone on with when there is room."""
+    whole = checks.work / "whole"
+    done = checks.slim(command=checks.into(whole, "--quiet"))
+    assert done.returncode == 0, done.stderr
+    undisturbed = digests(whole)
+    need = sum(path.stat().st_size for path in whole.rglob("*")) >> 10
     disk = checks.work / "disk"
-    disk.mkdir()
     out = disk / "out"
-    command = [*GPTQ, "--model", checks.work / "input", "--output", out, "--quiet"]
-    def slim(*words):
-        return subprocess.run([str(word) for word in (checks.program, *command, *words)], capture_output=True, text=True, timeout=300,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C"})
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode != 0:
-        return print("skipped: small disks (no right to mount one)")
-    try:
-        need = sum(path.stat().st_size for path in (checks.work / "whole").rglob("*")) >> 10
-        for kib in (need // 2, need - 300, *range(need, need + 2400, 300)):
-            subprocess.run(["mount", "-o", f"remount,size={kib}k", disk], check=True)
-            done = slim()
-            checks.count += 1
+    command = checks.into(out, "--quiet")
+    with kit.small_disk(disk, need) as mounted:
+        for kib in (need // 2, *range(need - 300, need + 400, 50)) if mounted else ():
+            mounted.resize(kib)
+            done = checks.slim(command=command)
             if done.returncode != 0:
                 lines = done.stderr.strip().splitlines()
                 checks.expect(done.returncode == 1 and len(lines) == 1 and re.search("No space left|disk is too small", lines[0]) and not out.exists(),
                               f"a disk of {kib} KiB: exit code {done.returncode}: {done.stderr.strip()!r}")
-                subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-                again = slim("--resume")
+                mounted.resize(64 << 10)
+                again = checks.slim("--resume", command=command)
                 checks.expect(again.returncode == 0, f"a disk of {kib} KiB, then room: {again.stderr.strip()}")
-            checks.expect(out.exists() and digests(out) == checks.undisturbed, f"a disk of {kib} KiB: other files than undisturbed")
-            print(f"{kib} KiB of {need}: {done.stderr.strip()[:160] or 'enough'}")
+            checks.expect(out.exists() and digests(out) == undisturbed, f"a disk of {kib} KiB: other files than undisturbed")
+            print(f"{kib} KiB of {need}: {done.stderr.strip()[:160] or 'enough'}", flush=True)
             for path in disk.iterdir():
                 shutil.rmtree(path)
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    parser.add_argument("--full", action="store_true")
-    options = parser.parse_args()
+    options = kit.options(full=False)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         shutil.copytree(TOY, work / "input")
-        library = work / "faulty_io.so"
-        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, Path(__file__).with_name("faulty_io.c"), "-ldl"], check=True)
-        checks = Checks(options.build, work)
+        checks = Faults(options.build, work)
         done = checks.slim()
         assert done.returncode == 0, done.stderr
         checks.expected = checks.result()
         checks.clear()
-        check_calls(checks, library, FAULTS if options.full else [FAULTS[i] for i in IN_CI])
+        check_calls(checks, kit.faulty_io(work), FAULTS if options.full else [FAULTS[i] for i in IN_CI])
         check_while_running(checks)
         if options.full:
             check_inputs(checks)
-            done = subprocess.run([str(word) for word in (checks.program, *GPTQ, "--model", work / "input", "--output", work / "whole", "--quiet")], env={**os.environ, "OMP_NUM_THREADS": "1"})
-            assert done.returncode == 0
-            checks.undisturbed = digests(work / "whole")
             check_small_disks(checks)
-        print(f"{checks.count} faults, {len(checks.failures)} failures")
-        return 1 if checks.failures else 0
+        return checks.exit_code()
 
 
 sys.exit(main())

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """Runs that are interrupted and gone on with give the same bytes as runs that are not.
 
-A run is killed at random moments (SIGKILL: nothing can be tidied up) and resumed until it ends; every file must equal an undisturbed
-run's. Besides: SIGINT and SIGTERM, --stop-after-blocks, what may not change between the two, two runs into one output, a damaged
-record, a crash of a plugin, a full disk. `--full` kills 50 times for each algorithm."""
-import argparse
-import hashlib
+A run is killed (SIGKILL: nothing can be tidied up) and resumed until it ends; every file must equal an undisturbed run's, and what was
+recorded as finished may not be done again. It is killed at random moments, drawn evenly over the processor time that an undisturbed run
+takes from its first file on, so that other work on the machine does not move them; and in place of, or in the middle of, a random one
+of the calls by which it changes files, which reaches every state that files can be in.
+
+Besides: SIGINT and SIGTERM, --stop-after-blocks, what may not change between the two, two runs into one output or into one file of
+statistics, a damaged record, a crash of a plugin, a full disk. `--full` kills 50 times in either way for each algorithm."""
+import concurrent.futures
 import json
 import os
 import random
@@ -13,12 +16,15 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-TOY, SAMPLES = ROOT / "tests/data/toy-qwen3vl", ROOT / "tests/data/samples"
+import kit
+from kit import DATA, SAMPLES, digests
+
+TOY = DATA / "toy-qwen3vl"
 CALIB = ["--calib", SAMPLES / "calib.jsonl", "--num-samples", 8, "--batch-size", 4]
 AWQ = ["--plugin", "awq", "--set", "awq.grid=4", "--set", "awq.rows=16", *CALIB]
 RUNS = {"awq": AWQ,
@@ -35,8 +41,14 @@ class Slim:
     def command(self, words):
         return [str(word) for word in (self.program, *words, "--model", self.work / "model")]
 
-    def start(self, *words):
-        return subprocess.Popen(self.command(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=self.work)
+    def start(self, *words, **environment):
+        return subprocess.Popen(self.command(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**ENVIRONMENT, **environment}, cwd=self.work)
+
+    def started(self, line, *words):
+        """Once it has said the line."""
+        process = self.start(*words)
+        assert any(line in said for said in process.stderr), f"{words}: never said {line!r}"
+        return process
 
     def run(self, *words, **options):
         return subprocess.run(self.command(words), capture_output=True, text=True, timeout=TIMEOUT, cwd=self.work, **{"env": ENVIRONMENT, **options})
@@ -52,10 +64,6 @@ class Slim:
         assert re.search(says, result.stderr), f"{words}: does not say {says!r}: {result.stderr}"
 
 
-def digests(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def same(work, one, other):
     ours, theirs = digests(work / one), digests(work / other)
     assert ours and ours == theirs, f"{one} and {other} differ in {[n for n in ours | theirs if ours.get(n) != theirs.get(n)]}"
@@ -63,32 +71,83 @@ def same(work, one, other):
     assert not left, f"{left} is left beside {one}"
 
 
-def check_kills(slim, work, name, words, kills, rng):
-    begin = time.monotonic()
-    slim.works(*words, "--output", name)
-    length = time.monotonic() - begin
-    resumed = 0
-    for round in range(kills):
-        again = f"{name}-{round}"
-        process = slim.start(*words, "--output", again)
-        time.sleep(rng.uniform(0.1, 1.0) * length)
+def processor_seconds(process):
+    return time.clock_gettime(~process.pid << 3 | 2)  # the kernel's number of the clock of another process
+
+
+def recorded_blocks(folder):
+    """Finished blocks of an unfinished output."""
+    journal = folder / ".slim" / "journal.jsonl"
+    lines = journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []
+    return max([json.loads(line[17:]).get("blocks", 0) for line in lines], default=0)
+
+
+class Killer:
+    """Kills runs of one command, and goes on with them."""
+
+    def __init__(self, slim, name, words):
+        self.slim, self.work, self.name, self.words = slim, slim.work, name, words
+        self.preload = {"LD_PRELOAD": str(kit.faulty_io(self.work)), "FAULT_PATH": f"{self.work}/{name}-"}
+        log = self.work / f"{name}.log"
+        process = slim.start(*words, "--output", f"{name}-0", **self.preload, FAULT_LOG=str(log))
+        while not (self.work / f"{name}-0.partial").exists() and process.poll() is None:
+            time.sleep(0.001)
+        self.begin = processor_seconds(process)
+        while process.poll() is None:
+            self.end = processor_seconds(process)
+            time.sleep(0.002)
+        assert process.returncode == 0, process.communicate()
+        self.calls = sum(not line.startswith(("renaming", "synced")) for line in log.read_text().splitlines())
+        (self.work / f"{name}-0").rename(self.work / name)
+
+    def at_a_moment(self, rng, *words):
+        moment = rng.uniform(self.begin, self.end)
+        process = self.slim.start(*self.words, *words)
+        while process.poll() is None and processor_seconds(process) < moment:
+            time.sleep(0.001)
         process.kill()
-        process.communicate()
-        for attempt in range(20):
-            if (work / again).exists() and not (work / again / ".slim").exists():
+        return process
+
+    def at_a_call(self, rng, *words):
+        fault = {"FAULT_CALL": "any", "FAULT_AFTER": str(rng.randrange(self.calls)), "FAULT_ERRNO": rng.choice(["kill", "torn"])}
+        return self.slim.start(*self.words, *words, **self.preload, **fault)
+
+    def kill(self, way, number, seed):
+        """The blocks that were recorded when it was killed for the last time."""
+        rng = random.Random(f"{seed} {self.name} {way} {number}")
+        kill = {"moment": self.at_a_moment, "call": self.at_a_call}[way]
+        again, blocks = f"{self.name}-{way}-{number}", 0
+        self.ended(again, kill(rng, "--output", again), blocks)
+        for attempt in range(4):
+            if (self.work / again).exists() and not (self.work / again / ".slim").exists():
                 break
-            assert not (work / again).exists() or (work / again / "config.json").exists(), "half an output has its final name"
-            process = slim.start(*words, "--output", again, "--resume", "--json", "--quiet")
-            if attempt < 2:
-                time.sleep(rng.uniform(0.1, 1.0) * length)
-                process.kill()
-            out, error = process.communicate(timeout=TIMEOUT)
-            assert process.returncode in (0, -signal.SIGKILL), f"{again}: exit code {process.returncode}: {error}"
-            if process.returncode == 0:
-                resumed += "resumed" in json.loads(out).get("notes", {})
-        same(work, again, name)
-        shutil.rmtree(work / again)
-    print(f"{name}: killed {kills} times, {resumed} of the last runs went on from finished blocks; every file as undisturbed ({length:.1f} s)")
+            assert not (self.work / again).exists() or (self.work / again / "config.json").exists(), "half an output has its final name"
+            blocks = recorded_blocks(self.work / f"{again}.partial")
+            go_on = ["--output", again, "--resume", "--json", "--quiet"]
+            self.ended(again, kill(rng, *go_on) if attempt < 2 else self.slim.start(*self.words, *go_on), blocks)
+        same(self.work, again, self.name)
+        shutil.rmtree(self.work / again)
+        return blocks
+
+    @staticmethod
+    def ended(name, process, blocks):
+        out, error = process.communicate(timeout=TIMEOUT)
+        assert process.returncode in (0, -signal.SIGKILL), f"{name}: exit code {process.returncode}: {error}"
+        if process.returncode == 0 and out.startswith("{"):
+            found = json.loads(out)
+            told = found.get("notes", {}).get("resumed", {"examples": ["after 0 blocks"]})
+            assert "complete" in found or f"after {blocks} blocks" in told["examples"][-1], f"{name}: {blocks} blocks were finished: {told}"
+
+
+def check_kills(slim, name, words, kills, seed):
+    begin = time.monotonic()
+    killer = Killer(slim, name, words)
+    cases = [(way, number) for way in ("moment", "call") for number in range(kills)]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        blocks = list(pool.map(lambda case: killer.kill(*case, seed), cases))
+    print(f"{name}: killed {len(cases)} times, one half at moments of {killer.begin:.2f} to {killer.end:.2f} s, the other at one of {killer.calls} calls, "
+          f"with {min(blocks)} to {max(blocks)} blocks finished ({sum(count > 0 for count in blocks)} times any); every file as undisturbed "
+          f"({time.monotonic() - begin:.0f} s)", flush=True)
 
 
 def check_stop(slim, work):
@@ -163,10 +222,7 @@ def check_changes(slim, work):
 def check_signals(slim, work):
     for number, name in ((signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")):
         slow = [*AWQ, "--set", "awq.grid=100", "--output", name]
-        process = slim.start(*slow)
-        for line in process.stderr:
-            if "quantizing 6/" in line:
-                break
+        process = slim.started("quantizing 6/", *slow)
         begin = time.monotonic()
         process.send_signal(number)
         _, error = process.communicate(timeout=TIMEOUT)
@@ -175,10 +231,7 @@ def check_signals(slim, work):
         assert took < 5, f"{name}: {took:.1f} s"  # a second on an idle machine
         assert not (work / name).exists() and (work / f"{name}.partial").exists()
         slim.works(*slow, "--resume")
-        process = slim.start(*slow, "--overwrite")
-        for line in process.stderr:
-            if "quantizing 1/" in line:
-                break
+        process = slim.started("quantizing 1/", *slow, "--overwrite")
         process.send_signal(number)
         process.send_signal(number)
         process.communicate(timeout=TIMEOUT)
@@ -200,26 +253,29 @@ def check_crash(slim, work):
 
 
 def check_two_runs(slim, work):
-    slow = [*AWQ, "--set", "awq.grid=300", "--output", "shared"]
-    process = slim.start(*slow)
-    for line in process.stderr:
-        if "quantizing 6/" in line:
-            break
-    for more in ([], ["--resume"]):
-        slim.fails("another process is writing this output", *slow, *more, code=2)
-    process.kill()
-    process.communicate()
-    print("two runs into one output: the second is refused")
+    """The second is refused, whatever the first is doing; a lock does not outlive its process."""
+    kept = ["--save-statistics", "shared.safetensors"]
+    slow = [*AWQ, "--set", "awq.grid=300", *kept]
+    for moment in ("reading samples 1/", "quantizing 6/"):
+        process = slim.started(moment, *slow, "--output", "shared")
+        for more in ([], ["--resume"], ["--overwrite"], ["--resume", "--overwrite"]):
+            slim.fails("shared.partial: another process is writing this output", *slow, "--output", "shared", *more, code=2)
+        if moment.startswith("quantizing"):
+            slim.fails("shared.safetensors.partial: another process is writing these statistics", *slow, "--output", "other", code=2)
+            assert not (work / "other.partial").exists()
+        process.kill()
+        process.communicate()
+    slim.works(*AWQ, *kept, "--output", "shared", "--overwrite")
+    assert (work / "shared.safetensors").exists() and not (work / "shared.safetensors.partial").exists()
+    print("two runs into one output, and into one file of statistics: the second is refused")
 
 
 def check_full_disk(slim, work):
     """A small disk of its own, which a file fills between two blocks' records."""
     disk = work / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk], capture_output=True).returncode != 0:
-        print("skipped: a full disk (no right to mount a small tmpfs)")
-        return
-    try:
+    with kit.small_disk(disk, 24 << 10) as mounted:
+        if not mounted:
+            return
         run = [*AWQ, "--output", disk / "out"]
         slim.works(*run, "--stop-after-blocks", 3)
         filler = disk / "filler"
@@ -232,17 +288,10 @@ def check_full_disk(slim, work):
         slim.works(*run, "--resume")
         assert digests(disk / "out") == digests(work / "awq")
         print("full disk: what was finished is kept, and gone on with")
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--build", type=lambda text: Path(text).resolve(), required=True)
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    rng = random.Random(options.seed)
+    options = kit.options(full=False, seed=1, only="")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         (work / "model").mkdir()
@@ -250,13 +299,12 @@ def main():
             (work / "model" / file.name).symlink_to(file.resolve())
         slim = Slim(options.build, work)
         for algorithm, words in RUNS.items():
-            check_kills(slim, work, algorithm, words, FULL_KILLS if options.full else KILLS, rng)
-        check_stop(slim, work)
-        check_changes(slim, work)
-        check_signals(slim, work)
-        check_crash(slim, work)
-        check_two_runs(slim, work)
-        check_full_disk(slim, work)
+            if options.only in algorithm:
+                check_kills(slim, algorithm, words, FULL_KILLS if options.full else KILLS, options.seed)
+        if options.only:
+            return
+        for check in (check_stop, check_changes, check_signals, check_crash, check_two_runs, check_full_disk):
+            check(slim, work)
 
 
-main()
+sys.exit(main())

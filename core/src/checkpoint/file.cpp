@@ -1,6 +1,7 @@
 #include "checkpoint/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -14,6 +15,9 @@ namespace slim {
 namespace {
 // Linux transfers at most this much in one call; a multiple of every page size.
 constexpr size_t kMaxTransfer = size_t{1} << 30;
+constexpr unsigned kAndWait =
+    SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+constexpr int64_t kSyncedPiece = int64_t{32} << 20;
 }  // namespace
 
 Status system_error(const std::string& path, std::string_view what, int error) {
@@ -85,9 +89,32 @@ Status File::write_at(int64_t offset, std::span<const std::byte> from) const {
   return {};
 }
 
+// fsync() does not listen to signals, and a slow disk may take long for all that is written by then: it comes
+// last, after pieces between which the process can be ended.
 Status File::sync() const {
+  SLIM_ASSIGN(const int64_t bytes, size());
+  for (int64_t begin = 0; begin < bytes && bytes > kSyncedPiece; begin += kSyncedPiece) {
+    ::sync_file_range(fd_, begin + kSyncedPiece, kSyncedPiece, SYNC_FILE_RANGE_WRITE);  // the disk stays busy
+    const bool done = ::sync_file_range(fd_, begin, kSyncedPiece, kAndWait) == 0;
+    // An error of writing is told once. Others are those of file systems that have no such call.
+    if (!done && (errno == EIO || errno == ENOSPC || errno == EDQUOT))
+      return system_error(path_, "write to the disk", errno);
+  }
   if (::fsync(fd_) != 0) return system_error(path_, "write to the disk", errno);
   return {};
+}
+
+bool File::lock() const {
+  if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) return errno != EWOULDBLOCK;
+  struct stat mine {};
+  struct stat named {};  // between opening and locking, the owner may have moved or deleted it
+  return ::fstat(fd_, &mine) == 0 && ::stat(path_.c_str(), &named) == 0 && mine.st_dev == named.st_dev &&
+         mine.st_ino == named.st_ino;
+}
+
+Status sync_folder(const std::string& folder) {
+  SLIM_ASSIGN(const File opened, File::open_folder(folder));
+  return opened.sync();
 }
 
 Result<std::string> read_text(const std::string& path, int64_t limit) {

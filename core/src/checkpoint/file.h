@@ -39,6 +39,9 @@ class File {
   Status write_at(int64_t offset, std::span<const std::byte> from) const;
   /// Returns when the contents are on the disk.
   Status sync() const;
+  /// Takes the lock of this file or folder, which ends with the process, however that ends. False: another process
+  /// has it, or the path names another file by now. A file system without locks is no reason to refuse.
+  bool lock() const;
 
  private:
   File(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
@@ -49,6 +52,9 @@ class File {
 
 /// kIo (kNotFound for ENOENT): "PATH: cannot WHAT: reason of errno".
 Status system_error(const std::string& path, std::string_view what, int error);
+
+/// Returns when what a folder lists is on the disk.
+Status sync_folder(const std::string& folder);
 
 /// The whole of a text file of at most `limit` bytes; a longer one is kCorrupt.
 Result<std::string> read_text(const std::string& path, int64_t limit);

@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <sys/file.h>
 #include <sys/statvfs.h>
 #include <sys/vfs.h>
 
@@ -183,9 +182,8 @@ void start_writeback(const File& file, int64_t offset, int64_t bytes) {
   if (bytes >= kWriteback) ::sync_file_range(file.fd(), offset, bytes, SYNC_FILE_RANGE_WRITE);
 }
 
-// A file system without locks is no reason to fail.
 Status lock_folder(const File& folder) {
-  if (::flock(folder.fd(), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return {};
+  if (folder.lock()) return {};
   return invalid(folder.path() +
                  ": another process is writing this output; wait for it or choose another output folder");
 }
@@ -201,11 +199,6 @@ fs::path target_of(const std::string& folder) {
   std::error_code error;
   const fs::path target = fs::absolute(folder, error).lexically_normal();
   return target.has_filename() ? target : target.parent_path();
-}
-
-Status sync_folder(const fs::path& folder) {
-  SLIM_ASSIGN(const File opened, File::open_folder(folder.string()));
-  return opened.sync();
 }
 
 }  // namespace
@@ -259,6 +252,14 @@ struct CheckpointWriter::State {
     if (error)
       return Status(Code::kIo,
                     target.parent_path().string() + ": cannot make the folder: " + error.message());
+    return {};
+  }
+
+  // Kept blocks are worth nothing in a folder that a power failure takes away.
+  Status sync_folders() {
+    SLIM_TRY(sync_folder(partial_name));
+    SLIM_TRY(sync_folder(target.parent_path().string()));
+    for (const fs::path& parent : made_parents) SLIM_TRY(sync_folder(parent.parent_path().string()));
     return {};
   }
 
@@ -424,7 +425,7 @@ struct CheckpointWriter::State {
     if (!options.overwrite || !fs::exists(fs::symlink_status(target, error))) {
       SLIM_TRY(rename_folder(partial, target));
       finished = true;
-      return sync_folder(target.parent_path());
+      return sync_folder(target.parent_path().string());
     }
     fs::path aside = target.string() + ".old";
     for (int i = 1; fs::exists(fs::symlink_status(aside, error)); ++i)
@@ -435,7 +436,7 @@ struct CheckpointWriter::State {
       return back.ok() ? status : std::move(status).in("the old output is now " + aside.string());
     }
     finished = true;
-    SLIM_TRY(sync_folder(target.parent_path()));
+    SLIM_TRY(sync_folder(target.parent_path().string()));
     fs::remove_all(aside, error);
     if (error)
       return Status(Code::kIo, aside.string() +
@@ -466,6 +467,7 @@ Result<std::unique_ptr<CheckpointWriter>> CheckpointWriter::create(const WriterO
   SLIM_TRY(state.make_parents());
   SLIM_TRY(state.take_partial());
   SLIM_TRY(state.make_shards(plans));
+  if (!options.resume) SLIM_TRY(state.sync_folders());
   if (plans.size() > 1) state.own_files.insert(state.index_name());
   return writer;
 }
@@ -553,7 +555,7 @@ Status CheckpointWriter::finish() {
   }
   if (state.options.checksums) SLIM_TRY(write_file(kChecksumFile, checksums_text(state.checksums())));
   for (const auto& shard : state.shards) SLIM_TRY(shard->sync());
-  for (const auto& folder : state.folders) SLIM_TRY(sync_folder(folder));
+  for (const auto& folder : state.folders) SLIM_TRY(sync_folder(folder.string()));
   SLIM_TRY(state.lock->sync());
   return state.put_in_place();
 }
@@ -593,8 +595,12 @@ void CheckpointWriter::keep_partial(bool keep) {
 }
 
 bool CheckpointWriter::in_use(const std::string& partial_folder) {
+  return !check_unused(partial_folder).ok();
+}
+
+Status CheckpointWriter::check_unused(const std::string& partial_folder) {
   const auto folder = File::open_folder(partial_folder);
-  return folder.ok() && !lock_folder(*folder).ok();
+  return folder.ok() ? lock_folder(*folder) : Status{};
 }
 
 std::string CheckpointWriter::partial_of(const std::string& folder) {

@@ -59,6 +59,8 @@ class SLIM_API CheckpointWriter {
   static std::string partial_of(const std::string& folder);
   /// True while another process writes into it.
   static bool in_use(const std::string& partial_folder);
+  /// kInvalidArgument says so where it is.
+  static Status check_unused(const std::string& partial_folder);
   const std::string& partial_folder() const;
   /// Of all tensors together, without headers.
   int64_t total_bytes() const;

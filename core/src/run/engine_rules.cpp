@@ -2,8 +2,7 @@
 
 #include <algorithm>
 
-#include <nlohmann/json.hpp>
-
+#include "checkpoint/strict_json.h"
 #include "util/nearest.h"
 
 namespace slim {
@@ -55,9 +54,11 @@ class VllmRules {
  private:
   Result<std::string> quant_method() const {
     SLIM_ASSIGN(const std::string text, config_value(model_.weights->checkpoint(), "quantization_config"));
-    const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-    const bool named = json.is_object() && json.contains("quant_method") && json["quant_method"].is_string();
-    return named ? json["quant_method"].get<std::string>() : std::string("this format");
+    const auto json = parse_strict_json(text);
+    const bool object = json.ok() && json->is_object();
+    const auto method = object ? json->find("quant_method") : json->end();
+    return object && method != json->end() && method->is_string() ? method->get<std::string>()
+                                                                  : "this format";
   }
 
   void add(const std::string& layer, const std::string& what) {

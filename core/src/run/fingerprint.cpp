@@ -10,10 +10,9 @@
 #include <filesystem>
 #include <set>
 
-#include <nlohmann/json.hpp>
-
 #include "checkpoint/checksums.h"
 #include "checkpoint/file.h"
+#include "checkpoint/strict_json.h"
 #include "config/keys.h"
 #include "slim/version.hpp"
 #include "util/hash.h"
@@ -151,7 +150,7 @@ std::string difference(const Fingerprint& found, const Fingerprint& expected) {
 std::string fingerprint_json(const Fingerprint& fingerprint) { return nlohmann::json(fingerprint).dump(); }
 
 Result<Fingerprint> parse_fingerprint(std::string_view json) {
-  const auto parsed = nlohmann::json::parse(json, nullptr, /*allow_exceptions=*/false);
+  SLIM_ASSIGN(const auto parsed, parse_strict_json(json));
   Fingerprint fingerprint;
   if (!parsed.is_object()) return Status(Code::kCorrupt, "the fingerprint is no JSON object");
   for (const auto& [name, value] : parsed.items()) {

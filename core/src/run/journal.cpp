@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/writer.h"
 #include "run/tensor_file.h"
 #include "util/hash.h"
 
@@ -80,11 +81,6 @@ Status write_text(const std::string& path, const std::string& text) {
   return file.sync();
 }
 
-Status sync_folder(const std::string& folder) {
-  SLIM_ASSIGN(const File opened, File::open_folder(folder));
-  return opened.sync();
-}
-
 }  // namespace
 
 std::string Journal::folder_in(const std::string& output_folder) { return output_folder + "/.slim"; }
@@ -98,7 +94,7 @@ std::string Journal::state_path(int64_t blocks) const {
 int64_t Journal::blocks_in(const std::string& output_folder) {
   std::error_code error;
   if (!fs::exists(journal_path(folder_in(output_folder)), error)) return 0;
-  const auto journal = open(output_folder);
+  const auto journal = read(output_folder);
   return journal.ok() ? (*journal)->blocks() : 0;
 }
 
@@ -118,6 +114,12 @@ Result<std::unique_ptr<Journal>> Journal::begin(const std::string& output_folder
 }
 
 Result<std::unique_ptr<Journal>> Journal::open(const std::string& output_folder) {
+  // Its owner would change the record while it is read.
+  SLIM_TRY(CheckpointWriter::check_unused(output_folder));
+  return read(output_folder);
+}
+
+Result<std::unique_ptr<Journal>> Journal::read(const std::string& output_folder) {
   std::unique_ptr<Journal> journal(new Journal(output_folder));
   const std::string path = journal_path(journal->folder_);
   SLIM_ASSIGN(const std::string text, read_text(path, kLargestJournal));

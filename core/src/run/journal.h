@@ -27,6 +27,7 @@ class SLIM_API Journal {
   /// Finished blocks that the folder's journal holds; 0 also without one.
   static int64_t blocks_in(const std::string& output_folder);
   static Result<std::unique_ptr<Journal>> begin(const std::string& output_folder, const Fingerprint&);
+  /// Goes on with a folder's journal. kInvalidArgument: another process writes it.
   static Result<std::unique_ptr<Journal>> open(const std::string& output_folder);
 
   const Fingerprint& fingerprint() const { return fingerprint_; }
@@ -43,6 +44,7 @@ class SLIM_API Journal {
 
  private:
   explicit Journal(const std::string& output_folder) : folder_(folder_in(output_folder)) {}
+  static Result<std::unique_ptr<Journal>> read(const std::string& output_folder);
   Status append(const std::string& json);
   Status read_entry(const std::string& json);
   std::string batches_path(int64_t blocks) const;

@@ -1,6 +1,6 @@
 #include "run/output_config.h"
 
-#include <nlohmann/json.hpp>
+#include "checkpoint/strict_json.h"
 
 namespace slim {
 namespace {
@@ -34,7 +34,7 @@ Status set_entry(Json& root, const std::string& path, const std::string& text) {
 
 Result<std::string> output_config(const std::string& config_json, const Format& output_format,
                                   const OutputModel& output) {
-  Json config = Json::parse(config_json, nullptr, /*allow_exceptions=*/false);
+  SLIM_ASSIGN(Json config, parse_strict_json(config_json));
   if (!config.is_object()) return Status(Code::kCorrupt, "config.json is not a JSON object");
   SLIM_ASSIGN(const std::string quantization, output_format.quantization_config(output));
   if (!quantization.empty()) SLIM_TRY(set_entry(config, "quantization_config", quantization));

@@ -1,7 +1,6 @@
 #include "run/statistics_file.h"
 
 #include <ATen/ATen.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -47,11 +46,15 @@ Result<std::string> padded_header(const std::vector<TensorSpec>& tensors, int64_
   return prefix + text;
 }
 
-/// Two runs may not write one file. A file system without locks is no reason to fail.
+/// Two runs may not write one file.
 Status lock(const File& file) {
-  if (::flock(file.fd(), LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return {};
+  if (file.lock()) return {};
   return {Code::kInvalidArgument,
           file.path() + ": another process is writing these statistics; wait for it or choose another file"};
+}
+
+std::string folder_of(const std::string& path) {
+  return std::filesystem::absolute(path).parent_path().string();
 }
 
 /// An empty file that nobody else writes; what a crash has left of one is emptied.
@@ -72,6 +75,7 @@ Result<std::unique_ptr<StatisticsWriter>> StatisticsWriter::create(const std::st
   SLIM_ASSIGN(File file, own_file(path + ".partial"));
   add_leftover(file.path());
   if (::ftruncate(file.fd(), header) != 0) return system_error(file.path(), "reserve space", errno);
+  SLIM_TRY(sync_folder(folder_of(path)));
   return std::unique_ptr<StatisticsWriter>(new StatisticsWriter(path, std::move(file), header));
 }
 
@@ -150,8 +154,7 @@ Status StatisticsWriter::finish(const Fingerprint& fingerprint) {
   if (std::rename(file_.path().c_str(), path_.c_str()) != 0)
     return system_error(file_.path(), "rename to " + path_, errno);
   finished_ = true;
-  SLIM_ASSIGN(const File folder, File::open_folder(std::filesystem::absolute(path_).parent_path().string()));
-  return folder.sync();
+  return sync_folder(folder_of(path_));
 }
 
 Result<std::unique_ptr<StatisticsFile>> StatisticsFile::open(const std::string& path) {

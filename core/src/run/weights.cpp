@@ -2,9 +2,8 @@
 
 #include <ATen/ATen.h>
 
-#include <nlohmann/json.hpp>
-
 #include "checkpoint/file.h"
+#include "checkpoint/strict_json.h"
 #include "plugin/guard.h"
 #include "slim/quant.hpp"
 
@@ -44,15 +43,26 @@ Result<at::Tensor> slice_of(const Layer& layer, at::Tensor stored) {
   return stored.narrow(0, layer.weight.row_begin, layer.out).contiguous();
 }
 
-/// What a checkpoint says of its quantization: config.json's "quantization_config", or else the file in which some formats
+/// Formats parse it with parsers of their own: nothing malformed or nested too deep gets to them.
+Result<std::string> checked_json(std::string text, const std::string& where) {
+  const auto json = parse_strict_json(text);
+  if (!json.ok()) return json.status().in(where);
+  return text;
+}
+
+/// What a checkpoint says of its quantization, as JSON: config.json's "quantization_config", or else the file in which some formats
 /// describe it. Empty: nothing.
 Result<std::string> quantization_text(const Checkpoint& checkpoint) {
   constexpr int64_t kLargest = 100'000'000;
-  SLIM_ASSIGN(std::string config, config_value(checkpoint, "quantization_config"));
-  if (!config.empty()) return config;
+  constexpr const char* kKey = "quantization_config";
+  SLIM_ASSIGN(std::string config, config_value(checkpoint, kKey));
+  if (!config.empty())  // a string may hold whatever it likes
+    return checked_json(std::move(config), checkpoint.folder() + "/config.json, " + kKey);
   for (const std::string& name : checkpoint.side_files()) {
-    if (name.starts_with("quant_model_description") && name.ends_with(".json"))
-      return read_text(checkpoint.folder() + "/" + name, kLargest);
+    if (!name.starts_with("quant_model_description") || !name.ends_with(".json")) continue;
+    const std::string path = checkpoint.folder() + "/" + name;
+    SLIM_ASSIGN(std::string text, read_text(path, kLargest));
+    return checked_json(std::move(text), path);
   }
   return config;
 }
@@ -60,9 +70,7 @@ Result<std::string> quantization_text(const Checkpoint& checkpoint) {
 }  // namespace
 
 Result<std::string> config_value(const Checkpoint& checkpoint, const char* key) {
-  const auto config = nlohmann::json::parse(checkpoint.config_json(), nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object())
-    return Status(Code::kCorrupt, checkpoint.folder() + "/config.json: not a JSON object");
+  SLIM_ASSIGN(const auto config, parse_strict_json(checkpoint.config_json()));
   const auto it = config.find(key);
   if (it == config.end() || it->is_null()) return std::string();
   return it->is_string() ? it->get<std::string>() : it->dump();
