@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """W8A8S on the toy, computed again with numpy from the definition: every code, deq_scale and quant_bias exactly, and the input ranges
-of act_method 1 from the activations that transformers sees in the first layer. One run for each way to protect weights."""
+of act_method 1 from the activations that transformers sees in the first layer. One run for each way to protect weights; for co_sparse also
+that each row's scale is the best of those within a fifth of the largest inlier's."""
 import json
 import tempfile
 from pathlib import Path
@@ -17,7 +18,8 @@ TOY = DATA / "toy-qwen3vl"
 CALIBRATION = 8
 RUNS = {"fraction": ["--set", "sparse.fraction=0.03"],
         "sigma": ["--set", "sparse.use_sigma=true", "--set", "sparse.sigma_factor=3.0"],
-        "closed": ["--set", "sparse.open_outlier=false"]}
+        "closed": ["--set", "sparse.open_outlier=false"],
+        "co_sparse": ["--set", "sparse.is_lowbit=false", "--set", "sparse.co_sparse=true", "--set", "sparse.fraction=0.03"]}
 
 
 def quantize(build, output, *options):
@@ -42,6 +44,25 @@ def codes_by_definition(weight, run):
     return np.clip(np.rint(weight / scale), -128, 127).astype(np.int8), scale.astype(np.float32), outlier
 
 
+def co_sparse_by_definition(weight, deq_scale, input_scale):
+    """The scales are those of the tried ones, 0.8 to 1.2 times the largest inlier / 7, whose product with the input's was stored; their squared
+    error must be the least of all that were tried. One threshold for the whole matrix; inliers take -7..7."""
+    magnitude = np.abs(weight)
+    k = int(weight.size * 0.03)
+    outlier = magnitude > np.sort(magnitude, axis=None)[weight.size - k]
+    plain = np.where(outlier, 0, magnitude).max(axis=1, keepdims=True).astype(np.float32) / np.float32(7)
+    tried = plain * (torch.arange(-40, 41, dtype=torch.float32) * 0.005 + 1).numpy()
+    least, largest = np.where(outlier, -128, -7), np.where(outlier, 127, 7)
+    every = [np.clip(np.rint(weight / scale[:, None]), least, largest) for scale in tried.T]
+    errors = np.stack([((codes * scale[:, None].astype(np.float64) - weight) ** 2).sum(1) for codes, scale in zip(every, tried.T)], 1)
+    stored = input_scale * tried == deq_scale[:, None]
+    assert stored.any(1).all(), "a scale that is none of those to be tried"
+    chosen = stored.argmax(1)
+    rows = np.arange(len(weight))
+    assert (errors[rows, chosen] <= errors.min(1) * (1 + 1e-5)).all(), "another scale has a smaller error"  # errors are summed in fp32
+    return np.stack(every, 1)[rows, chosen].astype(np.int8), tried[rows, chosen][:, None], outlier
+
+
 def check_weights(folder, floats, run):
     tensors = load_file(folder / "quant_model_weight_w8a8s.safetensors")
     description = json.loads((folder / "quant_model_description.json").read_text())
@@ -50,7 +71,10 @@ def check_weights(folder, floats, run):
     share = 0
     for layer in layers:
         weight = floats[layer + ".weight"].float().numpy()
-        codes, scale, outlier = codes_by_definition(weight, run)
+        if run == "co_sparse":
+            codes, scale, outlier = co_sparse_by_definition(weight, tensors[layer + ".deq_scale"].numpy(), tensors[layer + ".input_scale"].numpy())
+        else:
+            codes, scale, outlier = codes_by_definition(weight, run)
         share += outlier.mean() / len(layers)
         assert (tensors[layer + ".weight"].numpy() == codes).all(), f"{run}: {layer}: codes differ"
         input_scale, offset = tensors[layer + ".input_scale"].numpy(), tensors[layer + ".input_offset"].numpy()
