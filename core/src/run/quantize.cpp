@@ -6,27 +6,23 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <future>
 
 #include <nlohmann/json.hpp>
 
 #include "plugin/guard.h"
 #include "run/async_writer.h"
-#include "run/block_context.h"
-#include "run/calibration.h"
+#include "run/block_loader.h"
 #include "run/commands.h"
-#include "run/device_copies.h"
 #include "run/device_memory.h"
-#include "run/device_moves.h"
 #include "run/device_plan.h"
 #include "run/fingerprint.h"
 #include "run/join_reports.h"
 #include "run/journal.h"
+#include "run/kept_statistics.h"
 #include "run/open_backend.h"
 #include "run/output_run.h"
+#include "run/propagation.h"
 #include "run/run_report.h"
-#include "run/spill.h"
-#include "run/statistics_file.h"
 #include "slim/ops.hpp"
 
 namespace slim {
@@ -35,6 +31,21 @@ namespace {
 /// Tokens of the layer's distribution that stand behind every expert's own: enough for a usable Gram, too few to outweigh
 /// what the expert saw.
 constexpr double kExpertPriorTokens = 128;
+
+/// What is told here, every output of the run reports.
+class NotesOfAll final : public Notes {
+ public:
+  explicit NotesOfAll(const std::vector<std::unique_ptr<OutputRun>>& outputs) : outputs_(outputs) {}
+  void note(std::string_view kind, std::string_view where, std::string_view detail) override {
+    for (const auto& output : outputs_) output->notes().note(kind, where, detail);
+  }
+  void metric(std::string_view where, std::string_view key, double value) override {
+    for (const auto& output : outputs_) output->notes().metric(where, key, value);
+  }
+
+ private:
+  const std::vector<std::unique_ptr<OutputRun>>& outputs_;
+};
 
 /// One run: opens and decides everything, then goes block by block, and makes every output of each.
 class QuantizeRun {
@@ -72,7 +83,7 @@ class QuantizeRun {
 
   // ---- interrupted runs ----
   Status check_left(const std::string& partial, int64_t left) {
-    if (config_.resume) note_all("nothing to resume", partial, "the run began anew");
+    if (config_.resume) notes_.note("nothing to resume", partial, "the run began anew");
     if (left == 0 || config_.overwrite || CheckpointWriter::in_use(partial)) return {};
     return {Code::kInvalidArgument, partial + ": holds " + std::to_string(left) +
                                         " finished blocks of an interrupted run; go on with --resume, or "
@@ -82,7 +93,7 @@ class QuantizeRun {
   Status begin(const std::string& partial) {
     for (auto& output : outputs_) SLIM_TRY(output->create(false));  // first: reading samples may take long
     SLIM_TRY(open_statistics());
-    if (runs_forward()) SLIM_TRY(read_samples());
+    if (runs_forward()) SLIM_TRY(begin_propagation());
     SLIM_TRY(create_statistics());
     SLIM_ASSIGN(const Fingerprint fingerprint, fingerprint_of_run());
     SLIM_ASSIGN(journal_, Journal::begin(partial, fingerprint));
@@ -105,14 +116,9 @@ class QuantizeRun {
       SLIM_TRY(outputs_[i]->create(true));
       SLIM_TRY(outputs_[i]->adopt(journal_->tensors(i)));
     }
-    calibration_ = std::move(state.calibration);
-    for (Carry& carry : calibration_.batches) {
-      SLIM_ASSIGN(carry, spill_->store(std::move(carry)));
-    }
-    if (!state.statistics.empty() && !statistics_done()) {
-      SLIM_ASSIGN(statistics_writer_, StatisticsWriter::resume(config_.save_statistics, state.statistics));
-    }
-    note_all("resumed", partial, "after " + std::to_string(journal_->blocks()) + " blocks");
+    SLIM_TRY(propagation_->resume(std::move(state.calibration)));
+    if (!state.statistics.empty() && !statistics_done()) SLIM_TRY(statistics_->resume(state.statistics));
+    notes_.note("resumed", partial, "after " + std::to_string(journal_->blocks()) + " blocks");
     return {};
   }
 
@@ -157,7 +163,7 @@ class QuantizeRun {
   /// The block is finished. Where the next one needs nothing of it, and nobody waits for a block, the run goes on while its tensors are
   /// on their way, and the record is made behind them.
   Status finish_block() {
-    const bool waits = runs_forward() || statistics_writer_ || config_.stop_after_blocks > 0;
+    const bool waits = runs_forward() || statistics_->kept() || config_.stop_after_blocks > 0;
     if (waits) SLIM_TRY(jobs_.drain());  // a slow disk must not let finished blocks pile up
     SLIM_ASSIGN(RunState state, state_now());
     if (waits) return record(state);
@@ -168,18 +174,9 @@ class QuantizeRun {
   Result<RunState> state_now() {
     RunState state;
     for (auto& output : outputs_) state.reports.push_back(output->report_state());
-    if (statistics_writer_) {
-      SLIM_ASSIGN(state.statistics, statistics_writer_->state());
-    }
-    if (runs_forward() && journal_->blocks() >= last_forward_) calibration_.batches.clear();
-    // What a file gives back lies dense and aligned in memory; so must what a run goes on with, to round alike.
-    for (Carry& carry : calibration_.batches) {
-      for (auto& [key, tensor] : carry) {
-        if (!tensor.is_contiguous() || tensor.storage_offset() != 0)
-          tensor = tensor.clone(at::MemoryFormat::Contiguous);
-      }
-    }
-    state.calibration = calibration_;
+    SLIM_ASSIGN(state.statistics, statistics_->state());
+    if (runs_forward() && journal_->blocks() >= last_forward_) propagation_->forget();
+    state.calibration = propagation_->calibration();
     return state;
   }
 
@@ -197,7 +194,7 @@ class QuantizeRun {
 
   void keep_partial(bool keep) {
     for (auto& output : outputs_) output->writer().keep_partial(keep);
-    if (statistics_writer_) statistics_writer_->keep_partial(keep);
+    statistics_->keep_partial(keep);
   }
 
   /// Adds to an error what is left of the run: everything finished, unless the input or the plugins are at fault.
@@ -207,7 +204,7 @@ class QuantizeRun {
                          code == Code::kCorrupt || code == Code::kOutOfMemory;
     if (!outside || !journal_ || journal_->blocks() == 0) {
       for (auto& output : outputs_) output->discard();
-      if (statistics_writer_) statistics_writer_->keep_partial(false);
+      statistics_->keep_partial(false);
       return code == Code::kCancelled ? Status(code, status.message() + "; nothing was written") : status;
     }
     return {code, status.message() + "; " + std::to_string(journal_->blocks()) + " of " +
@@ -251,27 +248,31 @@ class QuantizeRun {
         std::exchange(config_.batch_size, device_mode_.batch_size) != device_mode_.batch_size;
     SLIM_ASSIGN(memory_, choose_memory_mode(config_, model_, plans));
     SLIM_ASSIGN(const at::ScalarType dtype, model_.compute_dtype(config_.dtype));
-    exec_ = make_exec(dtype, backend_.device);
-    host_exec_ = make_exec(dtype, at::kCPU);
-    for (OutputPlan& plan : plans) plan.config.backend = backend_.id;
-    for (OutputPlan& plan : plans)
+    for (OutputPlan& plan : plans) {
+      plan.config.backend = backend_.id;
       outputs_.push_back(std::make_unique<OutputRun>(std::move(plan), model_, jobs_, progress_));
+    }
+    statistics_ = std::make_unique<KeptStatistics>(config_, model_, dtype);
+    loader_ =
+        std::make_unique<BlockLoader>(*model_.weights, backend_.device, device_mode_.read_ahead, notes_);
+    propagation_ = std::make_unique<Propagation>(
+        Propagation::Options{dtype, backend_.device, device_mode_.read_ahead, config_.all_experts}, model_,
+        Spill(CheckpointWriter::partial_of(outputs_.front()->folder()), memory_.spill), notes_, progress_);
     find_last_forward();
-    spill_ = std::make_unique<Spill>(CheckpointWriter::partial_of(outputs_.front()->folder()), memory_.spill);
-    if (memory_.spill && runs_forward())
-      note_all("activations in files", "run.max_memory", bytes_text(config_.max_memory));
-    if (smaller_batches && runs_forward())
-      note_all("smaller batches for the device's memory", "run.max_vram",
-               std::to_string(config_.batch_size) + " samples each");
-    if (!memory_.read_ahead)
-      note_all("weights not read ahead", "run.max_memory", bytes_text(config_.max_memory));
+    note_measures(smaller_batches);
     return {};
   }
 
-  std::unique_ptr<BlockExec> make_exec(at::ScalarType dtype, at::Device device) const {
-    auto exec = std::make_unique<BlockExec>(*model_.weights, dtype, device);
-    exec->set_all_experts(config_.all_experts);
-    return exec;
+  /// What is done to need less memory.
+  void note_measures(bool smaller_batches) {
+    if (memory_.spill && runs_forward())
+      notes_.note("activations in files", "run.max_memory", bytes_text(config_.max_memory));
+    if (smaller_batches && runs_forward()) {
+      notes_.note("smaller batches for the device's memory", "run.max_vram",
+                  std::to_string(config_.batch_size) + " samples each");
+    }
+    if (!memory_.read_ahead)
+      notes_.note("weights not read ahead", "run.max_memory", bytes_text(config_.max_memory));
   }
 
   /// One forward pass serves several outputs, or a later run, only if it is the float model's.
@@ -287,7 +288,7 @@ class QuantizeRun {
   }
 
   std::unique_ptr<StatisticSet> observations(const BlockPlan& block) const {
-    auto statistics = std::make_unique<StatisticSet>(block, calibration_.tokens());
+    auto statistics = std::make_unique<StatisticSet>(block, propagation_->calibration().tokens());
     for (const auto& output : outputs_) {
       if (output->changes(block)) observe(output->plan(), block, *statistics);
     }
@@ -306,7 +307,7 @@ class QuantizeRun {
                        [&](const auto& output) { return output->changes(block); });
   }
 
-  Status read_samples() {
+  Status begin_propagation() {
     if (config_.calib.empty()) {
       const Recipe& recipe = outputs_.front()->plan().recipe;
       const bool cache = outputs_.front()->plan().plan.kv_cache;
@@ -314,48 +315,16 @@ class QuantizeRun {
                                              : recipe.algorithm_ids.front()) +
                                           " needs calibration data; pass --calib FILE or DIR"};
     }
-    SLIM_ASSIGN(calibration_, calibrate_input(config_, model_, *exec_, progress_, *spill_));
-    if (calibration_.begun_on_host > 0) {
-      note_all("batches begun on the CPU: out of the device's memory", "the model's entry",
-               std::to_string(calibration_.begun_on_host) + " batches");
-    }
-    return {};
+    return propagation_->begin(config_);
   }
 
   // ---- kept statistics ----
-  /// What statistics depend on. Calibration is compared only where this run names some.
-  Result<Fingerprint> statistics_fingerprint() const {
-    SLIM_ASSIGN(Fingerprint fingerprint, model_fingerprint(model_));
-    fingerprint["run.dtype"] = c10::toString(exec_->dtype());
-    fingerprint["run.all_experts"] = config_.all_experts ? "true" : "false";
-    if (config_.calib.empty()) return fingerprint;
-    fingerprint["dataset.path"] = std::filesystem::path(config_.calib).lexically_normal().filename().string();
-    fingerprint["dataset.num_samples"] = std::to_string(config_.num_samples);
-    fingerprint["dataset.max_seq_length"] = std::to_string(config_.max_seq_length);
-    fingerprint["dataset.shuffle"] = config_.shuffle ? "seed " + std::to_string(config_.seed) : "false";
-    return fingerprint;
-  }
-
   Status open_statistics() {
-    if (config_.statistics.empty()) return {};
-    if (!config_.save_statistics.empty()) {
-      return {Code::kInvalidArgument,
-              "--statistics and --save-statistics exclude each other: nothing new is collected"};
-    }
-    SLIM_ASSIGN(statistics_file_, StatisticsFile::open(config_.statistics));
-    SLIM_ASSIGN(const Fingerprint expected, statistics_fingerprint());
-    const Fingerprint& found = statistics_file_->fingerprint();
-    if (const std::string differs = difference(found, expected); !differs.empty()) {
-      return {Code::kInvalidArgument, config_.statistics + ": its statistics are not this run's: " + differs};
-    }
-    const auto saved = [&](const char* key) {
-      return found.contains(key) ? std::atoll(found.at(key).c_str()) : 0;
-    };
-    calibration_.text_tokens = saved(kTextTokens);
-    calibration_.image_tokens = saved(kImageTokens);
-    note_all("statistics from a file", config_.statistics,
-             std::to_string(calibration_.tokens()) + " tokens of " +
-                 (found.contains("dataset.path") ? found.at("dataset.path") : "unknown data"));
+    SLIM_TRY(statistics_->open());
+    if (!statistics_->given()) return {};
+    propagation_->count_tokens(statistics_->text_tokens(), statistics_->image_tokens());
+    notes_.note("statistics from a file", config_.statistics,
+                std::to_string(propagation_->calibration().tokens()) + " tokens of " + statistics_->source());
     return {};
   }
 
@@ -369,17 +338,13 @@ class QuantizeRun {
         return Status{};
       }));
     }
-    SLIM_ASSIGN(statistics_writer_, StatisticsWriter::create(config_.save_statistics, count));
-    return {};
+    return statistics_->create(count);
   }
 
   Status finish_statistics() {
-    if (!statistics_writer_) return {};
+    if (!statistics_->kept()) return {};
     SLIM_TRY(journal_->announce(kStatisticsStep));
-    SLIM_ASSIGN(Fingerprint fingerprint, statistics_fingerprint());
-    fingerprint[kTextTokens] = std::to_string(calibration_.text_tokens);
-    fingerprint[kImageTokens] = std::to_string(calibration_.image_tokens);
-    return statistics_writer_->finish(fingerprint);
+    return statistics_->finish(propagation_->calibration());
   }
 
   // ---- blocks ----
@@ -388,20 +353,17 @@ class QuantizeRun {
     progress_.begin("quantizing", static_cast<int64_t>(blocks.size()));
     const auto first = static_cast<size_t>(journal_->blocks());
     for (size_t i = 0; i < first; ++i) progress_.step(blocks[i].name);
-    std::future<Result<std::unique_ptr<ComingWeights>>> next = load_ahead(first);
+    read_ahead(first);
     for (size_t i = first; i < blocks.size() && !stopped(); ++i) {
       const BlockPlan& block = blocks[i];
       if (progress_.cancelled()) return {Code::kCancelled, "interrupted before " + block.name};
       BlockState state;
       state.plan = &block;
       state.runs_again = block.index < last_forward_ && !float_inputs_;
-      if (!next.valid()) next = load_ahead(i);
-      if (next.valid()) {
-        SLIM_ASSIGN(const auto coming, next.get());
-        coming->copies.wait_on_host();
-        state.weights = on_device(block, std::move(coming->weights));
+      if (needs_weights(block)) {
+        SLIM_ASSIGN(state.weights, loader_->take(block));
       }
-      if (memory_.read_ahead) next = load_ahead(i + 1);
+      if (memory_.read_ahead) read_ahead(i + 1);
       SLIM_TRY(run_block(state));
       state = {};
       SLIM_TRY(finish_block());
@@ -411,66 +373,36 @@ class QuantizeRun {
     return jobs_.drain();
   }
 
-  /// A block's weights, on the host or on their way to the device.
-  struct ComingWeights {
-    explicit ComingWeights(at::Device device) : copies(device) {}
-    DeviceCopies copies;
-    BlockWeights weights;
-  };
-  std::future<Result<std::unique_ptr<ComingWeights>>> load_ahead(size_t index) {
+  /// All other blocks are copied as bytes.
+  bool needs_weights(const BlockPlan& block) const { return changes(block) || block.index <= last_forward_; }
+  void read_ahead(size_t index) {
     const auto& blocks = model_.plan.blocks;
-    if (index >= blocks.size()) return {};
-    const BlockPlan& block = blocks[index];
-    if (!changes(block) && block.index > last_forward_) return {};  // copied as bytes
-    return std::async(std::launch::async, [this, &block]() -> Result<std::unique_ptr<ComingWeights>> {
-      auto coming = std::make_unique<ComingWeights>(backend_.device);
-      SLIM_ASSIGN(coming->weights, model_.weights->load(block));
-      if (!backend_.device.is_cpu() && device_mode_.read_ahead) send(*coming);
-      return coming;
-    });
-  }
-
-  /// If there is no room for them yet, they are moved when it is their turn.
-  static void send(ComingWeights& coming) {
-    const c10::NoGradGuard no_grad;
-    const auto there = guarded("moving between host and device", [&]() -> Result<BlockWeights> {
-      BlockWeights weights = coming.weights;
-      for (auto* tensors : {&weights.weight, &weights.bias}) {
-        for (at::Tensor& tensor : *tensors) tensor = coming.copies.to_device(tensor);
-      }
-      for (auto& [name, tensor] : weights.params) tensor = coming.copies.to_device(tensor);
-      coming.copies.start();
-      return weights;
-    });
-    if (there.ok()) coming.weights = *there;
+    if (index < blocks.size() && needs_weights(blocks[index])) loader_->begin(blocks[index]);
   }
 
   Status run_block(BlockState& state) {
     const BlockPlan& block = *state.plan;
-    if (block.index <= last_forward_ && starts_stage(model_.plan, block)) {
-      SLIM_TRY(replace_batches(
-          block.name, [&](BlockExec& exec, Carry& there) { return model_.enter(block, exec, there); }));
-    }
+    if (block.index <= last_forward_ && starts_stage(model_.plan, block))
+      SLIM_TRY(propagation_->enter(block));
     if (changes(block)) {
       SLIM_TRY(make_block(state));
     } else {
-      if (block.index < last_forward_) SLIM_TRY(advance(state));
+      if (block.index < last_forward_) SLIM_TRY(propagation_->advance(state));
       for (auto& output : outputs_) SLIM_TRY(output->copy_block(block));
     }
-    exec_->release_globals();
-    host_exec_->release_globals();
+    propagation_->release_globals();
     return {};
   }
 
   Status make_block(BlockState& state) {
     const BlockPlan& block = *state.plan;
     BlockWork work;
-    const Status status = make_outputs(state, work, *exec_);
+    const Status status = make_outputs(state, work, propagation_->exec());
     SLIM_TRY(status.code() == Code::kOutOfMemory && can_begin_again(work) ? make_on_host(state, work, status)
                                                                           : status);
     if (block.index >= last_forward_) return {};
-    if (!float_inputs_) return advance(state);
-    calibration_.batches = std::move(work.float_outputs);
+    if (!float_inputs_) return propagation_->advance(state);
+    propagation_->replace(std::move(work.float_outputs));
     return {};
   }
 
@@ -490,9 +422,7 @@ class QuantizeRun {
 
   /// The block again from its weights, on the host, for the outputs that are left.
   Status make_on_host(BlockState& state, BlockWork& work, const Status& why) {
-    exec_->set_statistics(nullptr);
-    exec_->set_overrides(nullptr);
-    exec_->region_inputs().clear();
+    propagation_->reset();
     const BlockPlan& block = *state.plan;
     const bool runs_again = state.runs_again;
     state = {};
@@ -507,8 +437,8 @@ class QuantizeRun {
     }
     work.told.resize(work.outputs_made);
     work.float_outputs.clear();
-    SLIM_TRY(make_outputs(state, work, *host_exec_));
-    state.weights = on_device(block, std::move(state.weights));
+    SLIM_TRY(make_outputs(state, work, propagation_->host_exec()));
+    state.weights = loader_->on_device(block, std::move(state.weights));
     return {};
   }
 
@@ -531,125 +461,23 @@ class QuantizeRun {
 
   Status make_output(OutputRun& output, BlockState& state, StatisticSet& statistics, BlockExec& exec) {
     if (!output.changes(*state.plan)) return output.copy_block(*state.plan);
-    Status status = output.make_block(state, statistics, exec, calibration_);
+    Status status = output.make_block(state, statistics, exec, propagation_->calibration());
     return outputs_.size() == 1 ? status : std::move(status).in("output " + output.plan().config.output);
   }
 
   /// The statistics of a block: from the file of an earlier run, or from a calibration pass, which with float inputs gives the next
   /// block's too.
   Status gather(const BlockState& state, StatisticSet& statistics, BlockWork& work, BlockExec& exec) {
+    const bool wants_outputs = float_inputs_ && state.plan->index < last_forward_;
     return guarded(state.plan->name, [&]() -> Status {
-      if (statistics_file_) {
-        SLIM_TRY(statistics_file_->restore(*state.plan, statistics, exec.device()));
-      } else {
-        SLIM_TRY(collect(state, statistics, work.float_outputs, exec));
-      }
-      if (statistics_writer_ && !std::exchange(work.statistics_kept, true))
-        SLIM_TRY(statistics_writer_->put(*state.plan, statistics));
+      SLIM_TRY(statistics_->given() ? statistics_->restore(*state.plan, statistics, exec.device())
+                                    : propagation_->collect(state, statistics, exec,
+                                                            wants_outputs ? &work.float_outputs : nullptr));
+      if (!std::exchange(work.statistics_kept, true)) SLIM_TRY(statistics_->put(*state.plan, statistics));
       if (!statistics.empty()) statistics.finish(kExpertPriorTokens);
       return {};
     });
   }
-
-  Status collect(const BlockState& state, StatisticSet& statistics, std::vector<Carry>& float_outputs,
-                 BlockExec& exec) {
-    exec.region_inputs().clear();
-    const bool wants_output = float_inputs_ && state.plan->index < last_forward_;
-    if (statistics.empty() && !wants_output) return {};
-    exec.set_statistics(&statistics);
-    float_outputs.resize(wants_output ? calibration_.batches.size() : 0);
-    const auto pass = [&](size_t i, Carry& there, const Status& moved) -> Status {
-      SLIM_TRY(moved);
-      SLIM_TRY(forward(state, exec, there));
-      SLIM_TRY(keep_region_inputs(exec));
-      Spill::release(calibration_.batches[i]);
-      return {};
-    };
-    const auto keep = [&](size_t i, Carry output) -> Status {
-      SLIM_ASSIGN(float_outputs[i], kept(std::move(output)));
-      return {};
-    };
-    SLIM_TRY(batch_stream(pass, wants_output ? keep : BatchStream::Keep())
-                 .run(calibration_.batches.size(), exec.device(), device_mode_.read_ahead));
-    exec.set_statistics(nullptr);
-    return {};
-  }
-
-  BatchStream batch_stream(BatchStream::Pass pass, BatchStream::Keep keep) const {
-    return {[this](size_t i) -> const Carry& { return calibration_.batches[i]; }, std::move(pass),
-            std::move(keep)};
-  }
-
-  /// What a batch has put into regions that are replayed lies where batches do.
-  Status keep_region_inputs(BlockExec& exec) {
-    for (auto& [region, inputs] : exec.region_inputs()) {
-      SLIM_ASSIGN(const Carry stored, spill_->store({{"input", inputs.back()}}));
-      inputs.back() = stored.at("input");
-    }
-    return {};
-  }
-
-  /// Names the tensor that an error about NaN comes from.
-  static Status blame_weights(const BlockState& state, const Status& status) {
-    if (status.code() != Code::kNumeric) return status;
-    const auto damaged = [](const at::Tensor& tensor) {
-      return tensor.defined() && !at::isfinite(tensor).all().item<bool>();
-    };
-    std::string name;
-    for (const auto& [param, tensor] : state.weights.params) {
-      if (damaged(tensor)) name = param;
-    }
-    for (const Layer& layer : state.plan->layers) {
-      if (damaged(state.weights.bias[layer.id])) name = layer.bias;
-      if (damaged(state.weights.weight[layer.id])) name = layer.weight.tensor;
-    }
-    if (name.empty())
-      return {status.code(), status.message() + "; its weights are finite: compute with --dtype float32"};
-    return {status.code(), status.message() + ", as tensor " + name + " does; download the checkpoint again"};
-  }
-
-  Status forward(const BlockState& state, BlockExec& exec, Carry& carry) {
-    exec.set_block(state.plan, &state.weights);
-    SLIM_TRY(blame_weights(state, model_.forward(*state.plan, exec, carry)));
-    return progress_.cancelled() ? Status(Code::kCancelled, "interrupted in " + state.plan->name) : Status{};
-  }
-
-  Status advance(const BlockState& state) {
-    return replace_batches(state.plan->name,
-                           [&](BlockExec& exec, Carry& there) { return forward(state, exec, there); });
-  }
-
-  /// Every batch becomes what `pass` makes of it: on the device, or on the host where the device's memory does not do for it.
-  Status replace_batches(const std::string& where, const std::function<Status(BlockExec&, Carry&)>& pass) {
-    const auto on_either = [&](size_t i, Carry& there, const Status& moved) {
-      Status status = moved.ok() ? pass(*exec_, there) : moved;
-      if (status.code() != Code::kOutOfMemory || exec_->device().is_cpu()) return status;
-      note_all("batches computed on the CPU: out of the device's memory", where, status.message());
-      there = calibration_.batches[i];
-      release_device_memory(exec_->device());
-      status = pass(*host_exec_, there);
-      host_exec_->release_globals();
-      return status;
-    };
-    const auto keep = [&](size_t i, Carry made) -> Status {
-      SLIM_ASSIGN(calibration_.batches[i], kept(std::move(made)));
-      return {};
-    };
-    return batch_stream(on_either, keep)
-        .run(calibration_.batches.size(), exec_->device(), device_mode_.read_ahead);
-  }
-
-  /// Where a block's weights do not fit the device together, they stay on the host, and each moves when it is used.
-  BlockWeights on_device(const BlockPlan& block, BlockWeights weights) {
-    auto there =
-        guarded(block.name, [&]() -> Result<BlockWeights> { return moved(weights, backend_.device); });
-    if (there.ok()) return *std::move(there);
-    note_all("weights moved one by one: out of the device's memory", block.name, there.status().message());
-    return weights;
-  }
-
-  /// A batch between blocks lies on the host, or in files.
-  Result<Carry> kept(Carry carry) const { return spill_->store(carry_on(carry, at::kCPU)); }
 
   // ---- after the last block ----
   /// What was read at different times must have been one model.
@@ -665,8 +493,8 @@ class QuantizeRun {
   Result<Report> finish() {
     SLIM_TRY(check_input_unchanged());
     if (float_inputs_ && config_.propagate == "auto" && runs_forward()) {
-      note_all("later blocks saw the float model", "run.propagate",
-               outputs_.size() > 1 ? "several outputs share one calibration" : "statistics were kept");
+      notes_.note("later blocks saw the float model", "run.propagate",
+                  outputs_.size() > 1 ? "several outputs share one calibration" : "statistics were kept");
     }
     for (size_t i = outputs_.size(); i-- > 1;) {  // the first holds the record: it comes last
       if (done_before(i)) continue;
@@ -678,16 +506,11 @@ class QuantizeRun {
     SLIM_TRY(outputs_.front()->finish());
     SLIM_TRY(remove_record());
     std::vector<Report> reports;
-    for (const auto& output : outputs_) reports.push_back(output->report(calibration_, backend_.device));
+    for (const auto& output : outputs_)
+      reports.push_back(output->report(propagation_->calibration(), backend_.device));
     return join_reports(reports);
   }
 
-  void note_all(std::string_view kind, std::string_view where, std::string_view detail) {
-    for (auto& output : outputs_) output->notes().note(kind, where, detail);
-  }
-
-  static constexpr const char* kTextTokens = "text tokens";
-  static constexpr const char* kImageTokens = "image tokens";
   static constexpr const char* kStatisticsStep = "statistics";
 
   RunConfig config_;  ///< with the batches that the device has room for
@@ -697,17 +520,16 @@ class QuantizeRun {
   OpenBackend backend_;
   Model model_;
   MemoryMode memory_;
-  std::unique_ptr<Spill> spill_;
   bool float_inputs_ = false;
   int32_t last_forward_ = -1;  ///< the block up to which statistics are wanted, and the model runs
   DeviceMode device_mode_;
-  std::unique_ptr<BlockExec> exec_, host_exec_;
-  Calibration calibration_;
-  std::unique_ptr<StatisticsFile> statistics_file_;
-  std::unique_ptr<StatisticsWriter> statistics_writer_;
+  std::unique_ptr<BlockLoader> loader_;
+  std::unique_ptr<Propagation> propagation_;
+  std::unique_ptr<KeptStatistics> statistics_;
   std::unique_ptr<Journal> journal_;
   bool started_ = false;  ///< errors from here on come with what is kept
   std::vector<std::unique_ptr<OutputRun>> outputs_;
+  NotesOfAll notes_{outputs_};
   AsyncWriter jobs_;  ///< last member: its thread ends before anything that its jobs use
 };
 
