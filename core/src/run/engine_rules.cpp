@@ -55,10 +55,9 @@ class VllmRules {
   Result<std::string> quant_method() const {
     SLIM_ASSIGN(const std::string text, config_value(model_.weights->checkpoint(), "quantization_config"));
     const auto json = parse_strict_json(text);
-    const bool object = json.ok() && json->is_object();
-    const auto method = object ? json->find("quant_method") : json->end();
-    return object && method != json->end() && method->is_string() ? method->get<std::string>()
-                                                                  : "this format";
+    if (!json.ok() || !json->is_object()) return std::string("this format");
+    const auto method = json->find("quant_method");
+    return method != json->end() && method->is_string() ? method->get<std::string>() : "this format";
   }
 
   void add(const std::string& layer, const std::string& what) {
