@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 
 #include "common/stored_layer.hpp"
+#include "slim/quant.hpp"
 #include "storage.h"
 #include "values.h"
 
@@ -62,12 +63,9 @@ Status check_result(const Layer& layer, const Scheme& scheme, const Storage& sto
     return wrong("scales of a wrong shape");
   if (quantized->zero.defined() && quantized->zero.numel() != scales)
     return wrong("zero points of a wrong shape");
-  if (quantized->group_index.defined()) {
-    const at::Tensor plain = at::arange(layer.in, at::kInt).div(quantized->args.group_size, "floor");
-    if (!at::equal(quantized->group_index.cpu().to(at::kInt), plain)) {
-      return {Code::kUnsupported,
-              layer.name + ": format ascend has no index of groups; use static activation order"};
-    }
+  if (quant::has_scattered_groups(*quantized)) {
+    return {Code::kUnsupported,
+            layer.name + ": format ascend has no index of groups; use static groups, or format gptq"};
   }
   if (is_static(storage.type) && !solved.input_scale.defined()) return wrong("no scale of the input");
   if (is_static(storage.type) && !layer.bias.empty() && !solved.bias.defined())

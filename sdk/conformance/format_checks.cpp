@@ -98,12 +98,23 @@ struct Written {
   ModelPlan plan;
 };
 
-Result<Written> write(const Format& format, const std::string& name, uint64_t seed) {
+enum class Groups : uint8_t { kInOrder, kScattered };
+
+/// Another channel of every group in the place of each: the codes belong to no weight then, but decode all the same.
+void scatter_groups(uint64_t seed, Quantized& quantized) {
+  const int64_t in = quantized.codes.size(1);
+  const at::Tensor order = at::randperm(in, at::detail::createCPUGenerator(seed));
+  quantized.group_index = order.div(quantized.args.group_size, "floor").to(at::kInt);
+}
+
+Result<Written> write(const Format& format, const std::string& name, uint64_t seed,
+                      Groups groups = Groups::kInOrder) {
   Written written;
   SLIM_ASSIGN(written.scheme, bench_scheme(name));
   SLIM_ASSIGN(written.layout, format.layout(written.layer, written.scheme, kModelDtype));
   LayerBench bench(written.layer, written.scheme, format.scale_dtype(written.scheme, kModelDtype), seed);
   SLIM_ASSIGN(written.solved, quant::round_to_nearest(bench));
+  if (groups == Groups::kScattered) scatter_groups(seed, std::get<Quantized>(written.solved.weight));
   SLIM_ASSIGN(written.tensors, format.encode(written.layer, written.scheme, written.solved, kModelDtype));
   BlockPlan block;
   block.name = "model.layers.0";
@@ -116,6 +127,7 @@ Result<Written> write(const Format& format, const std::string& name, uint64_t se
   model.schemes = {{written.layer.name, written.scheme}};
   for (const TensorSpec& spec : written.layout) model.tensors[spec.name] = spec;
   model.dtype = kModelDtype;
+  model.scattered_groups = groups == Groups::kScattered;
   SLIM_ASSIGN(written.config, format.quantization_config(model));
   if (!written.config.empty()) return written;
   SLIM_ASSIGN(const auto files,
@@ -288,6 +300,28 @@ Result<Outcome> refuses(const Subject& subject) {
   return Outcome{false, uneven.status().message()};
 }
 
+/// What holds_scattered_groups() says, plans rely on: encode() and decode() must agree with it.
+Result<Outcome> scattered(const Subject& subject) {
+  PluginRegistry registry;
+  SLIM_ASSIGN(const auto format, registry.format(subject.info.path));
+  const bool held = format->holds_scattered_groups();
+  std::vector<std::string> done;
+  for (const std::string& name : held_schemes(*format)) {
+    SLIM_ASSIGN(const Scheme scheme, bench_scheme(name));
+    if (scheme.weight->granularity != Granularity::kGroup) continue;
+    const auto written = guarded(name, [&] { return write(*format, name, subject.seed, Groups::kScattered); });
+    if (!held && written.ok())
+      return failure(name + ": encode() takes scattered groups, and holds_scattered_groups() is false");
+    if (held) {
+      SLIM_TRY(written.status());
+      SLIM_TRY(guarded(name, [&] { return check_round_trip(*format, *written); }));
+    }
+    done.push_back(name);
+  }
+  if (done.empty()) return skipped("it holds no scheme with groups");
+  return Outcome{false, (held ? "" : "refused: ") + join(done)};
+}
+
 Result<Outcome> layout(const Subject& subject) { return for_each_scheme(subject, &check_layout); }
 Result<Outcome> round_trip(const Subject& subject) { return for_each_scheme(subject, &check_round_trip); }
 Result<Outcome> recognises(const Subject& subject) { return for_each_scheme(subject, &check_recognises); }
@@ -302,6 +336,8 @@ std::vector<Check> format_checks() {
   return {{"format/layout", "encode() gives exactly the tensors that layout() announces", &layout},
           {"format/round-trip",
            "what was written comes back bit for bit, or but for the last bit of an fp32 scale", &round_trip},
+          {"format/scattered-groups",
+           "groups of channels that are no neighbours are stored or refused as holds_scattered_groups() says", &scattered},
           {"format/recognises", "its own checkpoints are recognised, others are not", &recognises},
           {"format/threads", "encode() gives the same bits from several threads", &deterministic},
           {"format/damaged", "missing, cut and overwritten tensors are errors, or harmless", &damaged},
