@@ -365,6 +365,15 @@ TEST_CASE("sparse activations/ without a token the layer is named, and NaN is re
   CHECK(solve_low_bit({}, layer).status().code() == Code::kNumeric);
 }
 
+TEST_CASE("sparse low-bit/ a weight that is not finite is refused with its tensor's name") {
+  at::Tensor weight = at::randn({4, 8});
+  weight[2][1] = std::numeric_limits<float>::infinity();
+  SingleLayer layer = layer_of(weight);
+  observe_low_bit({}, layer.layer(), 8, layer.requests);
+  layer.requests.update(at::randn({4, 8}));
+  CHECK(solve_low_bit({}, layer).status().message().starts_with("layer0.weight: "));
+}
+
 TEST_CASE(
     "sparse low-bit/ a bias too large for a row of tiny weights raises the row's scale until it fits 32 "
     "bits") {

@@ -154,15 +154,41 @@ TEST_CASE("sparse pruning/ of equal weights the earlier stay, and the same input
   CHECK(at::equal(prune(one, Method::kSparseGpt), prune(two, Method::kSparseGpt)));
 }
 
+TEST_CASE("sparse pruning/ zero rows stay zero, and weights and inputs in bf16 and fp16 are taken as they are") {
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const char* name : {"2:4", "2:4+w4a16", "2:4+w8a8_static", "2:4+fp8_dynamic"}) {
+      for (const Method method : {Method::kSparseGpt, Method::kWanda, Method::kMagnitude}) {
+        at::manual_seed(8);
+        at::Tensor weight = at::randn({5, 32}).to(dtype);
+        weight[3].zero_();
+        const Scheme plain = scheme(name);
+        const bool grouped = plain.weight && plain.weight->granularity == Granularity::kGroup;
+        CalibratedLayer layer(grouped ? scheme(name, 16) : plain, correlated(100, 32).to(dtype), weight);
+        const at::Tensor pruned = prune(layer, method);
+        INFO(name);
+        CHECK(at::isfinite(pruned).all().item<bool>());
+        CHECK((pruned[3] == 0).all().item<bool>());
+        CHECK(kept(pruned, 4).le(2).all().item<bool>());
+      }
+    }
+  }
+}
+
 TEST_CASE("sparse pruning/ groups that would cut a run, and weights that are not finite, are refused") {
   const Status status = accepts_pruning(scheme("2:6+w4a16", 32));
   CHECK(status.code() == Code::kUnsupported);
   CHECK(status.message().find("32") != std::string::npos);
-  at::Tensor weight = at::randn({4, 16});
-  weight[1][3] = std::numeric_limits<float>::quiet_NaN();
-  CalibratedLayer layer(scheme("2:4"), at::randn({50, 16}), weight);
-  const auto solved = solve_pruning({}, layer);
-  REQUIRE_FALSE(solved.ok());
-  CHECK(solved.status().code() == Code::kNumeric);
-  CHECK(solved.status().message().find("layer") == 0);
+  for (const double bad : {NAN, INFINITY}) {
+    for (const Method method : {Method::kSparseGpt, Method::kWanda, Method::kMagnitude}) {
+      at::Tensor weight = at::randn({4, 16});
+      weight[1][3] = bad;
+      CalibratedLayer layer(scheme("2:4"), at::randn({50, 16}), weight);
+      PruneOptions options;
+      options.method = method;
+      const auto solved = solve_pruning(options, layer);
+      REQUIRE_FALSE(solved.ok());
+      CHECK(solved.status().code() == Code::kNumeric);
+      CHECK(solved.status().message().starts_with("layer0.weight: "));
+    }
+  }
 }
