@@ -137,3 +137,55 @@ def check_transformers(checks, build, folder, by_sample=False):
           f"{mean_divergence(logits(), ours):.1e} with its bf16 arithmetic too", flush=True)
     checks.expect(kl <= LARGEST_KL, f"{folder.name}: KL {kl:.2e}, allowed {LARGEST_KL}")
     checks.expect(kl_of_scales <= LARGEST_KL_OF_SCALES, f"{folder.name}: KL {kl_of_scales:.2e} with other scales, allowed {LARGEST_KL_OF_SCALES}")
+
+
+# ---- ranges of static activations that leave values out ----------------------------------------------------------------------
+
+RANGE_CHATS = 6
+PERCENT = 99.9
+LAYERS_WITH_RANGES = [f"model.language_model.layers.{layer}" for layer in ("0.self_attn.q_proj", "1.self_attn.o_proj", "2.mlp.down_proj")]
+
+
+def fake_quantized(x, scale, zero=None, fp8=False):
+    if fp8:
+        return (x / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
+    zero = 0 if zero is None else zero
+    return ((x / scale + zero).round().clamp(-128, 127) - zero) * scale
+
+
+def least_error(x, scheme):
+    """Of ranges that shrink the extremes to 0.1 .. 1 of them; with zero points both ends apart."""
+    fp8, shares = scheme.startswith("fp8"), torch.linspace(0.1, 1, 91 if "sym" in scheme or scheme.startswith("fp8") else 31).tolist()
+    low, high, largest = x.min().clamp_max(0), x.max().clamp_min(0), x.abs().max()
+    if fp8 or scheme.endswith("sym"):
+        return min((fake_quantized(x, largest * share / (448 if fp8 else 127.5), fp8=fp8) - x).square().sum().item() for share in shares)
+    scales = [((high * above - low * below) / 255, low * below) for above in shares for below in shares]
+    return min((fake_quantized(x, scale, (-128 - start / scale).round()) - x).square().sum().item() for scale, start in scales)
+
+
+def check_narrowed_ranges(checks, build, work, plugin, scheme, search):
+    """Static scales by percentile leave the share of the activations that transformers sees outside that they should, and those by `search`
+    round these activations as well as any range."""
+    seen = {name: [] for name in LAYERS_WITH_RANGES}
+    watch_linear_inputs(lambda name, x: seen[name].append(x.flatten()) if name in seen else None, RANGE_CHATS)
+    calibration = ("--calib", CALIBRATION, "--num-samples", RANGE_CHATS, "--dtype", "float32", "--set", "run.propagate=float")
+    found = {}
+    for method in ("percentile", search):
+        compress(build, plugin, scheme, work / f"{scheme}-{method}", *calibration, "--set", f"{plugin}.activation_range={method}",
+                 "--set", f"{plugin}.percentile={PERCENT}")
+        found[method] = tensors_of(work / f"{scheme}-{method}")
+    fp8, both_ends = scheme.startswith("fp8"), scheme == "w8a8_static"
+    for name, parts in seen.items():
+        x = torch.cat(parts)
+        of = lambda method, part: found[method].get(f"{name}.{part}", torch.zeros(1)).float()
+        scale, zero = of("percentile", "input_scale"), of("percentile", "input_zero_point")
+        resolution = x.abs().max() / 1024 + scale * (1 if both_ends else 0) + x.abs().max() * 2 ** -8  # a bin, the zero point's rounding, bf16
+        outside = (1 - PERCENT / 100) / (2 if both_ends else 1)
+        top, values = (scale * (127 - zero), x) if both_ends else (scale * (448 if fp8 else 127.5), x.abs())
+        for end, value in ((1, top), *(((-1, -scale * (-128 - zero)),) if both_ends else ())):
+            least = (end * values > value + resolution).float().mean(), (end * values > value - resolution).float().mean()
+            checks.expect(least[0] <= outside <= least[1] + 1e-6, f"{scheme}: percentile range of {name}: {value.item()}, outside {least}")
+        error = (fake_quantized(x, of(search, "input_scale"), of(search, "input_zero_point"), fp8) - x).square().sum().item()
+        best = least_error(x, scheme)
+        print(f"{scheme}, {search} of {name}: error {error / best:.4f} of the best range's")
+        checks.expect(error <= 1.02 * best, f"{scheme}: {search} of {name}: error {error}, possible {best}")

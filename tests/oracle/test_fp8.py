@@ -11,7 +11,7 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 
-from eight_bit import CALIBRATION, TOY, calibration_samples, check_transformers, check_weights, compress, same
+from eight_bit import CALIBRATION, TOY, calibration_samples, check_narrowed_ranges, check_transformers, check_weights, compress, same, watch_linear_inputs
 from kit import run_checks, slim, tensors_of
 from vl_oracle import expected_logits
 
@@ -41,6 +41,25 @@ def check_vision_tower(checks, build, work):
     checks.expect(any("visual" in name for name in towers) and len(towers) > 1, f"towers that were quantized: {towers}")
     check_transformers(checks, build, work / "vit")
     print(f"quant_vit: {layers} layers")
+    check_static_vision(checks, build, work)
+
+
+def check_static_vision(checks, build, work):
+    """Static scales of the tower are those of the activations that transformers sees in it."""
+    compress(build, "fp8", "fp8_static", work / "static-vit", "--quant-vit", "--calib", CALIBRATION, "--num-samples", CALIBRATION_CHATS,
+             "--dtype", "float32", "--set", "run.propagate=float")
+    largest = {}
+
+    def see(name, x):
+        largest[name] = max(largest.get(name, torch.tensor(0.0)), x.abs().max())
+
+    watch_linear_inputs(see, CALIBRATION_CHATS)
+    found = {name.removesuffix(".input_scale"): value.item() for name, value in tensors_of(work / "static-vit").items()
+             if name.endswith(".input_scale") and "visual" in name}
+    checks.expect(set(found) == {name for name in largest if "visual" in name}, f"layers of the tower: {set(found) ^ set(largest)}")
+    for name, scale in found.items():
+        expected = largest[name].bfloat16().item() / 448
+        checks.expect(abs(scale / expected - 1) < 2 ** -7, f"static scale of {name}: {scale}, expected {expected}")
 
 
 def check_fused(checks, build, work):
@@ -107,5 +126,9 @@ def check_activations(checks, build, work):
     checks.expect(scheme["num_bits"] == 8 and scheme["type"] == "float", f"kv_cache_scheme {scheme}")
 
 
+def check_ranges(checks, build, work):
+    check_narrowed_ranges(checks, build, work, "fp8", "fp8_static", "mse")
+
+
 if __name__ == "__main__":
-    sys.exit(run_checks(check_schemes, check_vision_tower, check_fused, check_activations))
+    sys.exit(run_checks(check_ranges, check_schemes, check_vision_tower, check_fused, check_activations))

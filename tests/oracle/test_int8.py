@@ -12,7 +12,7 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import save_file
 
-from eight_bit import CALIBRATION, TOY, check_transformers, check_weights, compress, same, watch_linear_inputs
+from eight_bit import CALIBRATION, TOY, check_narrowed_ranges, check_transformers, check_weights, compress, same, watch_linear_inputs
 from kit import run_checks, slim, tensors_of
 
 WITH_SAMPLES = ("w8a8_static", "w8a8_static_sym")
@@ -70,7 +70,9 @@ def check_activations(checks, build, work):
 
 
 def check_ranges(checks, build, work):
-    """Ranges by histogram and percentile lie inside the extremes, and the histograms survive a folded scale."""
+    """Ranges by histogram and percentile are narrower than the extremes, as they should be, and the histograms survive a folded scale."""
+    for scheme in WITH_SAMPLES:
+        check_narrowed_ranges(checks, build, work, "int8", scheme, "histogram")
     calibration = ("--calib", CALIBRATION, "--num-samples", 12)
     scales = {}
     for activation_range in ("minmax", "histogram", "percentile"):
