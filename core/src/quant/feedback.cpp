@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "slim/ops.hpp"
 #include "slim/statistic.hpp"
@@ -73,10 +74,8 @@ class Hessian {
   }
 
   bool finite() const {
-    for (size_t i = 0; i + 1 < begins_.size(); ++i) {
-      if (!at::isfinite(rows_from(begins_[i], begins_[i + 1] - begins_[i])).all().item<bool>()) return false;
-    }
-    return true;
+    const auto [low, high] = at::aminmax(gram_.sum());  // NaN if an entry is
+    return std::isfinite(low.item<double>()) && std::isfinite(high.item<double>());
   }
 
  private:
@@ -186,6 +185,7 @@ class ColumnSweep {
       : request_(std::move(request)), columns_(request_.weight.size(1)) {
     const at::Tensor& order = request_.factor.order;
     weight_ = (order.defined() ? request_.weight.index_select(1, order) : request_.weight).contiguous();
+    request_.weight = at::Tensor();  // large: one copy is enough
     errors_ = at::empty({weight_.size(0), kPanel}, weight_.options());
     if (!request_.args) return;
     codes_ = at::empty(weight_.sizes(), weight_.options().dtype(at::kChar));
@@ -286,7 +286,7 @@ class ColumnSweep {
     }
     if (!request_.factor.order.defined()) return result;
     const at::Tensor back = at::argsort(request_.factor.order);
-    result.weight = weight_.index_select(1, back);
+    result.weight = std::exchange(weight_, at::Tensor()).index_select(1, back);
     if (codes_.defined()) result.codes = codes_.index_select(1, back);
     return result;
   }

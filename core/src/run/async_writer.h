@@ -10,10 +10,12 @@
 namespace slim {
 
 /// Does work for the output (packing, copying, writing) in a thread of its own, in the order in which it was given, while the
-/// run goes on. Holds at most `max_bytes` of pending tensors: then submit() waits.
+/// run goes on. Holds at most `max_bytes` of pending tensors, or one larger job alone: then submit() waits.
 class SLIM_API AsyncWriter {
  public:
-  explicit AsyncWriter(int64_t max_bytes = int64_t{256} << 20);
+  /// Enough for the thread to be always at work; slim plan counts it.
+  static constexpr int64_t kMaxBytes = int64_t{64} << 20;
+  explicit AsyncWriter(int64_t max_bytes = kMaxBytes);
   ~AsyncWriter();
   /// `bytes`: what the job keeps alive. Returns the first error of an earlier job; then nothing runs any more.
   Status submit(int64_t bytes, std::function<Status()> job);

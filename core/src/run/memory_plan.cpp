@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "run/async_writer.h"
 #include "run/run_plan.h"
 #include "run/run_report.h"
 #include "run/statistic_set.h"
@@ -41,13 +42,15 @@ class BlockMemory {
     copies_ = static_cast<int64_t>(outputs.size());
   }
 
-  /// `ahead`: of weights that are read meanwhile.
-  int64_t peak(int64_t ahead) const {
+  /// `ahead`: of weights that are read meanwhile; `left`: codes of earlier blocks, which may not all be written.
+  int64_t peak(int64_t ahead, int64_t left) const {
     const int64_t shared =
         (mode_.read_ahead ? ahead : 0) + activations() + (copies_ > 1 ? weights_ + statistics_of_all() : 0);
-    return shared + std::max({gathering(), transforming(), solving()});
+    const int64_t before = (forward_ ? 0 : left) + (copies_ - 1) * codes();
+    return shared + std::max({gathering(), transforming(), solving(before)});
   }
   int64_t weights() const { return weights_; }
+  int64_t codes() const { return weights_ / size_; }
   bool runs_forward() const { return forward_; }
 
  private:
@@ -90,7 +93,7 @@ class BlockMemory {
   int64_t folded(int64_t bytes) const { return folds_ ? bytes / size_ * kFloatBytes : bytes; }
 
   /// Input after input, with the layers that read it; what is solved is again in the dtype of the checkpoint.
-  int64_t solving() const {
+  int64_t solving(int64_t codes_before) const {
     int64_t weights_left = weights_, statistics_left = statistics_of_all(), most = 0;
     for (const Layer& first : block_.layers) {
       if (!reads_first(first)) continue;
@@ -103,13 +106,16 @@ class BlockMemory {
         largest = std::max(largest, elements(layer));
       }
       const int64_t solved = forward_ ? weights_ - weights_left : 0;
-      most = std::max(most,
-                      folded(weights_left) + solved + statistics_left + codes + solving_layer(port, largest));
+      most = std::max(most, folded(weights_left) + solved + statistics_left + waiting(codes_before) + codes +
+                                solving_layer(port, largest));
+      codes_before += codes;
       weights_left -= own;
       statistics_left -= statistics(port);
     }
     return most;
   }
+  /// Of so many codes, those that the writer holds at most.
+  int64_t waiting(int64_t codes) const { return std::min(codes, std::max(AsyncWriter::kMaxBytes, largest_)); }
   bool reads_first(const Layer& layer) const {
     const auto reads = [&](const Layer& other) { return other.input == layer.input; };
     return std::find_if(block_.layers.begin(), block_.layers.end(), reads)->id == layer.id;
@@ -138,14 +144,20 @@ class BlockMemory {
 
 int64_t peak_bytes(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs,
                    MemoryMode mode) {
-  int64_t most = 0, ahead = 0, program = kProgramBytes;
-  for (auto block = model.plan.blocks.rbegin(); block != model.plan.blocks.rend(); ++block) {
-    const auto changes = [&](const OutputPlan& output) { return output.plan.changes(*block); };
+  std::vector<BlockMemory> blocks;  // that are made new
+  int64_t left = 0;
+  for (const BlockPlan& block : model.plan.blocks) {
+    const auto changes = [&](const OutputPlan& output) { return output.plan.changes(block); };
     if (std::none_of(outputs.begin(), outputs.end(), changes)) continue;
-    const BlockMemory memory(config, model, outputs, mode, *block);
-    most = std::max(most, memory.peak(ahead));
-    ahead = memory.weights();
-    if (memory.runs_forward()) program = kProgramBytes + kPassBuffers;
+    blocks.emplace_back(config, model, outputs, mode, block);
+    left += blocks.back().codes();
+  }
+  int64_t most = 0, ahead = 0, program = kProgramBytes;
+  for (auto memory = blocks.rbegin(); memory != blocks.rend(); ++memory) {
+    left -= memory->codes();
+    most = std::max(most, memory->peak(ahead, left));
+    ahead = memory->weights();
+    if (memory->runs_forward()) program = kProgramBytes + kPassBuffers;
   }
   return program + most;
 }
