@@ -22,6 +22,8 @@ namespace {
 constexpr std::chrono::milliseconds kPatience{600};
 
 volatile sig_atomic_t signals_seen = 0;
+/// What every last word ends with: how to go on, if that is possible.
+const char* advice = "\n";
 /// Whoever leaves kRunning first decides how the process ends.
 enum Stage : int { kRunning, kEnded, kEnding };
 std::atomic<int> stage = kRunning;
@@ -51,7 +53,8 @@ void watch() {
   int running = kRunning;
   if (!stage.compare_exchange_strong(running, kEnding)) return;
   remove_leftovers();
-  say("slim: error: interrupted; the blocks that were finished, if any, are kept: go on with --resume\n");
+  say("slim: error: interrupted");
+  say(advice);
   _exit(kInterrupted);
 }
 
@@ -79,7 +82,7 @@ void on_crash(int signal) {
     say(" in ");
     say(call);
   }
-  say("; the blocks that were finished, if any, are kept: go on with --resume\n");
+  say(advice);
   struct sigaction action {};
   action.sa_handler = SIG_DFL;
   sigaction(signal, &action, nullptr);
@@ -94,7 +97,7 @@ void on_exit() {
     say(" in ");
     say(call);
   }
-  say("; the blocks that were finished, if any, are kept: go on with --resume\n");
+  say(advice);
   _exit(kFailed);
 }
 
@@ -117,7 +120,8 @@ void use_other_stack() {
 
 }  // namespace
 
-void catch_interrupts() {
+void catch_interrupts(bool resumable) {
+  if (resumable) advice = "; the blocks that were finished, if any, are kept: go on with --resume\n";
   std::atexit(on_exit);
   if (pipe2(wake_pipe, O_CLOEXEC) == 0) std::thread(watch).detach();
   handle(SIGINT, on_signal, SA_RESTART);

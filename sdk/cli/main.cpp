@@ -46,7 +46,7 @@ int run_reported(const Arguments& arguments,
   const auto dirs = plugin_dirs(arguments);
   if (!dirs.ok()) return fail(dirs.status());
   PluginRegistry registry(*dirs);
-  catch_interrupts();
+  catch_interrupts(/*resumable=*/false);
   auto progress = make_progress(arguments.has("quiet"));
   const auto report = work(registry, *progress);
   progress.reset();  // ends its line before anything else is printed

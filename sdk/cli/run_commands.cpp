@@ -103,7 +103,7 @@ int run_quantize(const Arguments& arguments) {
   if (arguments.has("help-keys")) return print(config_keys_help());
   const auto session = open_session(arguments);
   if (!session.ok()) return fail(session.status());
-  catch_interrupts();
+  catch_interrupts(/*resumable=*/true);
   auto progress = make_progress(arguments.has("quiet"));
   const Status status = (*session)->run(*progress);
   progress.reset();  // ends its line before anything else is printed

@@ -205,7 +205,7 @@ int summarize(const Subject& subject, const std::vector<Verdict>& verdicts, cons
 int run_all(const Subject& subject, const std::vector<Check>& checks,
             const std::map<std::string, std::string>& except, const Arguments& arguments) {
   std::vector<Verdict> verdicts;
-  catch_interrupts();
+  catch_interrupts(/*resumable=*/false);
   for (const Check& check : checks) {
     if (interrupted()) return fail(Status(Code::kCancelled, "interrupted"));
     if (const auto found = except.find(check.id); found != except.end()) {

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -133,24 +134,27 @@ def check_sizes(checks, work, only):
             if only in chain:
                 checks.valid_or_refused(name, chain, model, work / "text.jsonl" if chain in CHAINS else None, r"up_proj|layers\.1")
     overflow = checkpoint(work / "overflow", lambda values: (values[NORM].mul_(3e38), values[LAYER].mul_(1e3)))
-    for chain in ("gptq", "awq", "int8 static"):
+    for chain in CHAINS:
         if only in chain:
             checks.refused("activations overflow", chain, overflow, work / "text.jsonl", [r"layers\.1", "NaN or Inf"])
 
 
 def check_statistics(checks, work, model):
-    """NaN in a file of kept statistics is named by its tensor."""
-    kept = work / "statistics.safetensors"
+    """One number that is none in a file of kept statistics is named by its tensor."""
     samples = ["--calib", work / "text.jsonl", "--num-samples", 4]
-    done = checks.slim(*CHAINS["gptq"], *samples, "--model", model, "--output", work / "kept", "--save-statistics", kept, "--quiet")
-    checks.expect(done.returncode == 0, f"--save-statistics: {done.stderr}")
-    whole = kept.read_bytes()
-    size = 8 + int.from_bytes(whole[:8], "little")
-    header = json.loads(whole[8:size])
-    name = next(key for key in header if "layers.1" in key and header[key]["dtype"] == "F32")
-    begin = size + header[name]["data_offsets"][0]
-    kept.write_bytes(whole[:begin] + b"\0\0\xc0\x7f" + whole[begin + 4:])
-    checks.refused("NaN in kept statistics", "gptq", model, None, [re.escape(name), "NaN"], "--statistics", kept)
+    for chain in ("awq", "gptq"):
+        kept = work / f"{chain}.safetensors"
+        done = checks.slim(*CHAINS[chain], *samples, "--model", model, "--output", work / f"kept {chain}", "--save-statistics", kept, "--quiet")
+        checks.expect(done.returncode == 0, f"--save-statistics: {done.stderr}")
+        whole = kept.read_bytes()
+        size = 8 + int.from_bytes(whole[:8], "little")
+        header = json.loads(whole[8:size])
+        first = {name.split("/", 2)[2]: name for name in reversed(header) if "layers.1" in name and header[name]["dtype"] in ("F32", "F64")}
+        for number, name in enumerate(sorted(first.values())):
+            value = struct.pack("<f" if header[name]["dtype"] == "F32" else "<d", float(("nan", "inf", "-inf")[number % 3]))
+            begin = size + header[name]["data_offsets"][0]
+            kept.write_bytes(whole[:begin] + value + whole[begin + len(value):])
+            checks.refused("a number that is none in kept statistics", chain, model, None, [re.escape(name), "NaN|Inf"], "--statistics", kept)
 
 
 def main():
@@ -181,10 +185,13 @@ def main():
                    ("NaN in a norm", broken("nan-norm", NORM, float("nan")), [re.escape(NORM), "(?i)nan"]),
                    ("Inf in a norm", broken("inf-norm", NORM, float("inf")), [r"layers\.1", "(?i)inf"]),
                    ("NaN in the embedding", broken("nan-embedding", EMBEDDING, float("nan")), [re.escape(EMBEDDING), "(?i)nan"])]
-        for name, model, says in numbers:
-            for chain in ("gptq", "int8 static", "sparse 2:4"):
+        for number, (name, model, says) in enumerate(numbers):
+            for chain in list(CHAINS)[number % 2::2]:
                 if args.only in chain:
                     checks.refused(name, chain, model, work / "text.jsonl", says)
+            for chain in list(DATA_FREE)[number::2] if number < 2 else ():
+                if args.only in chain:
+                    checks.refused(name, chain, model, None, says)
         check_sizes(checks, work, args.only)
         check_statistics(checks, work, sane)
         print(f"{checks.count} runs, {len(checks.failures)} failures")

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -55,6 +56,16 @@ Status lock(const File& file) {
 
 std::string folder_of(const std::string& path) {
   return std::filesystem::absolute(path).parent_path().string();
+}
+
+/// What no statistic holds, or null. The extremes of a port that nothing has reached are infinite, all of them.
+const char* damage_of(const at::Tensor& tensor) {
+  if (!at::isFloatingType(tensor.scalar_type()) || tensor.numel() == 0) return nullptr;
+  const auto [low, high] = at::aminmax(tensor);  // either is NaN if any element is
+  const auto least = low.item<double>(), most = high.item<double>();
+  if (std::isnan(least) || std::isnan(most)) return "NaN";
+  const bool of_nothing = tensor.numel() > 1 && least == most;
+  return (std::isinf(least) || std::isinf(most)) && !of_nothing ? "Inf" : nullptr;
 }
 
 /// An empty file that nobody else writes; what a crash has left of one is emptied.
@@ -182,11 +193,9 @@ Result<at::Tensor> StatisticsFile::read(const StoredTensor& stored) const {
     return Status(Code::kCorrupt, path_ + ": " + stored.spec.name + " has a type that is not computed with");
   at::Tensor tensor = at::empty(stored.spec.shape, *type);
   SLIM_TRY(file_.read_at(stored.begin, {static_cast<std::byte*>(tensor.data_ptr()), tensor.nbytes()}));
-  const bool real = *type == at::kFloat || *type == at::kDouble;
-  const bool damaged = real && at::isnan(tensor).any().item<bool>();  // extremes of nothing are infinite
-  if (damaged)
+  if (const char* damage = damage_of(tensor))
     return Status(Code::kNumeric,
-                  path_ + ": " + stored.spec.name + " holds NaN; collect the statistics again");
+                  path_ + ": " + stored.spec.name + " holds " + damage + "; collect the statistics again");
   return tensor;
 }
 
