@@ -252,6 +252,20 @@ TEST_CASE("gptq/ zero rows stay zero, and weights and inputs in bf16 and fp16 ar
   }
 }
 
+TEST_CASE("gptq/ a layer of one channel, and one of a single row, are those of rounding to their own scale") {
+  for (const char* name : {"w2a16", "w3a16_asym", "w4a16", "w8a16_asym"}) {
+    for (const auto& [out, in] : {std::pair<int64_t, int64_t>{7, 1}, {1, 1}, {1, 24}}) {
+      at::manual_seed(11);
+      const at::Tensor weight = at::randn({out, in});
+      CalibratedLayer layer(scheme(name, -1), at::randn({60, in}), weight);
+      const Quantized one = solved_by(gptq(), layer), two = solved_by(gptq(), layer);
+      check_ranges(one, *layer.scheme().weight);
+      CHECK((same(one.codes, two.codes) && same(one.scale, two.scale)));
+      CHECK(layer.loss(quant::decode(one)) <= layer.loss(at::zeros_like(weight)));
+    }
+  }
+}
+
 TEST_CASE("gptq/ schemes that are not integers per group or channel are refused") {
   for (const char* name : {"fp8_static", "fp8_dynamic", "fp8_block", "w8a8s", "2:4"}) {
     const Status status = gptq()->accepts(scheme(name));
@@ -260,11 +274,11 @@ TEST_CASE("gptq/ schemes that are not integers per group or channel are refused"
   }
 }
 
-TEST_CASE("gptq/ NaN in a weight or in the activations is an error that names the layer") {
+TEST_CASE("gptq/ NaN and Inf in a weight or in the activations are errors that name the tensor or the layer") {
   at::manual_seed(9);
   at::Tensor x = correlated(50, 16), weight = at::randn({4, 16});
   x[3][5] = std::numeric_limits<float>::quiet_NaN();
-  CalibratedLayer bad_input(scheme("w4a16", 16), x, weight);
+  CalibratedLayer bad_input(scheme("w4a16", 16), x, weight.clone());
   x[3][5] = 1;
   weight[1][2] = std::numeric_limits<float>::infinity();
   CalibratedLayer bad_weight(scheme("w4a16", 16), x, weight);
@@ -272,6 +286,6 @@ TEST_CASE("gptq/ NaN in a weight or in the activations is an error that names th
     const auto solved = gptq({{"range", "minmax"}})->solve(*layer);
     REQUIRE_FALSE(solved.ok());
     CHECK(solved.status().code() == Code::kNumeric);
-    CHECK(solved.status().message().find("layer") == 0);
+    CHECK(solved.status().message().starts_with(layer == &bad_weight ? "layer0.weight: " : "layer0: "));
   }
 }
