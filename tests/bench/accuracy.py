@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""accuracy.py --build BUILD [--toys NAME...] [--only METHOD...] [--peer PYTHON] [--work FOLDER]: quality of every algorithm on the trained toys, as Markdown.
+"""accuracy.py --build BUILD [--toys NAME...] [--only METHOD...] [--peer PYTHON] [--work FOLDER]: quality of every algorithm on the trained
+toys, as Markdown.
 
 --peer: a Python that has llm-compressor 0.14; its results on the same samples stand beside ours. All rows are judged by one
 judge, `slim eval`, which reads both tools' checkpoints. KL divergence is to the bf16 original.
---work: results are kept there, and those of the peer are used again.
---only: rows of these methods ("awq", "awq,gptq", ...), without the peer's."""
+--work: results are kept there. The peer's are used again if its command, its script and the samples are the same.
+--only: make the rows of these methods ("awq", "awq,gptq", "peer", ...) anew; all others are those of the last run with this --work."""
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -41,7 +43,15 @@ def last_json_line(command):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def row(name, scores, seconds="", memory=""):
+def digest(*files):
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def brief(scores):
+    return {key: scores[key] for key in ("text_kl", "answers_kl", "text_perplexity", "answers_exact") if key in scores}
+
+
+def line(name, scores, seconds="", memory=""):
     exact = scores.get("answers_exact")
     return (f"| {name} | {scores.get('text_kl', 0):.5f} | {scores.get('answers_kl', 0):.5f} | {scores['text_perplexity']:.4f} | "
             f"{'' if exact is None else format(exact, '.1%')} | {seconds} | {memory} |")
@@ -59,41 +69,55 @@ class Toy:
 
     def ours(self, plugin, scheme, *settings):
         folder = self.work / f"{self.name}-slim-{plugin.replace(',', '-')}-{scheme}"
-        shutil.rmtree(folder, ignore_errors=True)
         run = last_json_line([self.slim, "--plugin", plugin, "--model", self.model, "--calib", self.calibration, "--scheme", scheme,
-                              "--output", folder, "--json", "--quiet", *(word for setting in settings for word in ("--set", setting))])
+                              "--output", folder, "--overwrite", "--json", "--quiet",
+                              *(word for setting in settings for word in ("--set", setting))])
         return folder, run and (f"{run['seconds']:.1f}", f"{run['peak_rss_bytes'] / 2**20:.0f} MiB")
 
     def theirs(self, python, method, scheme):
         folder = self.work / f"{self.name}-peer-{method}-{scheme}"
         record = folder / "bench.json"
-        if not record.exists():
+        inputs = digest(PEER, self.calibration, *sorted(self.model.glob("*.safetensors")))
+        run = json.loads(record.read_text()) if record.exists() else {}
+        if run.get("inputs") != inputs:
+            shutil.rmtree(folder, ignore_errors=True)
             run = last_json_line([python, PEER, self.model, self.calibration, folder, method, scheme])
             if run is None:
                 return folder, None
-            record.write_text(json.dumps(run))
-        run = json.loads(record.read_text())
+            record.write_text(json.dumps(run | {"inputs": inputs}))
         return folder, (f"{run['seconds']:.1f}", f"{run['peak_rss_mib']} MiB")
 
+    def row(self, name, make, again):
+        """Scores and cost: made and judged, or those of the last run."""
+        record = self.work / f"{self.name} {name}.json"
+        if not again and record.exists():
+            return json.loads(record.read_text())
+        folder, cost = make()
+        scores = cost and self.judge(folder)
+        if not scores:
+            return None
+        result = {"cost": cost, "reference": brief(scores["reference"]), "scores": brief(scores)}
+        record.write_text(json.dumps(result))
+        return result
+
+    def rows(self, python, only):
+        for method, scheme, *settings in OURS:
+            name = " ".join(["slim", method, scheme, *settings])
+            yield name, self.row(name, lambda: self.ours(method, scheme, *settings), not only or method in only)
+        for method, scheme in THEIRS if python else ():
+            name = f"llm-compressor {method} {scheme}"
+            yield name, self.row(name, lambda: self.theirs(python, method, scheme), not only or "peer" in only)
+
     def table(self, python, only):
-        print(f"\n`{self.name}`, calibrated on `{self.calibration.name}`:\n\n{HEADER}", flush=True)
-        scores = None
-        for plugin, scheme, *settings in OURS:
-            if only and plugin not in only:
-                continue
-            folder, cost = self.ours(plugin, scheme, *settings)
-            result = cost and self.judge(folder)
+        print(f"\n## {self.name}\n\nCalibrated on `{self.calibration.name}`:\n\n{HEADER}", flush=True)
+        first = True
+        for name, result in self.rows(python, only):
             if not result:
                 continue
-            if scores is None:
-                print(row("bf16", result["reference"]))
-            scores = result
-            print(row(" ".join(["slim", plugin, scheme, *settings]), scores, *cost), flush=True)
-        for method, scheme in THEIRS if python and not only else ():
-            folder, cost = self.theirs(python, method, scheme)
-            result = cost and self.judge(folder)
-            if result:
-                print(row(f"llm-compressor {method} {scheme}", result, *cost), flush=True)
+            if first:
+                print(line("bf16", result["reference"]))
+            first = False
+            print(line(name, result["scores"], *result["cost"]), flush=True)
 
 
 def main():
