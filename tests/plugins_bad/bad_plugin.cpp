@@ -47,7 +47,7 @@ constexpr const char* kTorch = TORCH_VERSION;
 #define META_CXX11_ABI TEXT(_GLIBCXX_USE_CXX11_ABI)
 #endif
 #ifdef FAULT_OTHER_COMPILER_ABI
-#define META_GXX_ABI "1002"
+#define META_GXX_ABI "9999"
 #else
 #define META_GXX_ABI TEXT(__GXX_ABI_VERSION)
 #endif
