@@ -189,7 +189,7 @@ def main():
             for chain in list(CHAINS)[number % 2::2]:
                 if args.only in chain:
                     checks.refused(name, chain, model, work / "text.jsonl", says)
-            for chain in list(DATA_FREE)[number::2] if number < 2 else ():
+            for chain in list(DATA_FREE)[number % len(DATA_FREE):][:2]:
                 if args.only in chain:
                     checks.refused(name, chain, model, None, says)
         check_sizes(checks, work, args.only)

@@ -56,7 +56,7 @@ class Faults(kit.Checks):
         return [str(word) for word in (self.program, *GPTQ, "--model", self.work / "input", "--output", output, *words)]
 
     def slim(self, *words, command=None, **environment):
-        return subprocess.run([*(command or self.command), *words], capture_output=True, text=True, timeout=300, env={**ENVIRONMENT, **environment})
+        return subprocess.run([str(word) for word in (*(command or self.command), *words)], capture_output=True, text=True, timeout=300, env={**ENVIRONMENT, **environment})
 
     def error(self, name, done, says, kept):
         """One line, and what it promises."""

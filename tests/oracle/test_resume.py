@@ -30,7 +30,7 @@ AWQ = ["--plugin", "awq", "--set", "awq.grid=4", "--set", "awq.rows=16", *CALIB]
 RUNS = {"awq": AWQ,
         "gptq": ["--plugin", "gptq", "--scheme", "w4a16", *CALIB],
         "fp8": ["--plugin", "fp8", "--scheme", "fp8_dynamic"]}
-KILLS, FULL_KILLS, TIMEOUT = 2, 50, 300
+KILLS, FULL_KILLS, TIMEOUT = 1, 50, 300
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C"}
 
 

@@ -256,6 +256,42 @@ TEST_CASE("writer/ stored bytes are copied under another name, sub-byte floats t
   CHECK(std::memcmp(copied.data(), data.data(), data.size()) == 0);
 }
 
+TEST_CASE("writer/ a number that is none is not copied, wherever it stands and whatever its type") {
+  struct Case {
+    const char* dtype;
+    Dtype type;
+    std::string largest, none;  // little-endian
+  };
+  for (const Case& c :
+       {Case{"BF16", Dtype::kBF16, "\x7f\x7f", "\x80\x7f"},
+        Case{"BF16", Dtype::kBF16, "\x7f\x7f", "\x81\xff"}, Case{"F16", Dtype::kF16, "\xff\x7b", "\xff\xff"},
+        Case{"F32", Dtype::kF32, "\xff\xff\x7f\xff", "\x1\x2\x80\x7f"},
+        Case{"F64", Dtype::kF64, "\xff\xff\xff\xff\xff\xff\xef\x7f", "\x1\x2\x3\x4\x5\x6\xf0\xff"}}) {
+    const auto width = static_cast<int64_t>(c.none.size());
+    for (const int64_t count : {int64_t{1}, int64_t{65}, (int64_t{1} << 20) / width + 3}) {
+      for (const int64_t place : {int64_t{-1}, int64_t{0}, count - 1}) {
+        TempFolder folder;
+        write_text(folder.path() / "in/config.json", "{}");
+        std::string data;
+        for (int64_t i = 0; i < count; ++i) data += i == place ? c.none : c.largest;
+        write_text(
+            folder.path() / "in/model.safetensors",
+            raw_file("{" + entry("a", c.dtype, "[" + std::to_string(count) + "]", 0, count * width) + "}",
+                     data));
+        const auto input = Checkpoint::open(folder / "in");
+        REQUIRE(input.ok());
+        const auto writer = CheckpointWriter::create(into(folder / "out"), {{"a", c.type, {count}}});
+        REQUIRE(writer.ok());
+        const Status status = (*writer)->copy("a", **input, "a");
+        if (place < 0)
+          CHECK(status.ok());
+        else
+          check_message(status, Code::kNumeric, "in: a holds NaN or Inf");
+      }
+    }
+  }
+}
+
 TEST_CASE("writer/ only announced tensors are taken, each once, and all must come") {
   TempFolder folder;
   CHECK_FALSE(
@@ -322,7 +358,8 @@ TEST_CASE("writer/ another process goes on with what was kept, and gives the sam
   const auto writer = CheckpointWriter::create(options, model.specs);
   REQUIRE_MESSAGE(writer.ok(), writer.status().message());
   REQUIRE((*writer)->adopt(finished).ok());
-  for (const auto& [name, value] : model.values) CHECK((*writer)->put(name, value).ok() != finished.contains(name));
+  for (const auto& [name, value] : model.values)
+    CHECK((*writer)->put(name, value).ok() != finished.contains(name));
   REQUIRE((*writer)->write_file("config.json", "{}").ok());
   REQUIRE((*writer)->finish().ok());
   REQUIRE(names_in(folder / "one") == names_in(folder / "two"));

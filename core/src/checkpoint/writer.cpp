@@ -21,6 +21,7 @@
 #include "checkpoint/file.h"
 #include "checkpoint/leftovers.h"
 #include "checkpoint/safetensors.h"
+#include "util/finite.h"
 #include "util/hash.h"
 
 namespace slim {
@@ -509,6 +510,9 @@ Status CheckpointWriter::copy(const std::string& name, const Checkpoint& from, c
       const std::span chunk =
           std::span(buffer).first(static_cast<size_t>(std::min(kChunk, slot.bytes - done)));
       SLIM_TRY(from.read_bytes(from_name, done, chunk));
+      if (!all_finite(slot.spec.dtype, chunk))
+        return Status(Code::kNumeric, from.folder() + ": " + from_name +
+                                          " holds NaN or Inf; the checkpoint is damaged: download it again");
       SLIM_TRY(slot.file->write_at(slot.offset + done, chunk));
       slot.checksum = hash_bytes(chunk, slot.checksum);
       done += static_cast<int64_t>(chunk.size());

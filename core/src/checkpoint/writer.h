@@ -40,7 +40,8 @@ class SLIM_API CheckpointWriter {
 
   /// Once per tensor; dtype and shape must be those announced. Thread-safe.
   Status put(const std::string& name, const at::Tensor& value);
-  /// The stored bytes of a tensor of the input, unchanged; counts as its put(). Any dtype. Thread-safe.
+  /// The stored bytes of a tensor of the input, unchanged; counts as its put(). Any dtype. kNumeric: a number of F64, F32, F16 or BF16
+  /// is NaN or Inf. Thread-safe.
   Status copy(const std::string& name, const Checkpoint& from, const std::string& from_name);
   /// Checksums of the tensors that came since the last call, by name; their bytes are on the disk when it returns.
   Result<std::map<std::string, uint64_t>> sync_finished();
