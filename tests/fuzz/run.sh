@@ -24,12 +24,12 @@ processor_seconds() {
 }
 
 # No single allocation of a hostile input may be large, and what slow inputs cost is bounded. Addresses are not randomized: libFuzzer
-# takes values that were compared, pointers too, into new inputs.
+# takes values that were compared, pointers too, into new inputs. Its timeout is by the clock: on a busy machine an input waits.
 start() {
   local fixed=()
   ! setarch -R true 2>/dev/null || fixed=(setarch -R)
   [[ ! -w /dev/shm ]] || export TMPDIR=/dev/shm  # some targets write a file for each input
-  OMP_NUM_THREADS=1 exec ${fixed[@]+"${fixed[@]}"} "$build/bin/fuzz_$1" -seed="${SEED:-1}" -reload=0 -timeout=60 -rss_limit_mb=2048 \
+  OMP_NUM_THREADS=1 exec ${fixed[@]+"${fixed[@]}"} "$build/bin/fuzz_$1" -seed="${SEED:-1}" -reload=0 -timeout=600 -rss_limit_mb=2048 \
     -malloc_limit_mb=512 -max_len=8192 -print_final_stats=1 -artifact_prefix="$build/found/$1-" "${@:2}" >"$build/log/$1" 2>&1
 }
 
