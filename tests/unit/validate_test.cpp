@@ -77,6 +77,7 @@ TEST_CASE("validate/ good plugins of every kind pass") {
   for (const char* file :
        {"libslim_algorithm_awq.so", "libslim_algorithm_fp8.so", "libslim_algorithm_gptq.so",
         "libslim_algorithm_int8.so", "libslim_algorithm_rtn.so", "libslim_algorithm_smooth.so",
+        "libslim_format_ascend.so",
         "libslim_backend_cpu.so", "libslim_backend_npu.so", "libslim_format_awq.so",
         "libslim_format_compressed_tensors.so", "libslim_format_gptq.so", "libslim_format_gptq_v2.so"}) {
     const Outcome outcome = validate(own(file));
