@@ -1,16 +1,14 @@
 #include "clip.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-#include <c10/core/GradMode.h>
 
 #include <algorithm>
 
 namespace slim::awq {
 namespace {
 
-/// Rows worked on at a time, by all threads together: a slice and a group lie in the processor's cache.
-constexpr int64_t kRowsAtOnce = 512, kFewestRows = 16;
+/// A slice and a group are worked on in the processor's cache.
+constexpr int64_t kRowsPerSlice = 512;
 /// Ranges are tried as shares of the extremes, down to a half.
 constexpr double kSmallestShare = 0.5, kStep = 0.0125;
 
@@ -127,23 +125,12 @@ quant::Params search_joint_ranges(const at::Tensor& weight, const QuantArgs& arg
   quant::Params params = search_group_ranges(weight, args, scale_dtype, error);
   if (weight.size(1) == args.group_size) return params;
   const at::Tensor gram = error.gram().to(weight.device());
-  // Each thread goes through rows of its own: operators on a slice are too short to be shared.
-  const bool host = weight.device().is_cpu();
-  const int64_t slice = host ? std::max(kRowsAtOnce / at::get_num_threads(), kFewestRows) : kRowsAtOnce;
-  const auto improve = [&](int64_t first, int64_t last) {
-    const c10::NoGradGuard no_grad;
-    for (int64_t begin = first * slice; begin < std::min(last * slice, weight.size(0)); begin += slice) {
-      const int64_t rows = std::min(slice, weight.size(0) - begin);
-      const at::Tensor zero = params.zero.defined() ? params.zero.narrow(0, begin, rows) : at::Tensor();
-      improve_rows(weight.narrow(0, begin, rows), gram, args, scale_dtype,
-                   {params.scale.narrow(0, begin, rows), zero});
-    }
-  };
-  const int64_t slices = (weight.size(0) + slice - 1) / slice;
-  if (host)
-    at::parallel_for(0, slices, 1, improve);
-  else
-    improve(0, slices);
+  for (int64_t begin = 0; begin < weight.size(0); begin += kRowsPerSlice) {
+    const int64_t rows = std::min(kRowsPerSlice, weight.size(0) - begin);
+    const at::Tensor zero = params.zero.defined() ? params.zero.narrow(0, begin, rows) : at::Tensor();
+    improve_rows(weight.narrow(0, begin, rows), gram, args, scale_dtype,
+                 {params.scale.narrow(0, begin, rows), zero});
+  }
   return params;
 }
 
