@@ -28,6 +28,8 @@ const char* advice = "\n";
 enum Stage : int { kRunning, kEnded, kEnding };
 std::atomic<int> stage = kRunning;
 int wake_pipe[2] = {-1, -1};
+/// The thread that waits for a signal has begun to: it holds nothing any more that a copy of the process (fork) would find taken.
+std::atomic<bool> watching = false;
 
 /// Async-signal-safe.
 void say(const char* text) {
@@ -46,6 +48,8 @@ void on_signal(int) {
 
 /// Waits for the first signal in a thread of its own, and ends the process if the run does not end in time.
 void watch() {
+  watching = true;
+  watching.notify_one();
   char byte = 0;
   while (read(wake_pipe[0], &byte, 1) < 0 && errno == EINTR) {
   }
@@ -123,7 +127,10 @@ void use_other_stack() {
 void catch_interrupts(bool resumable) {
   if (resumable) advice = "; the blocks that were finished, if any, are kept: go on with --resume\n";
   std::atexit(on_exit);
-  if (pipe2(wake_pipe, O_CLOEXEC) == 0) std::thread(watch).detach();
+  if (pipe2(wake_pipe, O_CLOEXEC) == 0) {
+    std::thread(watch).detach();
+    watching.wait(false);
+  }
   handle(SIGINT, on_signal, SA_RESTART);
   handle(SIGTERM, on_signal, SA_RESTART);
   use_other_stack();

@@ -78,8 +78,8 @@ void read_output(int descriptor, Exit& exit) {
   }
 }
 
-/// The check in a copy of this process, which has loaded LibTorch, but no plugin, and has one thread: copying it is safe, and many
-/// times faster than starting the program again.
+/// The check in a copy of this process, which has loaded LibTorch, but no plugin, and whose only other thread waits for a signal:
+/// copying it is safe, and many times faster than starting the program again.
 Result<Exit> run_process(const Check& check, const Subject& subject) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0)
