@@ -55,6 +55,21 @@ double relative_error(const LayerSolve& context, const Compressed& result, at::D
   return sums.weight > 0 ? std::sqrt(sums.error / sums.weight) : 0.0;
 }
 
+/// What a result keeps in memory until it is written.
+int64_t bytes_of(const Solved& solved) {
+  std::vector<at::Tensor> tensors = {solved.bias, solved.input_scale, solved.input_zero};
+  if (const auto* quantized = std::get_if<Quantized>(&solved.weight)) {
+    tensors.insert(tensors.end(),
+                   {quantized->codes, quantized->scale, quantized->zero, quantized->group_index});
+  } else {
+    tensors.push_back(std::get<Dense>(solved.weight).weight);
+  }
+  for (const auto& [name, tensor] : solved.extra) tensors.push_back(tensor);
+  size_t bytes = 0;
+  for (const at::Tensor& tensor : tensors) bytes += tensor.defined() ? tensor.nbytes() : 0;
+  return static_cast<int64_t>(bytes);
+}
+
 }  // namespace
 
 Status OutputRun::create(bool resume) {
@@ -239,7 +254,7 @@ Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved, a
     solved.bias = state.weights.bias[layer.id].to(at::kFloat);  // formats that fold it into integers need it
   solved =
       moved(std::move(solved), at::kCPU);  // with what a third algorithm of the chain may have left elsewhere
-  const int64_t bytes = layer.out * layer.in;
+  const int64_t bytes = bytes_of(solved);
   return jobs_.submit(bytes, [this, &layer, &scheme, solved = std::move(solved)]() -> Status {
     SLIM_ASSIGN(const TensorMap tensors, guarded(layer.name, [&] {
                   return plan_.recipe.format->encode(layer, scheme, solved, model_.weights->dtype());
