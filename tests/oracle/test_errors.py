@@ -286,6 +286,7 @@ def usage_cases(work):
         ("no model", ["--plugin", "rtn"], ["--model"]),
         ("no plugin", ["--model", TOY], ["--plugin"]),
         ("unknown scheme", [*rtn, "--scheme", "w4a17"], ["w4a17", "w4a16"]),
+        ("a scheme for a plugin", ["--plugin", "fp8_static", "--model", TOY], ["fp8_static", "--scheme fp8_static", "--plugin"]),
         ("unknown --set key", [*rtn, "--set", "run.sead=1"], [r"run\.sead", r"run\.seed"]),
         ("--set without a value", [*rtn, "--set", "run.seed"], [r"run\.seed", "="]),
         ("unknown option of a plugin", [*AWQ, "--model", TOY, "--set", "awq.gird=3"], ["gird", "grid"]),

@@ -11,6 +11,7 @@
 #include "plugin/guard.h"
 #include "plugin/options_schema.h"
 #include "plugin/scan.h"
+#include "slim/scheme.hpp"
 #include "util/nearest.h"
 
 namespace slim {
@@ -143,10 +144,15 @@ Result<PluginInfo> PluginRegistry::find(slim_kind kind, const std::string& name)
     if (info.kind == kind && has_id(info, name)) return info;
   }
   const std::vector<std::string> ids = ids_of(plugins, kind);
-  return Status(Code::kInvalidArgument, "no " + kind_name(kind) + " plugin '" + name + "'" +
-                                            did_you_mean(name, ids) +
-                                            " (found: " + (ids.empty() ? "none" : join(ids)) +
-                                            "; searched: " + join(state_->search_path, ":") + ")");
+  const std::vector<std::string> schemes = scheme_names();
+  const bool scheme =
+      kind == SLIM_ALGORITHM && std::find(schemes.begin(), schemes.end(), name) != schemes.end();
+  return Status(Code::kInvalidArgument,
+                "no " + kind_name(kind) + " plugin '" + name + "'" +
+                    (scheme ? ", which is a scheme: pass --scheme " + name + ", and an algorithm to --plugin"
+                            : did_you_mean(name, ids)) +
+                    " (found: " + (ids.empty() ? "none" : join(ids)) +
+                    "; searched: " + join(state_->search_path, ":") + ")");
 }
 
 Result<PluginInfo> PluginRegistry::adapter_for(const std::string& model_type) const {

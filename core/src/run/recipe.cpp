@@ -131,8 +131,7 @@ Result<std::vector<TensorSpec>> Recipe::layout(const Layer& layer, const Scheme&
 }
 
 std::vector<std::string> Recipe::formats_that_hold(const Layer& layer, const Scheme& scheme,
-                                                   const RecipePart& part,
-                                                   at::ScalarType model_dtype) const {
+                                                   const RecipePart& part, at::ScalarType model_dtype) const {
   std::vector<std::string> ids;
   for (const PluginInfo& info : registry_->list()) {
     if (info.kind != SLIM_FORMAT || !info.compatible.ok() || !info.shadowed_by.empty()) continue;
