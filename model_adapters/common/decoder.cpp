@@ -208,9 +208,9 @@ at::Tensor Decoder::mlp(const BlockPlan& block, Exec& exec, const at::Tensor& x)
 
 at::Tensor Decoder::gated(const BlockPlan& block, const std::string& prefix, Exec& exec,
                           const at::Tensor& x) const {
-  const auto gate = exec.linear(layer_id(block, prefix + "gate_proj"), x);
-  const auto up = exec.linear(layer_id(block, prefix + "up_proj"), x);
-  return exec.linear(layer_id(block, prefix + "down_proj"), activation_(gate) * up);
+  const at::Tensor wide = activation_(exec.linear(layer_id(block, prefix + "gate_proj"), x));
+  wide.mul_(exec.linear(layer_id(block, prefix + "up_proj"), x));  // no third tensor of this width
+  return exec.linear(layer_id(block, prefix + "down_proj"), wide);
 }
 
 void Decoder::head(const BlockPlan& block, Exec& exec, Carry& carry) const {

@@ -228,7 +228,8 @@ at::Tensor VisionTower::mlp(const BlockPlan& block, Exec& exec, const at::Tensor
     return exec.linear(layer_id(block, block.name + ".mlp." + layer), y);
   };
   if (!config_.gated) return linear("fc2", activation_(linear("fc1", x)));
-  return linear("down_proj", activation_(linear("gate_proj", x)) * linear("up_proj", x));
+  const at::Tensor wide = activation_(linear("gate_proj", x));
+  return linear("down_proj", wide.mul_(linear("up_proj", x)));
 }
 
 at::Tensor VisionTower::merge(const BlockPlan& block, Exec& exec, const at::Tensor& x) const {
