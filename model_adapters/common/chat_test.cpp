@@ -37,6 +37,14 @@ void write(const std::string& path, const char* content) { std::ofstream(path) <
 
 }  // namespace
 
+TEST_CASE("chat/ a template that is not valid UTF-8 is refused") {
+  for (const char* text : {"{{ '\xe0'|trim }}", "\xff"}) {
+    const auto chat = ChatTemplate::from_source(text, "t.jinja");
+    REQUIRE(!chat.ok());
+    CHECK(chat.status().message() == "t.jinja: not valid UTF-8");
+  }
+}
+
 TEST_CASE("chat/ Qwen's format with an image") {
   auto chat = ChatTemplate::from_folder("tests/data/toy-qwen3vl");
   REQUIRE_MESSAGE(chat.ok(), chat.status().message());

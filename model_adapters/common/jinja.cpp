@@ -4,6 +4,7 @@
 
 #include "common/jinja_renderer.hpp"
 #include "common/jinja_text.hpp"
+#include "common/unicode.hpp"
 
 namespace slim::model::jinja {
 
@@ -171,6 +172,7 @@ List Renderer::iterate(const Value& v) {
 
 Result<Template> Template::parse(std::string_view source) {
   if (source.size() > (size_t{1} << 20)) return Status(Code::kUnsupported, "a template over 1 MiB");
+  if (!is_valid_utf8(source)) return Status(Code::kCorrupt, "not valid UTF-8");
   SLIM_ASSIGN(NodePtr root, parse_template(source));
   Template out;
   out.root_ = std::move(root);

@@ -62,7 +62,7 @@ bool operator==(const Value& a, const Value& b);
 /// A parsed template. Immutable; render() may be called from any thread.
 class Template {
  public:
-  /// Errors: kCorrupt for broken syntax, kUnsupported for syntax that is not known; both name the line.
+  /// Errors: kCorrupt for broken syntax or UTF-8, kUnsupported for syntax that is not known; both name the line.
   static Result<Template> parse(std::string_view source);
   /// `globals`: the variables of the template. Errors: what the template raises itself (raise_exception), operations on
   /// wrong types, unknown filters, tests and functions, each with its line; more than 10 million steps, 64 MiB of text or
