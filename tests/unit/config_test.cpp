@@ -390,6 +390,8 @@ TEST_CASE("config/ outputs without a path, with the same one, or beside --output
         std::string::npos);
   CHECK(message("[[output]]\npath = 'a'\n", "b").find("exclude each other") != std::string::npos);
   check_error("[[output]]\npath = 'a'\nsheme = 'w4a16'\n", {".toml:3", "sheme"});
+  check_error("[[output]]\npath = []\n", {".toml:2", "output.path"});
+  check_error("[[output]]\npath = 'a'\nmax_shard_size = 'large'\n", {".toml:3", "output.max_shard_size"});
 }
 
 TEST_CASE("config/ the table has no name twice, and the listing shows every key") {

@@ -62,3 +62,29 @@ TEST_CASE("statistic_set/ what cannot follow a scale is stale until it was fed a
                        static_cast<const ChannelMoments*>(expected.find(port, ChannelMoments::kId))->max()));
   }
 }
+
+TEST_CASE(
+    "statistic_set/ every token weighs alike in what serves the error of outputs, and in nothing else") {
+  at::manual_seed(2);
+  const BlockPlan plan = block();
+  const at::Tensor x = at::randn({6, 4}),
+                   sizes = at::tensor({1.0f, 256.0f, 0.5f, 0.125f, 4096.0f, 0.0f}).unsqueeze(1);
+  StatisticSet alike(plan, 6, /*normalize_tokens=*/true), as_they_are(plan, 6);
+  for (StatisticSet* each : {&alike, &as_they_are}) {
+    each->want<Gram>(0, 4);
+    each->want<ActivationRows>(0, 4, 6);
+    each->want<ChannelMoments>(0, 4);
+    each->update(0, x * sizes);
+  }
+  const auto gram = [](const StatisticSet& set) { return *static_cast<const Gram*>(set.find(0, Gram::kId)); };
+  const at::Tensor seen = x.narrow(0, 0, 5), even = seen / seen.square().mean(1, true).sqrt();
+  CHECK(at::allclose(gram(alike).sum(), even.t().matmul(even), 1e-5, 1e-5));
+  CHECK(gram(alike).tokens == 6);
+  CHECK(at::allclose(static_cast<const ActivationRows*>(alike.find(0, ActivationRows::kId))->rows(),
+                     at::cat({even, at::zeros({1, 4})}), 1e-5, 1e-5));
+  CHECK(at::allclose(gram(as_they_are).sum(), (x * sizes).t().matmul(x * sizes), 1e-5));
+  for (const StatisticSet* each : {&alike, &as_they_are}) {
+    CHECK(at::equal(static_cast<const ChannelMoments*>(each->find(0, ChannelMoments::kId))->max(),
+                    std::get<0>((x * sizes).max(0))));
+  }
+}

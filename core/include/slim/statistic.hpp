@@ -27,6 +27,11 @@ class SLIM_API Statistic {
   virtual void merge(const Statistic& other, double weight) = 0;
   /// Follows x -> x / s exactly (s [features], fp32), or returns false: the statistic is stale and must be collected again.
   virtual bool rescale(const at::Tensor& s) = 0;
+  /// Whether it serves the error of layers' outputs. Then update() is given x / rms(x) row by row, unless the run says
+  /// `normalize_tokens = false`: the sum of ‖ΔW x‖² over tokens becomes that of ‖ΔW x‖² / ‖x‖². Otherwise the few tokens that are far larger
+  /// than all others, as before o_proj and down_proj, decide alone, although the next norm makes a token's error relative to its size.
+  /// rescale() keeps the weights that tokens had when they were collected.
+  virtual bool normalizes_tokens() const { return false; }
   /// An independent copy.
   virtual std::unique_ptr<Statistic> clone() const = 0;
   /// Everything needed to go on in another process.
@@ -37,7 +42,7 @@ class SLIM_API Statistic {
   double tokens = 0;  ///< rows seen; fractional after a weighted merge
 };
 
-/// Sum of x xᵀ: `sum` [features, features] fp32, symmetric (both triangles filled on read).
+/// Sum of x xᵀ over tokens, normalized as Statistic::normalizes_tokens() says: `sum` [features, features] fp32, symmetric (both triangles filled on read).
 class SLIM_API Gram final : public Statistic {
  public:
   static constexpr std::string_view kId = "slim.gram";  ///< for find()
@@ -45,6 +50,7 @@ class SLIM_API Gram final : public Statistic {
   void update(const at::Tensor& x) override;
   void merge(const Statistic& other, double weight) override;
   bool rescale(const at::Tensor& s) override;
+  bool normalizes_tokens() const override { return true; }
   std::unique_ptr<Statistic> clone() const override;
   TensorMap state() const override;
   Status restore(const TensorMap&) override;
@@ -79,7 +85,7 @@ class SLIM_API ChannelMoments final : public Statistic {
   at::Tensor sum_abs_, sum_square_, min_, max_;
 };
 
-/// The activations themselves, at most `capacity` rows kept evenly over all tokens: [kept, features] in x's dtype.
+/// The activations themselves (normalized likewise), at most `capacity` rows kept evenly over all tokens: [kept, features] in x's dtype.
 /// Exact losses ‖ΔW X‖² where that is cheaper than a Gram matrix (few tokens, wide layer).
 class SLIM_API ActivationRows final : public Statistic {
  public:
@@ -88,6 +94,7 @@ class SLIM_API ActivationRows final : public Statistic {
   void update(const at::Tensor& x) override;
   void merge(const Statistic& other, double weight) override;
   bool rescale(const at::Tensor& s) override;
+  bool normalizes_tokens() const override { return true; }
   std::unique_ptr<Statistic> clone() const override;
   TensorMap state() const override;
   Status restore(const TensorMap&) override;

@@ -162,6 +162,8 @@ Status Reader::read_output(const toml::table& table, OutputConfig& output) {
     if (!known) return at(node, unknown_key("output." + key));
     auto value = value_of(node);
     if (!value.ok()) return at(node, value.status().in("output." + key));
+    RunConfig other;  // the value is checked here, where its line is known, and set when all outputs are
+    SLIM_TRY(at(node, assign(*known, *value, other).in("output." + key)));
     std::vector<std::string> texts = texts_of(*value);
     if (known->name == "compression.plugin" && texts.size() == 1) texts = split_list(texts.front());
     output.settings.push_back({known->name, std::move(texts)});

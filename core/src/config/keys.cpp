@@ -340,6 +340,15 @@ void add_run_keys(std::vector<ConfigKey>& keys) {
                   0,
                   INT64_MAX,
                   "show every token to every expert while calibrating"});
+  keys.push_back({"run.normalize_tokens",
+                  {},
+                  &RunConfig::normalize_tokens,
+                  "",
+                  0,
+                  INT64_MAX,
+                  "every token weighs alike in the errors that awq, gptq and sparse minimize; false: by its "
+                  "energy, as in "
+                  "other tools"});
   keys.push_back({"run.seed", {}, &RunConfig::seed, "", 0, INT64_MAX, "of everything random"});
   keys.push_back({"run.threads", {}, &RunConfig::threads, "", 0, 4096, "CPU threads; 0: LibTorch's choice"});
   keys.push_back({"run.max_memory",

@@ -75,6 +75,7 @@ struct RunConfig {
   std::string save_statistics;  ///< run.save_statistics: a file that keeps what calibration found
   std::string statistics;       ///< run.statistics: such a file, instead of calibration data
   bool all_experts = false;
+  bool normalize_tokens = true;
   uint64_t seed = 0;
   int threads = 0;      ///< 0: LibTorch's choice
   bool resume = false;  ///< run.resume: go on where an interrupted run into the same output stopped

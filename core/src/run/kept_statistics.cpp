@@ -16,6 +16,7 @@ Result<Fingerprint> KeptStatistics::fingerprint() const {
   SLIM_ASSIGN(Fingerprint fingerprint, model_fingerprint(model_));
   fingerprint["run.dtype"] = c10::toString(dtype_);
   fingerprint["run.all_experts"] = config_.all_experts ? "true" : "false";
+  fingerprint["run.normalize_tokens"] = config_.normalize_tokens ? "true" : "false";
   if (config_.calib.empty()) return fingerprint;
   fingerprint[kSource] = std::filesystem::path(config_.calib).lexically_normal().filename().string();
   fingerprint["dataset.num_samples"] = std::to_string(config_.num_samples);

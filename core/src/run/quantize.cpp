@@ -288,7 +288,8 @@ class QuantizeRun {
   }
 
   std::unique_ptr<StatisticSet> observations(const BlockPlan& block) const {
-    auto statistics = std::make_unique<StatisticSet>(block, propagation_->calibration().tokens());
+    auto statistics =
+        std::make_unique<StatisticSet>(block, propagation_->calibration().tokens(), config_.normalize_tokens);
     for (const auto& output : outputs_) {
       if (output->changes(block)) observe(output->plan(), block, *statistics);
     }

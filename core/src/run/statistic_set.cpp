@@ -2,9 +2,31 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <limits>
+
 #include "run/device_moves.h"
 
 namespace slim {
+namespace {
+
+/// Rows of x [tokens, features] divided by their root mean square, in x's dtype. A row of zeros stays; one whose squares fp32 cannot
+/// hold becomes NaN, which whoever uses the statistic names.
+at::Tensor normalized(const at::Tensor& x) {
+  constexpr int64_t kRows = 256;  // in fp32 at a time
+  constexpr double kLeast = 1e-12;
+  at::Tensor result = at::empty_like(x);
+  for (int64_t begin = 0; begin < x.size(0); begin += kRows) {
+    const int64_t rows = std::min(kRows, x.size(0) - begin);
+    const at::Tensor part = x.narrow(0, begin, rows).to(at::kFloat);
+    const at::Tensor energy = part.square().mean(1, /*keepdim=*/true);
+    energy.masked_fill_(energy.isinf(), std::numeric_limits<double>::quiet_NaN());
+    result.narrow(0, begin, rows).copy_(part / energy.sqrt_().clamp_min_(kLeast));
+  }
+  return result;
+}
+
+}  // namespace
 
 void StatisticSet::add(PortId port, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) {
   const Key key{port, std::string(id)};
@@ -18,7 +40,7 @@ void StatisticSet::add(PortId port, std::string_view id, std::function<std::uniq
 }
 
 std::unique_ptr<StatisticSet> StatisticSet::clone() const {
-  auto copy = std::make_unique<StatisticSet>(block_, expected_tokens_);
+  auto copy = std::make_unique<StatisticSet>(block_, expected_tokens_, normalize_tokens_);
   for (const auto& [key, statistic] : statistics_) copy->statistics_[key] = statistic->clone();
   copy->makers_ = makers_;
   copy->stale_ = stale_;
@@ -29,7 +51,7 @@ std::unique_ptr<StatisticSet> StatisticSet::clone() const {
 }
 
 Result<std::unique_ptr<StatisticSet>> StatisticSet::copied(PortId port, at::Device device) const {
-  auto copy = std::make_unique<StatisticSet>(block_, expected_tokens_);
+  auto copy = std::make_unique<StatisticSet>(block_, expected_tokens_, normalize_tokens_);
   for (const auto& [key, statistic] : statistics_) {
     if (key.first != port) continue;
     const Make& make = makers_.at(key);
@@ -49,9 +71,13 @@ Status StatisticSet::for_each(
 }
 
 void StatisticSet::update(PortId port, const at::Tensor& x) {
+  const at::Tensor rows = x.reshape({-1, x.size(-1)});
+  at::Tensor alike;
   for (auto it = statistics_.lower_bound({port, ""}); it != statistics_.end() && it->first.first == port;
        ++it) {
-    it->second->update(x.reshape({-1, x.size(-1)}));
+    const bool normalize = normalize_tokens_ && it->second->normalizes_tokens();
+    if (normalize && !alike.defined()) alike = normalized(rows);
+    it->second->update(normalize ? alike : rows);
   }
 }
 
@@ -86,7 +112,7 @@ void StatisticSet::rescale(PortId port, const at::Tensor& s) {
 }
 
 std::unique_ptr<StatisticSet> StatisticSet::renewed() const {
-  auto fresh = std::make_unique<StatisticSet>(block_, expected_tokens_);
+  auto fresh = std::make_unique<StatisticSet>(block_, expected_tokens_, normalize_tokens_);
   for (const Key& key : stale_) fresh->add(key.first, key.second, makers_.at(key));
   return fresh;
 }

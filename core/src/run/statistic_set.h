@@ -14,9 +14,9 @@ namespace slim {
 /// The statistics of one block: what algorithms asked for, fed by the forward pass.
 class SLIM_API StatisticSet final : public Observations, public quant::FactorObserver {
  public:
-  /// `block` must outlive the set.
-  StatisticSet(const BlockPlan& block, int64_t expected_tokens)
-      : block_(block), expected_tokens_(expected_tokens) {}
+  /// `block` must outlive the set. `normalize_tokens`: for statistics that allow it.
+  StatisticSet(const BlockPlan& block, int64_t expected_tokens, bool normalize_tokens = false)
+      : block_(block), expected_tokens_(expected_tokens), normalize_tokens_(normalize_tokens) {}
 
   void add(PortId, std::string_view id, std::function<std::unique_ptr<Statistic>()> make) override;
   void keep_inputs(RegionId region) override { regions_.insert(region); }
@@ -60,6 +60,7 @@ class SLIM_API StatisticSet final : public Observations, public quant::FactorObs
   using Make = std::function<std::unique_ptr<Statistic>()>;
   const BlockPlan& block_;
   int64_t expected_tokens_;
+  bool normalize_tokens_;
   std::map<Key, std::unique_ptr<Statistic>> statistics_;
   std::map<Key, Make> makers_;
   std::set<Key> stale_;
