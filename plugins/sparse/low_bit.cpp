@@ -126,8 +126,7 @@ at::Tensor searched_scales(const at::Tensor& weight, const Split& split, bool wh
   return split.scale * multiples.index_select(0, errors.argmin(1)).unsqueeze(1);
 }
 
-// ---- one layer
-// --------------------------------------------------------------------------------------------------------
+// ---- one layer ---------------------------------------------------------------------------------------
 
 Result<ValueRange> activation_range(const LowBitOptions& options, LayerContext& context) {
   const auto* extremes = context.statistic<BatchExtremes>();

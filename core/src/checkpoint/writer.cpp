@@ -598,10 +598,6 @@ void CheckpointWriter::keep_partial(bool keep) {
   if (keep) forget_leftover(state_->partial_name);
 }
 
-bool CheckpointWriter::in_use(const std::string& partial_folder) {
-  return !check_unused(partial_folder).ok();
-}
-
 Status CheckpointWriter::check_unused(const std::string& partial_folder) {
   const auto folder = File::open_folder(partial_folder);
   return folder.ok() ? lock_folder(*folder) : Status{};

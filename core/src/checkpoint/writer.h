@@ -58,9 +58,7 @@ class SLIM_API CheckpointWriter {
   Status finish();
   /// Where the files of an output are before finish().
   static std::string partial_of(const std::string& folder);
-  /// True while another process writes into it.
-  static bool in_use(const std::string& partial_folder);
-  /// kInvalidArgument says so where it is.
+  /// kInvalidArgument while another process writes into it.
   static Status check_unused(const std::string& partial_folder);
   const std::string& partial_folder() const;
   /// Of all tensors together, without headers.

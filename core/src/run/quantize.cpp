@@ -84,7 +84,7 @@ class QuantizeRun {
   // ---- interrupted runs ----
   Status check_left(const std::string& partial, int64_t left) {
     if (config_.resume) notes_.note("nothing to resume", partial, "the run began anew");
-    if (left == 0 || config_.overwrite || CheckpointWriter::in_use(partial)) return {};
+    if (left == 0 || config_.overwrite || !CheckpointWriter::check_unused(partial).ok()) return {};
     return {Code::kInvalidArgument, partial + ": holds " + std::to_string(left) +
                                         " finished blocks of an interrupted run; go on with --resume, or "
                                         "give --overwrite to begin anew"};

@@ -56,6 +56,21 @@ void add_ids(const RecipePart& part, std::vector<std::string>& ids) {
   }
 }
 
+Result<std::vector<TensorSpec>> layout_of(const std::string& format_id, const Format& format,
+                                          const Layer& layer, const Scheme& scheme, const RecipePart& part,
+                                          at::ScalarType model_dtype) {
+  const Algorithm* solver = part.solver();
+  SLIM_ASSIGN(const bool scattered, guarded(part.solver_id(), [&] {
+                return Result<bool>(solver && solver->scatters_groups(scheme));
+              }));
+  return guarded(format_id, [&]() -> Result<std::vector<TensorSpec>> {
+    if (!scattered || format.holds_scattered_groups()) return format.layout(layer, scheme, model_dtype);
+    return Status(Code::kUnsupported,
+                  layer.name + ": has no index of groups, and " + part.solver_id() +
+                      " as it is set up gathers channels that are not neighbours into one group");
+  });
+}
+
 }  // namespace
 
 Algorithm* RecipePart::solver() const {
@@ -105,25 +120,6 @@ Result<Recipe> Recipe::make(const RunConfig& config, PluginRegistry& registry) {
   recipe.registry_ = &registry;
   return recipe;
 }
-
-namespace {
-
-Result<std::vector<TensorSpec>> layout_of(const std::string& format_id, const Format& format,
-                                          const Layer& layer, const Scheme& scheme, const RecipePart& part,
-                                          at::ScalarType model_dtype) {
-  const Algorithm* solver = part.solver();
-  SLIM_ASSIGN(const bool scattered, guarded(part.solver_id(), [&] {
-                return Result<bool>(solver && solver->scatters_groups(scheme));
-              }));
-  return guarded(format_id, [&]() -> Result<std::vector<TensorSpec>> {
-    if (!scattered || format.holds_scattered_groups()) return format.layout(layer, scheme, model_dtype);
-    return Status(Code::kUnsupported,
-                  layer.name + ": has no index of groups, and " + part.solver_id() +
-                      " as it is set up gathers channels that are not neighbours into one group");
-  });
-}
-
-}  // namespace
 
 Result<std::vector<TensorSpec>> Recipe::layout(const Layer& layer, const Scheme& scheme,
                                                const RecipePart& part, at::ScalarType model_dtype) const {
