@@ -37,7 +37,8 @@ Status KeptStatistics::open() {
   SLIM_ASSIGN(const Fingerprint expected, fingerprint());
   const std::string differs = difference(file_->fingerprint(), expected);
   if (differs.empty()) return {};
-  return {Code::kInvalidArgument, config_.statistics + ": its statistics are not this run's: " + differs};
+  return {Code::kInvalidArgument, config_.statistics + ": its statistics are not this run's: " + differs +
+                                      "; run with the same, or collect anew with --save-statistics"};
 }
 
 Status KeptStatistics::restore(const BlockPlan& block, StatisticSet& statistics, at::Device device) const {
