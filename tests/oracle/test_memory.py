@@ -129,11 +129,11 @@ def calibrated(plugin, samples, texts):
 
 
 def check_predictions(build, work):
-    """The plan is right about models of other shapes and batches: wide and narrow, and with a large head."""
+    """The plan is right about models of other shapes and batches: wide and narrow, one sample or all at a time, and with a large head."""
     texts = write_texts(f"{work}/texts.jsonl", 12)
     # With few blocks it is chance how much of one is left when the next is read.
     cases = (("fp8", 2048, 8192, 1, 6), ("gptq", 512, 4608, 8, 2), ("awq", 512, 4608, 1, 2), ("awq,gptq", 1024, 3072, 4, 2),
-             ("gptq", 1536, 1536, 12, 2))
+             ("gptq", 1536, 1536, 12, 2), ("awq", 1536, 1536, 12, 2), ("gptq", 512, 4608, 12, 2))
     for plugin, hidden, inner, batch, blocks in cases:
         model = make_checkpoint(f"{work}/model", "--shapes", shapes(work, hidden, inner, hidden // 64, 20000), "--blocks", blocks)
         arguments = ["--model", model, "--batch-size", batch, "--json", *calibrated(plugin, 12, texts)]

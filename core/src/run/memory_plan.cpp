@@ -76,9 +76,12 @@ class BlockMemory {
     const int64_t replayed = observed_.keeps_inputs() ? ((mode_.spill ? batch_ : tokens_) + tokens_) : 0;
     return (states + replayed) * each;
   }
-  /// What a forward pass of one batch holds at most: an MLP's three wide activations, or attention's many narrow ones, partly fp32.
+  /// What a forward pass of one batch holds at most: an MLP's wide activations, or attention's many narrow ones. Products and norms of
+  /// 16 bits are partly fp32 inside.
   int64_t pass(int64_t size) const {
-    return forward_ ? batch_ * std::max(3 * widest_ + 5 * hidden(), 17 * hidden()) * size : 0;
+    const bool exact = size == kFloatBytes;
+    const int64_t wide = exact ? 2 : 4, narrow = exact ? 7 : 17;
+    return forward_ ? batch_ * std::max(wide * widest_ + 5 * hidden(), narrow * hidden()) * size : 0;
   }
 
   int64_t gathering() const { return weights_ + statistics_of_all() + pass(size_); }
@@ -87,7 +90,7 @@ class BlockMemory {
   int64_t transforming() const {
     if (!folds_) return 0;
     const int64_t search = largest_ * kFloatBytes + slices(largest_),
-                  proof = pass(kFloatBytes) + 3 * (forward_ ? batch_ : 0) * hidden() * kFloatBytes;
+                  proof = pass(kFloatBytes) + 2 * (forward_ ? batch_ : 0) * hidden() * kFloatBytes;
     return folded(weights_) + statistics_of_all() + std::max(search, proof);
   }
   int64_t folded(int64_t bytes) const { return folds_ ? bytes / size_ * kFloatBytes : bytes; }
