@@ -79,18 +79,19 @@ class BlockMemory {
   /// What a forward pass of one batch holds at most: an MLP's wide activations, or attention's many narrow ones. Products and norms of
   /// 16 bits are partly fp32 inside.
   int64_t pass(int64_t size) const {
-    const bool exact = size == kFloatBytes;
-    const int64_t wide = exact ? 2 : 4, narrow = exact ? 7 : 17;
-    return forward_ ? batch_ * std::max(wide * widest_ + 5 * hidden(), narrow * hidden()) * size : 0;
+    const bool single = size == kFloatBytes;
+    const int64_t wide = single ? 2 : 4, narrow = single ? 7 : 17;
+    return batch_ * std::max(wide * widest_ + 5 * hidden(), narrow * hidden()) * size;
   }
 
-  int64_t gathering() const { return weights_ + statistics_of_all() + pass(size_); }
+  int64_t gathering() const { return weights_ + statistics_of_all() + (forward_ ? pass(size_) : 0); }
 
-  /// Folded weights are fp32; the search works on one layer, the proof on a batch in fp32.
+  /// Folded weights are fp32. The search works on one layer; the proof on a batch in fp32, of which it keeps the states and what the
+  /// block made of them.
   int64_t transforming() const {
     if (!folds_) return 0;
     const int64_t search = largest_ * kFloatBytes + slices(largest_),
-                  proof = pass(kFloatBytes) + 2 * (forward_ ? batch_ : 0) * hidden() * kFloatBytes;
+                  proof = forward_ ? pass(kFloatBytes) + 2 * batch_ * hidden() * kFloatBytes : 0;
     return folded(weights_) + statistics_of_all() + std::max(search, proof);
   }
   int64_t folded(int64_t bytes) const { return folds_ ? bytes / size_ * kFloatBytes : bytes; }
