@@ -195,33 +195,63 @@ SLIM_KERNEL ScaleZero<F> params_of(F low, F high, const Range& range, Float scal
   return params;
 }
 
-/// The search of gram_ranges (slim/ops.hpp): factors of the extremes of least error(low, high). F: one group, or several side by side.
-template <class F, class Range, class Error>
-SLIM_KERNEL void search_factors(const Range& range, Error&& error, F& low, F& high) {
-  constexpr double kSmallest = 0.5, kStep = 0.025;
-  const F one = F{} + 1.0F;
-  low = high = one;
-  F best = error(low, high);
-  const auto keep_if_better = [&](F a, F b) {
+/// Keeps the pair of factors of least error among those that are tried. F: one group, or several side by side.
+template <class F, class Error>
+struct FactorSearch {
+  Error& error;
+  F low, high, best;
+
+  SLIM_KERNEL explicit FactorSearch(Error& error_of) : error(error_of) {
+    low = high = F{} + 1.0F;
+    best = error(low, high);
+  }
+  SLIM_KERNEL void keep_if_better(F a, F b) {
     const F candidate = error(a, b);
     const auto better = candidate < best;
     best = better ? candidate : best;
     low = better ? a : low;
     high = better ? b : high;
-  };
-  // 2^b codes lie unevenly around zero: a symmetric range a little wider than the extremes keeps the largest weight unclipped.
-  const double largest_ratio =
-      range.symmetric ? static_cast<double>(-range.min) / static_cast<double>(range.max) : 1;
-  for (double ratio = largest_ratio; ratio >= kSmallest; ratio -= kStep) {
+  }
+  SLIM_KERNEL void try_both(double ratio) {
     const F factor = F{} + static_cast<float>(ratio);
     keep_if_better(factor, factor);
   }
-  if (range.symmetric) return;
-  constexpr double kMoves[] = {-4 * kStep, -2 * kStep, 2 * kStep, 4 * kStep};
-  const F start = low, end = high;
-  for (const double move : kMoves) keep_if_better(smaller(F(start + static_cast<float>(move)), one), end);
-  const F moved = low;
-  for (const double move : kMoves) keep_if_better(moved, smaller(F(end + static_cast<float>(move)), one));
+  /// Moves one end after the other, each from where it stood when its turn came.
+  template <int kCount>
+  SLIM_KERNEL void move_ends(const double (&moves)[kCount]) {
+    const F one = F{} + 1.0F, start = low, end = high;
+    for (const double move : moves) keep_if_better(smaller(F(start + static_cast<float>(move)), one), end);
+    const F moved = low;
+    for (const double move : moves) keep_if_better(moved, smaller(F(end + static_cast<float>(move)), one));
+  }
+};
+
+/// 2^b codes lie unevenly around zero: a symmetric range a little wider than the extremes keeps the largest weight unclipped.
+template <class Range>
+SLIM_KERNEL double widest_factor(const Range& range) {
+  return range.symmetric ? static_cast<double>(-range.min) / static_cast<double>(range.max) : 1;
+}
+
+/// The search of gram_ranges (slim/ops.hpp): factors of the extremes of least error(low, high). coupled: with the finer steps.
+template <class F, class Range, class Error>
+SLIM_KERNEL void search_factors(const Range& range, bool coupled, Error& error, F& low, F& high) {
+  constexpr double kSmallest = 0.5, kStep = 0.025;
+  FactorSearch<F, Error> search(error);
+  for (double ratio = widest_factor(range); ratio >= kSmallest; ratio -= kStep) search.try_both(ratio);
+  if (coupled) {
+    const F less = search.low - static_cast<float>(kStep / 2), more = search.low + static_cast<float>(kStep / 2);
+    search.keep_if_better(less, less);
+    search.keep_if_better(more, more);
+  }
+  if (!range.symmetric && coupled) {
+    constexpr double kMoves[] = {-4 * kStep, -2 * kStep, -kStep, -kStep / 2, kStep / 2, kStep, 2 * kStep, 4 * kStep};
+    search.move_ends(kMoves);
+  } else if (!range.symmetric) {
+    constexpr double kMoves[] = {-4 * kStep, -2 * kStep, 2 * kStep, 4 * kStep};
+    search.move_ends(kMoves);
+  }
+  low = search.low;
+  high = search.high;
 }
 
 }  // namespace slim::kernels

@@ -21,6 +21,16 @@ inline at::Tensor quadratic_losses(const at::Tensor& errors, int64_t candidates,
   return losses;
 }
 
+/// Σ over rows of δ B δᵀ for each candidate and group, errors [candidates * rows, groups * g], blocks [groups, g, g]: fp64 [candidates, groups].
+inline at::Tensor block_losses(const at::Tensor& errors, int64_t candidates, const at::Tensor& blocks) {
+  const at::Tensor by_group = errors.view({errors.size(0), blocks.size(0), blocks.size(1)}).transpose(0, 1);
+  return at::bmm(by_group, blocks)
+      .mul_(by_group)
+      .view({blocks.size(0), candidates, -1})
+      .sum(2, false, at::kDouble)
+      .t();
+}
+
 /// Losses of all candidates, some at a time. write_errors(first, count, to) writes δ = Q(W s) / s - W of the candidates
 /// [first, first + count) to fp32 [count * rows, in].
 template <class F>
@@ -30,16 +40,20 @@ at::Tensor losses_of_candidates(const at::Tensor& weight, int64_t candidates, co
   constexpr int64_t kErrorBytes = int64_t{64} << 20;  // that wait for one product
   const int64_t rows = weight.size(0), columns = weight.size(1);
   const at::Tensor activations = inputs ? inputs->to(at::kFloat).t() : at::Tensor();
-  at::Tensor losses = at::empty({candidates}, at::kDouble);
+  const bool by_group = gram && gram->dim() == 3;
+  at::Tensor losses = by_group ? at::empty({candidates, gram->size(0)}, at::kDouble) : at::empty({candidates}, at::kDouble);
+  const auto losses_of = [&](const at::Tensor& errors, int64_t count) {
+    if (by_group) return block_losses(errors, count, *gram);
+    if (gram) return quadratic_losses(errors, count, *gram);
+    return at::mm(errors, activations).square_().view({count, -1}).sum(1, false, at::kDouble);
+  };
   const int64_t at_once = std::clamp<int64_t>(kErrorBytes / std::max<int64_t>(1, rows * columns * 4), 1,
                                               std::max<int64_t>(1, candidates));
   for (int64_t first = 0; first < candidates; first += at_once) {
     const int64_t count = std::min(at_once, candidates - first);
     const at::Tensor errors = at::empty({count * rows, columns}, weight.options().dtype(at::kFloat));
     write_errors(first, count, errors.mutable_data_ptr<float>());
-    losses.narrow(0, first, count)
-        .copy_(gram ? quadratic_losses(errors, count, *gram)
-                    : at::mm(errors, activations).square_().view({count, -1}).sum(1, false, at::kDouble));
+    losses.narrow(0, first, count).copy_(losses_of(errors, count));
   }
   return losses;
 }

@@ -1,6 +1,5 @@
 // Statistics of activations that need one pass: memory and threads around the kernels.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 
 #include "common/arguments.hpp"
 #include "in_use.h"
+#include "slim/parallel.hpp"
 
 namespace slim::cpu {
 namespace {
@@ -32,7 +32,7 @@ void channel_moments_(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min,
   float *const abs = sum_abs.mutable_data_ptr<float>(), *const square = sum_square.mutable_data_ptr<float>();
   float *const low = min.mutable_data_ptr<float>(), *const high = max.mutable_data_ptr<float>();
   constexpr int64_t kColumns = 64;  // a cache line or two of each row
-  at::parallel_for(0, ceil_div(columns, kColumns),
+  parallel_for(0, ceil_div(columns, kColumns),
                    std::max<int64_t>(1, kGrain / std::max<int64_t>(1, rows * kColumns)),
                    [&](int64_t begin, int64_t end) {
                      kernels_in_use().moments(from, rows, begin * kColumns, std::min(end * kColumns, columns),
@@ -55,7 +55,7 @@ std::tuple<at::Tensor, at::Tensor> histogram(const at::Tensor& input, int64_t ex
   extremes[0] = std::numeric_limits<float>::infinity();
   extremes[1] = -extremes[0];
   std::mutex mutex;
-  at::parallel_for(0, rows, std::max<int64_t>(1, kHistogramGrain / columns), [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, std::max<int64_t>(1, kHistogramGrain / columns), [&](int64_t begin, int64_t end) {
     std::vector<uint32_t> found(static_cast<size_t>(kernels::kHistogramTables * bins));
     for (int64_t row = begin; row < end; row += rows_at_once) {
       float found_ends[2];

@@ -1,6 +1,5 @@
 // The column sweep of GPTQ and SparseGPT: rows shared out between threads.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -8,6 +7,7 @@
 
 #include "common/arguments.hpp"
 #include "in_use.h"
+#include "slim/parallel.hpp"
 
 namespace slim::cpu {
 namespace {
@@ -56,7 +56,7 @@ void column_sweep_(at::Tensor weight, at::Tensor errors, at::Tensor codes, const
     all.codes_stride = codes.stride(0);
   }
   const Kernels& k = kernels_in_use();
-  at::parallel_for(0, ceil_div(all.rows, kSweepRows), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, ceil_div(all.rows, kSweepRows), 1, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(k.sweep_scratch(sweep));
     kernels::SweepRows rows = all;
     rows.row = begin * kSweepRows;
@@ -68,8 +68,45 @@ void column_sweep_(at::Tensor weight, at::Tensor errors, at::Tensor codes, const
   });
 }
 
+std::tuple<at::Tensor, at::Tensor> sweep_ranges(const at::Tensor& input, const at::Tensor& factor,
+                                                int64_t bits, bool symmetric, at::ScalarType scale_dtype) {
+  const int64_t columns = input.size(1), rows = input.size(0);
+  if (columns > kLargestGroup || input.scalar_type() != at::kFloat) {
+    return reference<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, int64_t, bool,
+                                                        at::ScalarType)>("slim::sweep_ranges", input, factor,
+                                                                         bits, symmetric, scale_dtype);
+  }
+  const at::Tensor weight = with_contiguous_rows(input), panels = in_panels(factor.triu());
+  const at::Tensor reciprocal = factor.diagonal().reciprocal().contiguous();
+  const SweepSearch search{columns, floats(panels), floats(reciprocal), bits > 3 ? 0.5 : 0.3};
+  at::Tensor low = at::empty({rows, 1}, at::kFloat), high = at::empty_like(low);
+  const CodeRange codes = code_range(bits, false, symmetric);
+  parallel_for(0, ceil_div(rows, kSearchRows), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin * kSearchRows; row < std::min(end * kSearchRows, rows); row += kSearchRows) {
+      const SearchRows part{floats(weight) + row * weight.stride(0),
+                            nullptr,
+                            weight.stride(0),
+                            0,
+                            std::min(kSearchRows, rows - row),
+                            low.mutable_data_ptr<float>() + row,
+                            high.mutable_data_ptr<float>() + row};
+      kernels_in_use().sweep_ranges(search, part, codes, float_type(scale_dtype));
+    }
+  });
+  return {low, high};
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(slim, CPU, m) { m.impl("column_sweep_", column_sweep_); }
+at::Tensor in_panels(const at::Tensor& matrices) {
+  const int64_t columns = matrices.size(-1), missing = ceil_div(columns, kPanelColumns) * kPanelColumns - columns;
+  const at::Tensor padded = missing > 0 ? at::constant_pad_nd(matrices, {0, missing}) : matrices;
+  return padded.unflatten(-1, {-1, kPanelColumns}).transpose(-3, -2).contiguous();
+}
+
+TORCH_LIBRARY_IMPL(slim, CPU, m) {
+  m.impl("column_sweep_", column_sweep_);
+  m.impl("sweep_ranges", sweep_ranges);
+}
 
 }  // namespace slim::cpu

@@ -1,6 +1,5 @@
 // Gram matrices: bf16 by AVX512-BF16 where it is there, else the reference, which is LibTorch's product.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 
 #include "common/arguments.hpp"
 #include "in_use.h"
+#include "slim/parallel.hpp"
 
 namespace slim::cpu {
 namespace {
@@ -31,7 +31,7 @@ std::vector<uint32_t> gram_panels_of(const at::Tensor& x, int64_t begin, int64_t
   const int64_t features = x.size(1), panels = ceil_div(features, kPanel), steps = ceil_div(count, 2);
   std::vector<uint32_t> packed(static_cast<size_t>(panels * steps * kPanel));
   const auto* const rows = static_cast<const uint16_t*>(x.const_data_ptr()) + begin * x.stride(0);
-  at::parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, panels, 1, [&](int64_t first, int64_t last) {
     for (int64_t p = first; p < last; ++p) {
       const int64_t columns = std::min(kPanel, features - p * kPanel);
       for (int64_t t = 0; t < steps; ++t) {
@@ -57,7 +57,7 @@ void gram_bfloat16(const at::Tensor& acc, const at::Tensor& x) {
   }
   const auto width = [&](int64_t p) { return std::min(kPanel, features - p * kPanel); };
   const auto for_each_tile = [&](int64_t grain, auto&& f) {
-    at::parallel_for(0, static_cast<int64_t>(tiles.size()), grain, [&](int64_t first, int64_t last) {
+    parallel_for(0, static_cast<int64_t>(tiles.size()), grain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i)
         f(tiles[static_cast<size_t>(i)].first, tiles[static_cast<size_t>(i)].second);
     });

@@ -14,4 +14,8 @@ inline kernels::Matrix matrix(const at::Tensor& x) {
   return {x.const_data_ptr(), kernels::float_type(x.scalar_type()), x.size(1), x.stride(0)};
 }
 
+/// Matrices [..., columns, columns] with their columns in panels as kernels::GroupSearch has them, padded by zeros:
+/// [..., ceil(columns / kPanelColumns), columns, kPanelColumns].
+at::Tensor in_panels(const at::Tensor& matrices);
+
 }  // namespace slim::cpu

@@ -41,6 +41,28 @@ struct SweepRows {
   int64_t weight_stride = 0, errors_stride = 0, codes_stride = 0, row = 0, rows = 0;
 };
 
+constexpr int64_t kSearchRows = 16;      ///< whose ranges are searched together: one lane each
+constexpr int64_t kLargestGroup = 256;   ///< columns of a group whose range is searched
+constexpr int64_t kPanelColumns = 8;     ///< of packed_factor()
+/// One group of channels whose error is δ B δᵀ (+ 2 coupling δᵀ).
+struct GroupSearch {
+  int64_t group = 0;                ///< channels: a multiple of kPanelColumns, at most kLargestGroup
+  /// The upper triangle of B, entries off the diagonal doubled, zeros below, in panels of columns: [group / kPanelColumns][group][kPanelColumns].
+  const float* triangle = nullptr;
+};
+/// One group of columns of a sweep.
+struct SweepSearch {
+  int64_t columns = 0;                                      ///< at most kLargestGroup
+  const float *factor = nullptr, *reciprocal = nullptr;     ///< U in panels as GroupSearch has them, padded by zeros; 1 / U_ii
+  double least = 0.5;                                       ///< smallest share of the extremes that is tried
+};
+/// Rows of a weight, their first element of the group; rows of coupling likewise, or null. Writes low[r] and high[r] for r in [0, rows).
+struct SearchRows {
+  const float *weight = nullptr, *coupling = nullptr;
+  int64_t weight_stride = 0, coupling_stride = 0, rows = 0;
+  float *low = nullptr, *high = nullptr;
+};
+
 constexpr int64_t kHistogramTables = 4;  ///< of counts, taken in turns: neighbours often fall into one bin
 constexpr int64_t kPackTile = 16;        ///< rows of pack_columns()
 constexpr int64_t kAwqColumns = 64;      ///< columns of pack_awq() that make a task
@@ -72,10 +94,10 @@ struct Kernels {
   /// delta = Q(w * s) / s - w for one row, with the units' extremes as ranges, shrunk if shrink.steps > 0. scratch [columns].
   void (*scaled_error)(const float* w, const float* s, int64_t columns, int64_t unit_columns, const Shrink&,
                        const CodeRange&, Float scale_type, float* scratch, float* delta);
-  /// gram_ranges of slim/ops.hpp for one group and up to 16 rows. w: their first element of the group. triangle [group, group]: the
-  /// upper triangle of the group's second moments, entries off the diagonal doubled, zeros below. `group` is a multiple of 16.
-  void (*gram_ranges)(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle,
-                      const CodeRange&, Float scale_type, float* low, float* high);
+  /// gram_ranges of slim/ops.hpp for one group and up to kSearchRows rows.
+  void (*gram_ranges)(const GroupSearch&, const SearchRows&, const CodeRange& codes, Float scale_type);
+  /// sweep_ranges of slim/ops.hpp for up to kSearchRows rows.
+  void (*sweep_ranges)(const SweepSearch&, const SearchRows&, const CodeRange& codes, Float scale_type);
   /// channel_moments_ over all rows of x for the columns [begin, end); the pointers are those of column 0.
   void (*moments)(const Matrix& x, int64_t rows, int64_t begin, int64_t end, float* sum_abs,
                   float* sum_square, float* min, float* max);

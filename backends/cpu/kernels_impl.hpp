@@ -58,12 +58,12 @@ SLIM_KERNEL void for_each_vector(int64_t count, F&& f) {
 // ---- ranges -----------------------------------------------------------------------------------------------------------
 
 struct Extremes {
-  F16 low, high;
-  U16 size;  // largest |x| by its bits: beyond those of Inf for NaN
+  Floats low, high;
+  Words size;  // largest |x| by its bits: beyond those of Inf for NaN
 };
 
-SLIM_KERNEL void widen(Extremes& e, F16 v) {
-  const U16 size = bit_cast<U16>(v) & 0x7fffffffu;
+SLIM_KERNEL void widen(Extremes& e, Floats v) {
+  const Words size = bit_cast<Words>(v) & 0x7fffffffu;
   e.low = v < e.low ? v : e.low;
   e.high = v > e.high ? v : e.high;
   e.size = size > e.size ? size : e.size;
@@ -77,7 +77,7 @@ SLIM_KERNEL void widen(Extremes& extremes, const T* x, int64_t count) {
 }
 /// The ends; both NaN where one value is.
 SLIM_KERNEL void finish(const Extremes& e, float& low, float& high) {
-  const bool has_nan = largest((e.size > 0x7f800000u) ? broadcast(1) : F16{}) > 0;
+  const bool has_nan = largest((e.size > 0x7f800000u) ? broadcast(1) : Floats{}) > 0;
   low = has_nan ? __builtin_nanf("") : smallest(e.low);
   high = has_nan ? __builtin_nanf("") : largest(e.high);
 }
@@ -85,8 +85,8 @@ SLIM_KERNEL void finish(const Extremes& e, float& low, float& high) {
 template <class T>
 void extremes_of(const Matrix& w, const Step& step, float* low, float* high) {
   for_each_unit(w.columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
-    const F16 first = load_some(row_of<T>(w, step.row) + begin, count);
-    Extremes e{first, first, U16{}};
+    const Floats first = load_some(row_of<T>(w, step.row) + begin, count);
+    Extremes e{first, first, Words{}};
     for (int64_t r = 0; r < step.rows; ++r) widen(e, row_of<T>(w, step.row + r) + begin, count);
     finish(e, low[unit], high[unit]);
   });
@@ -99,7 +99,7 @@ void extremes(const Matrix& w, const Step& step, float* low, float* high) {
 void params(const float* low, const float* high, int64_t units, const CodeRange& range, Float scale_type,
             float* scale, float* zero) {
   for_each_vector(units, [&](int64_t i, int64_t n) {
-    const ScaleZero<F16> p = params_of(load_some(low + i, n), load_some(high + i, n), range, scale_type);
+    const ScaleZero<Floats> p = params_of(load_some(low + i, n), load_some(high + i, n), range, scale_type);
     store_some(scale + i, p.scale, n);
     if (!range.symmetric) store_some(zero + i, p.zero, n);
   });
@@ -109,13 +109,13 @@ void params(const float* low, const float* high, int64_t units, const CodeRange&
 template <class T, class Range>
 SLIM_KERNEL double row_error(const T* w, const float* importance, int64_t count, const Range& range,
                              float scale, float zero, double norm) {
-  const F16 s = broadcast(scale), z = broadcast(zero);
-  F16 total{};
+  const Floats s = broadcast(scale), z = broadcast(zero);
+  Floats total{};
   for_each_vector(
       count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-        const F16 x = load_some(w + i, n);
-        const F16 e = decoded(code_value(x, s, z, range, Float::kFloat), s, z, range) - x;
-        F16 power = e * e;
+        const Floats x = load_some(w + i, n);
+        const Floats e = decoded(code_value(x, s, z, range, Float::kFloat), s, z, range) - x;
+        Floats power = e * e;
         if (norm != 2) {
           for (int k = 0; k < kLanes; ++k)
             power[k] = __builtin_powf(__builtin_fabsf(e[k]), static_cast<float>(norm));
@@ -181,7 +181,7 @@ double shared_error(const Matrix& w, const Step& step, const Shrink& options, co
 /// time. For significands of bf16 and fp16 the corrected quotient is the rounded one, bit for bit, whatever the divisor (Markstein 1990;
 /// tried for all pairs); only where |w / scale| is far below the smallest code may it differ, which becomes the same zero.
 struct Divisor {
-  F16 scale, reciprocal;
+  Floats scale, reciprocal;
   bool exact;  ///< nothing that matters overflows or underflows
 
   template <class T>
@@ -190,32 +190,32 @@ struct Divisor {
     return {broadcast(scale), broadcast(1 / scale),
             kFused && sizeof(T) == 2 && scale >= kSmall && scale <= kLarge};
   }
-  SLIM_KERNEL F16 quotient(F16 w) const {
-    const F16 q = w * reciprocal, corrected = multiply_add(multiply_add(-q, scale, w), reciprocal, q);
-    return bit_cast<F16>(bit_cast<U16>(corrected) | (bit_cast<U16>(w) & 0x80000000u));  // of -0 too
+  SLIM_KERNEL Floats quotient(Floats w) const {
+    const Floats q = w * reciprocal, corrected = multiply_add(multiply_add(-q, scale, w), reciprocal, q);
+    return bit_cast<Floats>(bit_cast<Words>(corrected) | (bit_cast<Words>(w) & 0x80000000u));  // of -0 too
   }
 };
 
 /// The code as a number: what code_from() gives for bytes_of().
-SLIM_KERNEL F16 number_of(F16 scaled, bool is_e4m3) {
+SLIM_KERNEL Floats number_of(Floats scaled, bool is_e4m3) {
   if (!is_e4m3) return round_even(scaled);
-  const U16 bits = bit_cast<U16>(scaled), sign = bits & 0x80000000u, size = bits & 0x7fffffffu;
-  const U16 normal = (size + ((size >> 20) & 1u) + 0x7ffffu) & 0xfff00000u;
-  const F16 subnormal = (bit_cast<F16>(size) + 16384.0F) - 16384.0F;
-  return bit_cast<F16>((size < 0x3c800000u ? bit_cast<U16>(subnormal) : normal) | sign);
+  const Words bits = bit_cast<Words>(scaled), sign = bits & 0x80000000u, size = bits & 0x7fffffffu;
+  const Words normal = (size + ((size >> 20) & 1u) + 0x7ffffu) & 0xfff00000u;
+  const Floats subnormal = (bit_cast<Floats>(size) + 16384.0F) - 16384.0F;
+  return bit_cast<Floats>((size < 0x3c800000u ? bit_cast<Words>(subnormal) : normal) | sign);
 }
-SLIM_KERNEL UB16 bytes_of(F16 scaled, bool is_e4m3) {
-  if (is_e4m3) return __builtin_convertvector(e4m3_from_float(scaled), UB16);
-  return bit_cast<UB16>(__builtin_convertvector(__builtin_convertvector(round_even(scaled), I16), B16));
+SLIM_KERNEL Bytes bytes_of(Floats scaled, bool is_e4m3) {
+  if (is_e4m3) return __builtin_convertvector(e4m3_from_float(scaled), Bytes);
+  return bit_cast<Bytes>(__builtin_convertvector(__builtin_convertvector(round_even(scaled), Ints), SignedBytes));
 }
 template <class Range>
-SLIM_KERNEL F16 code_from(UB16 bytes, const Range& range) {
-  if (range.is_e4m3) return e4m3_to_float<F16>(__builtin_convertvector(bytes, U16));
-  return __builtin_convertvector(__builtin_convertvector(bit_cast<B16>(bytes), I16), F16);
+SLIM_KERNEL Floats code_from(Bytes bytes, const Range& range) {
+  if (range.is_e4m3) return e4m3_to_float<Floats>(__builtin_convertvector(bytes, Words));
+  return __builtin_convertvector(__builtin_convertvector(bit_cast<SignedBytes>(bytes), Ints), Floats);
 }
-SLIM_KERNEL UB16 load_codes(const uint8_t* from, int64_t count) {
-  if (count >= kLanes) return load_bytes<UB16>(from);
-  UB16 bytes{};
+SLIM_KERNEL Bytes load_codes(const uint8_t* from, int64_t count) {
+  if (count >= kLanes) return load_bytes<Bytes>(from);
+  Bytes bytes{};
   memcpy(&bytes, from, static_cast<size_t>(count));
   return bytes;
 }
@@ -224,29 +224,29 @@ SLIM_KERNEL UB16 load_codes(const uint8_t* from, int64_t count) {
 template <Float kArithmetic, bool kMeasured, class T, class Range>
 void encode_row(const T* from, const Matrix& w, const Step& step, const float* scale, const float* zero,
                 const Range& range, uint8_t* out, double* sums) {
-  F16 error{}, size{};
+  Floats error{}, size{};
   for_each_unit(w.columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
     const Divisor s = Divisor::of(from, scale[unit]);
-    const F16 z = range.symmetric ? F16{} : broadcast(zero[unit]);
-    F16 unit_error = error, unit_size = size;
+    const Floats z = range.symmetric ? Floats{} : broadcast(zero[unit]);
+    Floats unit_error = error, unit_size = size;
     const auto encode_unit = [&](auto&& quotient) __attribute__((always_inline)) {
       for_each_vector(
           count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-            const F16 value = load_some(from + begin + i, n),
+            const Floats value = load_some(from + begin + i, n),
                       x = shifted(quotient(value), z, range, kArithmetic);
             store_some(out + begin + i, bytes_of(x, range.is_e4m3), n);
             if constexpr (kMeasured) {
-              const F16 e = keep_first(decoded(number_of(x, range.is_e4m3), s.scale, z, range) - value, n);
-              const F16 kept = keep_first(value, n);
+              const Floats e = keep_first(decoded(number_of(x, range.is_e4m3), s.scale, z, range) - value, n);
+              const Floats kept = keep_first(value, n);
               unit_error += e * e;
               unit_size += kept * kept;
             }
           });
     };
     if (s.exact) {
-      encode_unit([&](F16 w) __attribute__((always_inline)) { return s.quotient(w); });
+      encode_unit([&](Floats w) __attribute__((always_inline)) { return s.quotient(w); });
     } else {
-      encode_unit([&](F16 w) __attribute__((always_inline)) { return F16(w / s.scale); });
+      encode_unit([&](Floats w) __attribute__((always_inline)) { return Floats(w / s.scale); });
     }
     error = unit_error;
     size = unit_size;
@@ -280,7 +280,7 @@ void decode(const uint8_t* in, int64_t columns, const Step& step, const float* s
   with_range(codes, [&](auto range) {
     for (int64_t r = 0; r < step.rows; ++r, in += columns, w += columns) {
       for_each_unit(columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
-        const F16 s = broadcast(scale[unit]), z = range.symmetric ? F16{} : broadcast(zero[unit]);
+        const Floats s = broadcast(scale[unit]), z = range.symmetric ? Floats{} : broadcast(zero[unit]);
         for_each_vector(
             count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
               store_some(w + begin + i, decoded(code_from(load_codes(in + begin + i, n), range), s, z, range),
@@ -297,13 +297,13 @@ void error(const Matrix& w, const uint8_t* in, const Step& step, const float* sc
     with_range(codes, [&](auto range) {
       for (int64_t r = 0; r < step.rows; ++r, in += w.columns) {
         const auto* from = row_of<decltype(element)>(w, step.row + r);
-        F16 error{}, size{};
+        Floats error{}, size{};
         for_each_unit(w.columns, step.unit_columns, [&](int64_t unit, int64_t begin, int64_t count) {
-          const F16 s = broadcast(scale[unit]), z = range.symmetric ? F16{} : broadcast(zero[unit]);
+          const Floats s = broadcast(scale[unit]), z = range.symmetric ? Floats{} : broadcast(zero[unit]);
           for_each_vector(
               count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-                const F16 x = keep_first(load_some(from + begin + i, n), n);
-                const F16 e =
+                const Floats x = keep_first(load_some(from + begin + i, n), n);
+                const Floats e =
                     keep_first(decoded(code_from(load_codes(in + begin + i, n), range), s, z, range), n) - x;
                 error += e * e;
                 size += x * x;
@@ -377,12 +377,12 @@ void pack_awq(const int8_t* codes, int64_t words, int64_t count, int64_t begin, 
       for (int64_t w = 0; w < tile_words; ++w) {
         for_each_vector(
             columns, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-              U16 word{};
+              Words word{};
               for (int64_t k = 0; k < 8; ++k) {
-                const UB16 bytes = load_codes(reinterpret_cast<const uint8_t*>(codes) +
+                const Bytes bytes = load_codes(reinterpret_cast<const uint8_t*>(codes) +
                                                   (8 * (first + w) + kOrder[k]) * count + column + i,
                                               n);
-                word |= ((__builtin_convertvector(bytes, U16) & 15u) ^ 8u) << static_cast<uint32_t>(4 * k);
+                word |= ((__builtin_convertvector(bytes, Words) & 15u) ^ 8u) << static_cast<uint32_t>(4 * k);
               }
               store_some(tile[w] + i, word, kLanes);
             });
@@ -400,7 +400,7 @@ template <class T>
 void scores_of(const T* w, const float* importance, int64_t columns, float* score) {
   for_each_vector(
       columns, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-        const F16 channel = importance ? load_some(importance + i, n) : broadcast(1);
+        const Floats channel = importance ? load_some(importance + i, n) : broadcast(1);
         store_some(score + i, mask_score(load_some(w + i, n), channel), n);
       });
 }
@@ -416,16 +416,16 @@ void mask(const Matrix& w, int64_t row, const float* importance, int64_t keep, i
   for (int64_t i = 0; i < of + kLanes; ++i) position[i] = static_cast<int32_t>(i % of);
   for_each_vector(
       w.columns, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-        const F16 mine = load(score + i);
-        const I16 place = load_bytes<I16>(position + i % of);
-        I16 rank{};
+        const Floats mine = load(score + i);
+        const Ints place = load_bytes<Ints>(position + i % of);
+        Ints rank{};
         for (int64_t d = 1; d < of; ++d) {
           const auto distance = static_cast<int32_t>(d), run = static_cast<int32_t>(of);
           rank -= (load(score + i - d) >= mine) & (place >= distance);  // true is -1
           rank -= (load(score + i + d) > mine) & (place < run - distance);
         }
-        const I16 kept = rank < static_cast<int32_t>(keep);
-        store_some(out + i, UB16(bit_cast<UB16>(__builtin_convertvector(kept, B16)) & uint8_t{1}), n);
+        const Ints kept = rank < static_cast<int32_t>(keep);
+        store_some(out + i, Bytes(bit_cast<Bytes>(__builtin_convertvector(kept, SignedBytes)) & uint8_t{1}), n);
       });
 }
 
@@ -449,11 +449,11 @@ void scaled_error(const float* w, const float* s, int64_t columns, int64_t unit_
       if (options.steps > 0)
         shrink_units<float>(unit, step, shrinking, range, scale_type, &ends[0], &ends[1]);
       const ScaleZero<float> p = params_of(ends[0], ends[1], range, scale_type);
-      const F16 scale = broadcast(p.scale), zero = broadcast(p.zero);
+      const Floats scale = broadcast(p.scale), zero = broadcast(p.zero);
       for_each_vector(
           count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-            const F16 x = load_some(product + begin + i, n);
-            const F16 rounded = decoded(code_value(x, scale, zero, range, Float::kFloat), scale, zero, range);
+            const Floats x = load_some(product + begin + i, n);
+            const Floats rounded = decoded(code_value(x, scale, zero, range, Float::kFloat), scale, zero, range);
             store_some(delta + begin + i, rounded / load_some(s + begin + i, n) - load_some(w + begin + i, n),
                        n);
           });
@@ -461,88 +461,183 @@ void scaled_error(const float* w, const float* s, int64_t columns, int64_t unit_
   });
 }
 
-constexpr int64_t kGroupRows = 16;  // rows whose ranges are searched together: one lane each
-constexpr int64_t kLargestGroup = 256;
+/// Rows become lanes: to[c] holds column c of all rows; lanes beyond the last row repeat the first.
+SLIM_KERNEL void load_lanes(const float* from, int64_t stride, int64_t rows, int64_t columns, Floats* to) {
+  int64_t c = 0;
+#if defined(__AVX512F__)
+  for (; c + kLanes <= columns; c += kLanes) {
+    for (int64_t r = 0; r < kLanes; ++r) to[c + r] = load(from + (r < rows ? r : 0) * stride + c);
+    transpose(to + c);
+  }
+#endif
+  for (int64_t r = 0; r < kLanes; ++r) {
+    const float* const row = from + (r < rows ? r : 0) * stride;
+    for (int64_t i = c; i < columns; ++i) reinterpret_cast<float*>(to + i)[r] = row[i];
+  }
+}
 
-/// Error of kGroupRows candidates of one group.
+constexpr int64_t kPassColumns = kPanelColumns;  ///< columns that one pass keeps in registers
+static_assert(kSearchRows % kLanes == 0);
+
+/// f(rows) for as many rows at a time as there are lanes.
+template <class F>
+inline void for_each_lanes(const SearchRows& all, F&& f) {
+  for (int64_t row = 0; row < all.rows; row += kLanes) {
+    SearchRows rows = all;
+    rows.weight += row * rows.weight_stride;
+    if (rows.coupling) rows.coupling += row * rows.coupling_stride;
+    rows.low += row;
+    rows.high += row;
+    rows.rows = smaller(kLanes, all.rows - row);
+    f(rows);
+  }
+}
+
+/// sums[q] = start[q] + sign * Σ x_k m_kq for k in [0, count) and the columns q of one pass; m: a panel's rows, from the pass's first column on.
+template <bool kSubtract>
+SLIM_KERNEL void multiply_panel(const Floats* x, const float* m, int64_t count, Floats* sums) {
+  Floats total[kPassColumns];
+  for (int64_t q = 0; q < kPassColumns; ++q) total[q] = sums[q];
+  for (int64_t k = 0; k < count; ++k) {
+    const Floats mine = kSubtract ? -x[k] : x[k];
+    for (int64_t q = 0; q < kPassColumns; ++q) total[q] = multiply_add(mine, broadcast(m[k * kPanelColumns + q]), total[q]);
+  }
+  for (int64_t q = 0; q < kPassColumns; ++q) sums[q] = total[q];
+}
+
+/// What both searches know of their rows: weights and extremes, by lane.
+struct LaneRows {
+  explicit LaneRows(const SearchRows& rows, int64_t columns) {
+    load_lanes(rows.weight, rows.weight_stride, rows.rows, columns, w);
+    for (int64_t c = 0; c < columns; ++c) {
+      min = w[c] < min ? w[c] : min;
+      max = w[c] > max ? w[c] : max;
+    }
+  }
+  void store_ends(const SearchRows& rows, Floats low, Floats high) const {
+    store_some(rows.low, Floats(min * low), rows.rows);
+    store_some(rows.high, Floats(max * high), rows.rows);
+  }
+  Floats w[kLargestGroup], min{}, max{};
+};
+
+/// Error of a candidate of each row of one group.
 template <class Range>
 class GroupError {
  public:
-  GroupError(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle,
-             const Range& range, Float scale_type)
-      : group_(group), triangle_(triangle), range_(range), scale_type_(scale_type) {
-    for (int64_t r = 0; r < kGroupRows; ++r) {
-      const float* from = w + (r < rows ? r : 0) * row_stride;  // lanes beyond the last row repeat the first
-      memcpy(w_ + r * group, from, static_cast<size_t>(group) * sizeof(float));
-      F16 low{}, high{};
-      for (int64_t i = 0; i < group; i += kLanes) {
-        const F16 x = load(from + i);
-        low = x < low ? x : low;
-        high = x > high ? x : high;
-      }
-      min[r] = smallest(low);
-      max[r] = largest(high);
-    }
+  GroupError(const GroupSearch& search, const SearchRows& rows, const Range& range, Float scale_type)
+      : search_(search), range_(range), scale_type_(scale_type), rows_(rows, search.group), coupled_(rows.coupling) {
+    if (coupled_) load_lanes(rows.coupling, rows.coupling_stride, rows.rows, search.group, coupling_);
   }
 
-  F16 operator()(F16 low, F16 high) {
-    const ScaleZero<F16> p = params_of(F16(min * low), F16(max * high), range_, scale_type_);
-    for (int64_t r = 0; r < kGroupRows; ++r) {
-      const F16 scale = broadcast(p.scale[r]), zero = broadcast(p.zero[r]);
-      for (int64_t i = 0; i < group_; i += kLanes) {
-        const F16 x = load(w_ + r * group_ + i);
-        store(delta_ + r * group_ + i,
-              decoded(code_value(x, scale, zero, range_, Float::kFloat), scale, zero, range_) - x);
-      }
+  Floats operator()(Floats low, Floats high) {
+    const ScaleZero<Floats> p = params_of(Floats(rows_.min * low), Floats(rows_.max * high), range_, scale_type_);
+    for (int64_t c = 0; c < search_.group; ++c) {
+      const Floats x = rows_.w[c];
+      delta_[c] = decoded(code_value(x, p.scale, p.zero, range_, Float::kFloat), p.scale, p.zero, range_) - x;
     }
-    F16 error{};
-    for (int64_t r = 0; r < kGroupRows; r += kTile) quadratic(r, error);
+    Floats error{};
+    for (int64_t c = 0; c < search_.group; c += kPassColumns) {
+      const int64_t panel = c / kPanelColumns;
+      const float* const m = search_.triangle + panel * search_.group * kPanelColumns + c % kPanelColumns;
+      Floats products[kPassColumns];
+      for (int64_t q = 0; q < kPassColumns; ++q) products[q] = coupled_ ? coupling_[c + q] + coupling_[c + q] : Floats{};
+      multiply_panel<false>(delta_, m, c + kPassColumns, products);
+      for (int64_t q = 0; q < kPassColumns; ++q) error = multiply_add(products[q], delta_[c + q], error);
+    }
     return error;
   }
 
-  F16 min, max;
+  void store(const SearchRows& rows, Floats low, Floats high) const { rows_.store_ends(rows, low, high); }
 
  private:
-  static constexpr int64_t kTile = 8;
-
-  /// δ T δᵀ of the rows [first, first + kTile), T upper triangular.
-  void quadratic(int64_t first, F16& error) const {
-    const float* delta = delta_ + first * group_;
-    F16 total[kTile] = {};
-    for (int64_t column = 0; column < group_; column += kLanes) {
-      F16 product[kTile] = {};
-      for (int64_t i = 0; i < column + kLanes; ++i) {
-        const F16 t = load(triangle_ + i * group_ + column);
-        for (int64_t r = 0; r < kTile; ++r)
-          product[r] = multiply_add(broadcast(delta[r * group_ + i]), t, product[r]);
-      }
-      for (int64_t r = 0; r < kTile; ++r)
-        total[r] = multiply_add(product[r], load(delta + r * group_ + column), total[r]);
-    }
-    for (int64_t r = 0; r < kTile; ++r) error[first + r] = sum(total[r]);
-  }
-
-  int64_t group_;
-  const float* triangle_;
+  const GroupSearch& search_;
   const Range& range_;
   Float scale_type_;
-  float w_[kGroupRows * kLargestGroup], delta_[kGroupRows * kLargestGroup];
+  LaneRows rows_;
+  bool coupled_;
+  Floats coupling_[kLargestGroup], delta_[kLargestGroup];
 };
 
 template <class Range>
-void search_ranges(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle,
-                   const Range& range, Float scale_type, float* low_out, float* high_out) {
-  GroupError<Range> error(w, row_stride, rows, group, triangle, range, scale_type);
-  F16 low, high;
-  search_factors(range, error, low, high);
-  store_some(low_out, F16(error.min * low), rows);
-  store_some(high_out, F16(error.max * high), rows);
+void search_group(const GroupSearch& search, const SearchRows& rows, const Range& range, Float scale_type) {
+  GroupError<Range> error(search, rows, range, scale_type);
+  Floats low, high;
+  search_factors(range, rows.coupling != nullptr, error, low, high);
+  error.store(rows, low, high);
 }
 
-void gram_ranges(const float* w, int64_t row_stride, int64_t rows, int64_t group, const float* triangle,
-                 const CodeRange& codes, Float scale_type, float* low, float* high) {
+void gram_ranges(const GroupSearch& search, const SearchRows& rows, const CodeRange& codes, Float scale_type) {
   with_range(codes, [&](auto range) {
-    search_ranges(w, row_stride, rows, group, triangle, range, scale_type, low, high);
+    for_each_lanes(rows, [&](const SearchRows& part) { search_group(search, part, range, scale_type); });
+  });
+}
+
+/// Loss of a candidate of each row when its columns are swept. Given up where no row can be the best any more.
+template <class Range>
+class SweepLoss {
+ public:
+  SweepLoss(const SweepSearch& search, const SearchRows& rows, const Range& range, Float scale_type)
+      : search_(search), range_(range), scale_type_(scale_type), rows_(rows, search.columns) {}
+
+  Floats operator()(Floats low, Floats high) {
+    const ScaleZero<Floats> p = params_of(Floats(rows_.min * low), Floats(rows_.max * high), range_, scale_type_);
+    const Floats reciprocal = 1.0F / p.scale;
+    Floats loss{};
+    for (int64_t c = 0; c < search_.columns; c += kPassColumns) {
+      const int64_t count = smaller(kPassColumns, search_.columns - c), panel = c / kPanelColumns;
+      const float* const m = search_.factor + panel * search_.columns * kPanelColumns + c % kPanelColumns;
+      Floats w[kPassColumns];
+      for (int64_t q = 0; q < kPassColumns; ++q) w[q] = rows_.w[c + (q < count ? q : 0)];
+      multiply_panel<true>(error_, m, c, w);
+      for (int64_t q = 0; q < count; ++q) {
+        for (int64_t k = 0; k < q; ++k)
+          w[q] = multiply_add(-error_[c + k], broadcast(m[(c + k) * kPanelColumns + q]), w[q]);
+        const Floats shifted = range_.symmetric ? w[q] * reciprocal : w[q] * reciprocal + p.zero;
+        const Floats code = round_even(clamp(shifted, range_.min, range_.max));
+        error_[c + q] = (w[q] - decoded(code, p.scale, p.zero, range_)) * search_.reciprocal[c + q];
+        loss = multiply_add(error_[c + q], error_[c + q], loss);
+      }
+      if ((c & kCheckedColumns) == kCheckedColumns && worse_everywhere(loss)) return loss;
+    }
+    least_ = first_ || loss < least_ ? loss : least_;
+    first_ = Floats{} != 0.0F;
+    return loss;
+  }
+
+  void store(const SearchRows& rows, Floats low, Floats high) const { rows_.store_ends(rows, low, high); }
+
+ private:
+  static constexpr int64_t kCheckedColumns = 24;  // looked at once in 32 columns
+
+  bool worse_everywhere(Floats loss) const { return !(largest((first_ || loss < least_) ? broadcast(1) : Floats{}) > 0); }
+
+  const SweepSearch& search_;
+  const Range& range_;
+  Float scale_type_;
+  LaneRows rows_;
+  Floats error_[kLargestGroup + kPassColumns], least_{};
+  Ints first_ = Floats{} == 0.0F;  // all lanes, until a loss is known
+};
+
+template <class Range>
+void search_sweep(const SweepSearch& search, const SearchRows& rows, const Range& range, Float scale_type) {
+  constexpr double kStep = 0.05, kMoves[] = {-4 * kStep, -2 * kStep, -kStep, kStep, 2 * kStep};
+  SweepLoss<Range> loss(search, rows, range, scale_type);
+  FactorSearch<Floats, SweepLoss<Range>> factors(loss);
+  for (double ratio = smaller(widest_factor(range), 1.5); ratio > search.least; ratio -= kStep) factors.try_both(ratio);
+  if (!range.symmetric) {
+    for (const double move : kMoves)
+      factors.keep_if_better(clamp(Floats(factors.low + static_cast<float>(move)), 0, 1), factors.high);
+    for (const double move : kMoves)
+      factors.keep_if_better(factors.low, clamp(Floats(factors.high + static_cast<float>(move)), 0, 1));
+  }
+  loss.store(rows, factors.low, factors.high);
+}
+
+void sweep_ranges(const SweepSearch& search, const SearchRows& rows, const CodeRange& codes, Float scale_type) {
+  with_range(codes, [&](auto range) {
+    for_each_lanes(rows, [&](const SearchRows& part) { search_sweep(search, part, range, scale_type); });
   });
 }
 
@@ -555,7 +650,7 @@ template <int kVectors, class T>
 SLIM_KERNEL void moments_of_columns(const Matrix& x, int64_t begin_row, int64_t end_row, int64_t column,
                                     int64_t count, float* sum_abs, float* sum_square, float* min,
                                     float* max) {
-  F16 abs[kVectors] = {}, square[kVectors] = {}, low[kVectors], high[kVectors];
+  Floats abs[kVectors] = {}, square[kVectors] = {}, low[kVectors], high[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     low[v] = load_some(min + column + v * kLanes, count);
     high[v] = load_some(max + column + v * kLanes, count);
@@ -563,7 +658,7 @@ SLIM_KERNEL void moments_of_columns(const Matrix& x, int64_t begin_row, int64_t 
   for (int64_t r = begin_row; r < end_row; ++r) {
     const T* row = row_of<T>(x, r) + column;
     for (int v = 0; v < kVectors; ++v) {
-      const F16 value = load_some(row + v * kLanes, count);
+      const Floats value = load_some(row + v * kLanes, count);
       abs[v] += value < 0.0F ? -value : value;
       square[v] += value * value;
       low[v] = (value >= low[v]) | (low[v] != low[v]) ? low[v] : value;  // NaN wins and stays, as in ATen
@@ -572,8 +667,8 @@ SLIM_KERNEL void moments_of_columns(const Matrix& x, int64_t begin_row, int64_t 
   }
   for (int v = 0; v < kVectors; ++v) {
     const int64_t at = column + v * kLanes;
-    store_some(sum_abs + at, F16(load_some(sum_abs + at, count) + abs[v]), count);
-    store_some(sum_square + at, F16(load_some(sum_square + at, count) + square[v]), count);
+    store_some(sum_abs + at, Floats(load_some(sum_abs + at, count) + abs[v]), count);
+    store_some(sum_square + at, Floats(load_some(sum_square + at, count) + square[v]), count);
     store_some(min + at, low[v], count);
     store_some(max + at, high[v], count);
   }
@@ -603,16 +698,16 @@ void moments(const Matrix& x, int64_t rows, int64_t begin, int64_t end, float* s
 template <class T>
 void histogram_of(const Matrix& x, int64_t begin, int64_t end, float per_bin, int64_t bins_per_side,
                   uint32_t* counts, float* ends) {
-  const F16 first = load_some(row_of<T>(x, begin), x.columns);
-  Extremes e{first, first, U16{}};
+  const Floats first = load_some(row_of<T>(x, begin), x.columns);
+  Extremes e{first, first, Words{}};
   uint32_t* const middle = counts + bins_per_side;
   for (int64_t r = begin; r < end; ++r) {
     const T* const row = row_of<T>(x, r);
     for_each_vector(
         x.columns, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-          const F16 v = load_some(row + i, n);
+          const Floats v = load_some(row + i, n);
           widen(e, v);
-          const I16 bin = bin_of(v, per_bin, static_cast<float>(bins_per_side));
+          const Ints bin = bin_of(v, per_bin, static_cast<float>(bins_per_side));
           for (int64_t k = 0; k < n; ++k) ++middle[k % kHistogramTables * 2 * bins_per_side + bin[k]];
         });
   }
@@ -630,15 +725,17 @@ void histogram(const Matrix& x, int64_t begin, int64_t end, float per_bin, int64
 
 /// Rows are the lanes: a tile holds two vectors of rows, column by column. Columns are taken in panels, for which the errors of
 /// all earlier columns are subtracted with the panel in registers. Sums are in the columns' order, as in the reference.
-constexpr int64_t kTileVectors = 2, kTileRows = kTileVectors * kLanes, kPanel = 8;
+constexpr int64_t kTileVectors = 2, kTileRows = kTileVectors * kLanes;
+constexpr int64_t kPanel = kLanes == 16 ? 8 : 4;  // with 32 registers, or 16
 
 struct Pair {
-  F16 v[kTileVectors];
+  Floats v[kTileVectors];
 };
 
 size_t sweep_scratch(const Sweep& sweep) {
   const int64_t pairs = 3 * sweep.columns + 2 * sweep.groups + 2 * sweep.of;
-  return static_cast<size_t>(pairs * kTileRows + kLanes);
+  constexpr int64_t kAlignment = 16;  // floats of a cache line
+  return static_cast<size_t>(pairs * kTileRows + kAlignment);
 }
 
 class Tile {
@@ -712,7 +809,7 @@ class Tile {
     int64_t c = 0;
     for (; c + kLanes <= sweep_.columns; c += kLanes) {
       for (int v = 0; v < kTileVectors; ++v) {
-        F16 block[kLanes];
+        Floats block[kLanes];
         for (int64_t r = 0; r < kLanes; ++r) {
           block[r] = slim::kernels::load(rows.weight +
                                          row_of_lane(first, v * kLanes + r, count) * rows.weight_stride + c);
@@ -727,7 +824,7 @@ class Tile {
   /// f(row, its numbers in the columns [c, c + kLanes)) for the rows of one vector of lanes.
   template <class F>
   SLIM_KERNEL static void for_each_block_row(const Pair* columns, int64_t c, int v, int64_t count, F&& f) {
-    F16 block[kLanes];
+    Floats block[kLanes];
     for (int64_t k = 0; k < kLanes; ++k) block[k] = columns[c + k].v[v];
     transpose(block);
     for (int64_t r = 0; r < kLanes && v * kLanes + r < count; ++r) f(v * kLanes + r, block[r]);
@@ -738,17 +835,17 @@ class Tile {
     for (; c + kLanes <= sweep_.columns; c += kLanes) {
       for (int v = 0; v < kTileVectors; ++v) {
         for_each_block_row(
-            weight_, c, v, count, [&](int64_t lane, F16 w) __attribute__((always_inline)) {
+            weight_, c, v, count, [&](int64_t lane, Floats w) __attribute__((always_inline)) {
               slim::kernels::store(rows.weight + (first + lane) * rows.weight_stride + c, w);
             });
         for_each_block_row(
-            error_, c, v, count, [&](int64_t lane, F16 e) __attribute__((always_inline)) {
+            error_, c, v, count, [&](int64_t lane, Floats e) __attribute__((always_inline)) {
               slim::kernels::store(rows.errors + (first + lane) * rows.errors_stride + c, e);
             });
         if (!sweep_.scale) continue;
         for_each_block_row(
-            code_, c, v, count, [&](int64_t lane, F16 code) __attribute__((always_inline)) {
-              const B16 bytes = __builtin_convertvector(__builtin_convertvector(code, I16), B16);
+            code_, c, v, count, [&](int64_t lane, Floats code) __attribute__((always_inline)) {
+              const SignedBytes bytes = __builtin_convertvector(__builtin_convertvector(code, Ints), SignedBytes);
               store_some(rows.codes + (first + lane) * rows.codes_stride + c, bytes, kLanes);
             });
       }
@@ -782,7 +879,7 @@ class Tile {
     for (int64_t k = 0; k < before; ++k) {
       const Pair error = error_[k];
       for (int64_t i = 0; i < kPanel; ++i) {
-        const F16 entry = broadcast(u[i * sweep_.columns + k]);
+        const Floats entry = broadcast(u[i * sweep_.columns + k]);
         for (int v = 0; v < kTileVectors; ++v) w[i].v[v] -= error.v[v] * entry;
       }
     }
@@ -792,7 +889,7 @@ class Tile {
   void subtract(int64_t i, int64_t from, int64_t to) {
     Pair w = weight_[i];
     for (int64_t k = from; k < to; ++k) {
-      const F16 entry = broadcast(factor(i)[k]);
+      const Floats entry = broadcast(factor(i)[k]);
       for (int v = 0; v < kTileVectors; ++v) w.v[v] -= error_[k].v[v] * entry;
     }
     weight_[i] = w;
@@ -802,32 +899,32 @@ class Tile {
     const int64_t count = end - begin;
     for (int64_t c = 0; c < count; ++c) {
       for (int v = 0; v < kTileVectors; ++v) {
-        const F16 ratio = weight_[begin + c].v[v] / broadcast(factor(begin + c)[begin + c]);
+        const Floats ratio = weight_[begin + c].v[v] / broadcast(factor(begin + c)[begin + c]);
         salience_[c].v[v] = ratio * ratio;
       }
     }
     for (int64_t c = 0; c < count; ++c) {  // kept: fewer than `keep` columns rank before it
       for (int v = 0; v < kTileVectors; ++v) {
-        F16 rank{};
-        const F16 mine = salience_[c].v[v];
+        Floats rank{};
+        const Floats mine = salience_[c].v[v];
         for (int64_t other = 0; other < count; ++other) {
-          const F16 its = salience_[other].v[v];
-          const I16 before = other < c ? its >= mine : its > mine;
-          rank += before ? broadcast(1) : F16{};
+          const Floats its = salience_[other].v[v];
+          const Ints before = other < c ? its >= mine : its > mine;
+          rank += before ? broadcast(1) : Floats{};
         }
-        kept_[c].v[v] = rank < static_cast<float>(sweep_.keep) ? broadcast(1) : F16{};
+        kept_[c].v[v] = rank < static_cast<float>(sweep_.keep) ? broadcast(1) : Floats{};
       }
     }
   }
 
   /// Gives column i its final value, and remembers what that costs the columns after it.
-  void settle(int64_t i, int v, F16 kept) {
-    const F16 w = weight_[i].v[v];
-    F16 value = kept != 0.0F ? w : F16{};
+  void settle(int64_t i, int v, Floats kept) {
+    const Floats w = weight_[i].v[v];
+    Floats value = kept != 0.0F ? w : Floats{};
     if (sweep_.scale) {
-      const F16 scale = scale_[sweep_.group[i]].v[v], zero = zero_[sweep_.group[i]].v[v];
-      const F16 rounded = round_even(clamp(F16(w / scale + zero), sweep_.min_code, sweep_.max_code));
-      const F16 code = kept != 0.0F ? rounded : zero;
+      const Floats scale = scale_[sweep_.group[i]].v[v], zero = zero_[sweep_.group[i]].v[v];
+      const Floats rounded = round_even(clamp(Floats(w / scale + zero), sweep_.min_code, sweep_.max_code));
+      const Floats code = kept != 0.0F ? rounded : zero;
       code_[i].v[v] = code;
       value = (code - zero) * scale;
     }
@@ -855,7 +952,7 @@ void sweep(const Sweep& sweep, const SweepRows& rows, float* scratch) {
 const Kernels& SLIM_KERNELS() {
   static constexpr Kernels kernels = {
       SLIM_KERNELS_NAME, extremes, params,    shrink, shared_error, encode,   decode, error, scaled_error,
-      gram_ranges,       moments,  histogram, pack,   pack_columns, pack_awq, mask,   sweep, sweep_scratch};
+      gram_ranges,       sweep_ranges, moments, histogram, pack, pack_columns, pack_awq, mask, sweep, sweep_scratch};
   return kernels;
 }
 

@@ -1,6 +1,5 @@
 // The words of formats, and masks of n:m sparsity: memory and threads around the kernels.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 
 #include "common/arguments.hpp"
 #include "in_use.h"
+#include "slim/parallel.hpp"
 
 namespace slim::cpu {
 namespace {
@@ -18,7 +18,7 @@ using namespace kernels;
 /// f(first, last) for tiles of rows (or columns) of `size` codes each.
 template <class F>
 void for_each_tile(int64_t tiles, int64_t size, F&& f) {
-  at::parallel_for(0, tiles, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size)), std::forward<F>(f));
+  parallel_for(0, tiles, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size)), std::forward<F>(f));
 }
 
 at::Tensor pack_codes(const at::Tensor& input, int64_t bits) {

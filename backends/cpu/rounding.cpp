@@ -1,6 +1,5 @@
 // Ranges, codes and their error: memory and threads around the kernels of slim/ops.hpp.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 
 #include "common/arguments.hpp"
 #include "in_use.h"
+#include "slim/parallel.hpp"
 
 namespace slim::cpu {
 namespace {
@@ -28,14 +28,14 @@ struct Layout {
   template <class F>
   void for_each_step(F&& f) const {
     const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, unit_rows * columns));
-    at::parallel_for(0, steps(), grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, steps(), grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) f(i, step(i));
     });
   }
   /// The rows of a unit that is the whole tensor, or of any other, one by one.
   template <class F>
   void for_each_row(F&& f) const {
-    at::parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)),
+    parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)),
                      [&](int64_t begin, int64_t end) {
                        for (int64_t row = begin; row < end; ++row)
                          f(row, row / unit_rows, Step{row, 1, unit_columns});

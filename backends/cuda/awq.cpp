@@ -15,20 +15,22 @@ namespace {
 using namespace kernels;
 
 std::tuple<at::Tensor, at::Tensor> gram_ranges(const at::Tensor& input, const at::Tensor& block_input,
-                                               int64_t bits, bool e4m3, bool symmetric,
-                                               at::ScalarType scale_dtype) {
+                                               const OptionalTensor& coupling_input, int64_t bits, bool e4m3,
+                                               bool symmetric, at::ScalarType scale_dtype) {
   const int64_t group = block_input.size(-1), groups = block_input.size(0);
   if (group > kLargestGroup || input.scalar_type() != at::kFloat) {
-    return reference<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, int64_t, bool,
-                                                        bool, at::ScalarType)>(
-        "slim::gram_ranges", input, block_input, bits, e4m3, symmetric, scale_dtype);
+    return reference<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
+                                                        const OptionalTensor&, int64_t, bool, bool,
+                                                        at::ScalarType)>(
+        "slim::gram_ranges", input, block_input, coupling_input, bits, e4m3, symmetric, scale_dtype);
   }
   const at::Tensor weight = with_contiguous_rows(input), blocks = block_input.contiguous();
+  const at::Tensor coupling = coupling_input ? coupling_input->contiguous() : at::Tensor();
   TORCH_CHECK(weight.size(1) == groups * group, "gram_ranges: ", groups, " blocks of ", group, " for ",
               weight.size(1), " channels");
   at::Tensor low = at::empty({weight.size(0), groups}, weight.options()), high = at::empty_like(low);
   check(launch_group_ranges(floats(weight), weight.size(0), weight.stride(0), groups, group, floats(blocks),
-                            code_range(bits, e4m3, symmetric), float_type(scale_dtype),
+                            floats(coupling), code_range(bits, e4m3, symmetric), float_type(scale_dtype),
                             low.mutable_data_ptr<float>(), high.mutable_data_ptr<float>()));
   return {low, high};
 }

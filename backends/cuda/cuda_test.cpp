@@ -285,7 +285,7 @@ TEST_CASE("cuda/ what a thread evaluates for AWQ agrees with the reference on th
     const at::Tensor blocks =
         at::stack({gram.narrow(0, 0, 32).narrow(1, 0, 32), gram.narrow(0, 32, 32).narrow(1, 32, 32)})
             .contiguous();
-    const ops::GroupRanges ranges = ops::gram_ranges(weight, blocks, how);
+    const ops::GroupRanges ranges = ops::gram_ranges(weight, blocks, {}, how);
     const auto error = [&](double low, double high, int64_t row, int64_t group) {
       const auto params =
           ops::choose_params(at::tensor({low, high}, at::kFloat).view({1, 2}), {1, 2, 4, false, symmetric});
@@ -297,7 +297,7 @@ TEST_CASE("cuda/ what a thread evaluates for AWQ agrees with the reference on th
       float scratch[32];
       const auto ends =
           kernels::group_range(weight.const_data_ptr<float>() + i * 32, blocks[i % 2].const_data_ptr<float>(),
-                               32, range_of(how), kernels::Float::kFloat, scratch, kernels::OneThread());
+                               nullptr, 32, range_of(how), kernels::Float::kFloat, scratch, kernels::OneThread());
       const double least = error(ranges.low[i / 2][i % 2].item<double>(),
                                  ranges.high[i / 2][i % 2].item<double>(), i / 2, i % 2);
       CHECK(error(ends.low, ends.high, i / 2, i % 2) == doctest::Approx(least).epsilon(1e-4));

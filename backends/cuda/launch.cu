@@ -144,13 +144,14 @@ __global__ void scaled_errors_kernel(DeviceMatrix w, DeviceUnits units, int64_t 
 
 /// A warp per group of a row; the warps of a block share a group, whose moments then stay in the first cache.
 __global__ void group_ranges_kernel(const float* w, int64_t rows, int64_t row_stride, int64_t groups,
-                                    int64_t group, const float* blocks, CodeRange range, Float scale_type,
+                                    int64_t group, const float* blocks, const float* coupling, CodeRange range, Float scale_type,
                                     float* low, float* high) {
   __shared__ float delta[kThreads / kWarp][kLargestGroup];
   const Warp warp;
   for (int64_t i = warp_index(); i < rows * groups; i += warp_count()) {
     const int64_t g = i / rows, row = i % rows;
-    const Ends ends = group_range(w + row * row_stride + g * group, blocks + g * group * group, group, range,
+    const Ends ends = group_range(w + row * row_stride + g * group, blocks + g * group * group,
+                                  coupling ? coupling + (row * groups + g) * group : nullptr, group, range,
                                   scale_type, delta[threadIdx.x / kWarp], warp);
     if (warp.lane != 0) continue;
     low[row * groups + g] = ends.low;
@@ -277,10 +278,10 @@ const char* launch_scaled_errors(const DeviceMatrix& w, const DeviceUnits& units
 }
 
 const char* launch_group_ranges(const float* w, int64_t rows, int64_t row_stride, int64_t groups,
-                                int64_t group, const float* blocks, const CodeRange& range, Float scale_type,
+                                int64_t group, const float* blocks, const float* coupling, const CodeRange& range, Float scale_type,
                                 float* low, float* high) {
   group_ranges_kernel<<<blocks_for(rows * groups * kWarp), kThreads>>>(w, rows, row_stride, groups, group,
-                                                                       blocks, range, scale_type, low, high);
+                                                                       blocks, coupling, range, scale_type, low, high);
   return error();
 }
 

@@ -124,13 +124,13 @@ SLIM_KERNEL void write_scaled_error(const DeviceMatrix& w, const Area& area, con
   }
 }
 
-/// gram_ranges for one group of one row: w [group], block [group, group], delta [group] of the team.
+/// gram_ranges for one group of one row: w [group], block [group, group], coupling [group] or null, delta [group] of the team.
 template <class Team>
-SLIM_KERNEL Ends group_range(const float* w, const float* block, int64_t group, const CodeRange& range,
-                             Float scale_type, float* delta, const Team& team) {
+SLIM_KERNEL Ends group_range(const float* w, const float* block, const float* coupling, int64_t group,
+                             const CodeRange& range, Float scale_type, float* delta, const Team& team) {
   Ends all{0, 0};
   for (int64_t i = 0; i < group; ++i) widen(all, w[i]);
-  const auto error = [&](float low, float high) {
+  auto error = [&](float low, float high) {
     const ScaleZero<float> params = params_of(all.low * low, all.high * high, range, scale_type);
     for (int64_t i = team.lane; i < group; i += team.lanes) {
       delta[i] = decoded(code_value(w[i], params.scale, params.zero, range, Float::kFloat), params.scale,
@@ -140,7 +140,7 @@ SLIM_KERNEL Ends group_range(const float* w, const float* block, int64_t group, 
     team.wait();
     double total = 0;
     for (int64_t j = team.lane; j < group; j += team.lanes) {
-      float product = 0;
+      float product = coupling ? 2 * coupling[j] : 0.0F;
       for (int64_t i = 0; i < group; ++i) product += delta[i] * block[i * group + j];
       total += product * delta[j];
     }
@@ -148,7 +148,7 @@ SLIM_KERNEL Ends group_range(const float* w, const float* block, int64_t group, 
     return static_cast<float>(team.sum(total));
   };
   float low = 1, high = 1;
-  search_factors(range, error, low, high);
+  search_factors(range, coupling != nullptr, error, low, high);
   return {all.low * low, all.high * high};
 }
 

@@ -48,7 +48,13 @@ void Gram::update(const at::Tensor& x) {
   if (!sum_.defined()) sum_ = at::zeros({features_, features_}, x.options().dtype(at::kFloat));
   if (x.size(0) == 0) return;
   ops::gram_(sum_, x);
+  mirrored_ = false;
   tokens += static_cast<double>(x.size(0));
+}
+
+const at::Tensor& Gram::sum() const {
+  if (!std::exchange(mirrored_, true)) ops::mirror_upper_(sum_);
+  return sum_;
 }
 
 void Gram::merge(const Statistic& other, double weight) {
@@ -57,6 +63,7 @@ void Gram::merge(const Statistic& other, double weight) {
   if (!gram.sum_.defined()) return;
   if (!sum_.defined()) sum_ = at::zeros_like(gram.sum_);
   sum_.add_(gram.sum_.to(sum_.device()), weight);
+  mirrored_ = mirrored_ && gram.mirrored_;
 }
 
 bool Gram::rescale(const at::Tensor& s) {
@@ -72,13 +79,14 @@ std::unique_ptr<Statistic> Gram::clone() const {
 
 TensorMap Gram::state() const {
   TensorMap state{{"tokens", scalar(tokens)}};
-  if (sum_.defined()) state["sum"] = sum_;
+  if (sum_.defined()) state["sum"] = sum();
   return state;
 }
 
 Status Gram::restore(const TensorMap& state) {
   SLIM_TRY(restore_tokens(state, tokens));
   sum_ = at::Tensor();
+  mirrored_ = true;
   if (tokens == 0 && !state.contains("sum")) return {};
   SLIM_ASSIGN(sum_, entry(state, "sum", {features_, features_}, at::kFloat));
   return {};
@@ -86,7 +94,7 @@ Status Gram::restore(const TensorMap& state) {
 
 at::Tensor Gram::mean() const {
   if (!sum_.defined()) return at::zeros({features_, features_});
-  return tokens > 0 ? sum_ / tokens : at::zeros_like(sum_);
+  return tokens > 0 ? sum() / tokens : at::zeros_like(sum_);
 }
 
 // ---- ChannelMoments ---------------------------------------------------------------------------------------------------

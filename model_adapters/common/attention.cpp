@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "slim/ops.hpp"
+
 namespace slim::model {
 namespace {
 
@@ -9,7 +11,9 @@ namespace {
 /// kv_heads, d].
 at::Tensor attend_batch(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, double scale,
                         bool causal) {
-  const auto q = query.transpose(1, 2), k = key.transpose(1, 2), v = value.transpose(1, 2);
+  const at::ScalarType products = ops::product_dtype(query.scalar_type(), query.device());
+  const auto heads_first = [&](const at::Tensor& x) { return x.to(products).transpose(1, 2); };
+  const auto q = heads_first(query), k = heads_first(key), v = heads_first(value);
   const int64_t rows = q.size(2), columns = k.size(2);
   const bool triangle = causal && rows > 1 && rows == columns;
   std::optional<at::Tensor> mask;
@@ -19,7 +23,8 @@ at::Tensor attend_batch(const at::Tensor& query, const at::Tensor& key, const at
   return at::scaled_dot_product_attention(q, k, v, mask, /*dropout_p=*/0.0, triangle, scale,
                                           /*enable_gqa=*/q.size(1) != k.size(1))
       .transpose(1, 2)
-      .reshape({query.size(0) * rows, -1});
+      .reshape({query.size(0) * rows, -1})
+      .to(query.scalar_type());
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "clip.h"
 #include "scale_search.h"
+#include "slim/phase.hpp"
 #include "slim/plugin.hpp"
 #include "slim/quant.hpp"
 
@@ -24,6 +25,7 @@ class Awq final : public Algorithm {
   std::string_view default_scheme() const override { return "w4a16_asym"; }
   Status accepts(const Scheme&) const override;
   void observe(const BlockPlan&, const std::vector<const Scheme*>& schemes, Observations&) const override;
+  void count_operations(const Layer&, const Scheme&, double tokens, PhaseOperations&) const override;
   Status transform(BlockContext&) override;
   Result<Solved> solve(LayerContext&) override;
 
@@ -102,6 +104,24 @@ void Awq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schem
   }
 }
 
+/// Matrix products only: the candidates of both searches, what the winner is checked by, and what groups put on each other.
+void Awq::count_operations(const Layer& layer, const Scheme& scheme, double tokens, PhaseOperations& counts) const {
+  constexpr double kChecks = 3, kCheckedRows = 512, kCandidatesOfRange = 28, kCandidatesOfEnds = 16;
+  const QuantArgs& args = *scheme.weight;
+  const auto out = static_cast<double>(layer.out), in = static_cast<double>(layer.in);
+  const double kept = std::min(tokens, in), of_pairs = tokens < in ? 2 * kept : in;
+  const bool grouped = args.granularity == Granularity::kGroup;
+  const double ranked = std::min<double>(out, search_.rows), checked = std::min(out, kCheckedRows);
+  const double candidates = 2 * search_.grid + search_.refine;
+  counts.add(Phase::kScaleSearch,
+             ranked * in * candidates * (grouped ? 2 * static_cast<double>(args.group_size) : of_pairs) +
+                 kChecks * checked * in * of_pairs);
+  if (clip_ != Clip::kJoint || !grouped) return;
+  const double tried = kCandidatesOfRange + (args.symmetric ? 0 : kCandidatesOfEnds);
+  counts.add(Phase::kRangeSearch,
+             out * in * (tried * static_cast<double>(args.group_size) + (tokens < in ? 4 * kept : in)));
+}
+
 Status Awq::transform(BlockContext& context) {
   for (const ScaleEdge& edge : context.plan().edges) {
     if (uses(edge)) SLIM_TRY(scale_edge(context, edge).in(context.plan().name + ": " + edge.name));
@@ -112,6 +132,7 @@ Status Awq::transform(BlockContext& context) {
 Status Awq::scale_edge(BlockContext& context, const ScaleEdge& edge) {
   const auto layers = quantized_consumers(edge, [&](LayerId id) { return context.scheme(id); });
   if (layers.empty()) return {};
+  const PhaseTimer timer(Phase::kScaleSearch);
   const std::string where = context.plan().name + ": " + edge.name;
   SearchOptions options = search_;
   options.replay = search_.replay && edge.region >= 0;
@@ -153,15 +174,17 @@ Result<Solved> Awq::solve(LayerContext& context) {
   SLIM_ASSIGN(Solved solved, quant::round_to_nearest(context, range));
   const at::Tensor weight = context.weight();
   auto& quantized = std::get<Quantized>(solved.weight);
+  double loss = -1;
   if (by_group) {
     const auto search = clip_ == Clip::kJoint ? search_joint_ranges : search_group_ranges;
-    const quant::Params params = search(weight, args, context.scale_dtype(), *error);
-    quantized.codes = quant::encode(weight, params, args);
-    quantized.scale = params.scale;
-    quantized.zero = params.zero;
+    const Ranges ranges = search(weight, args, context.scale_dtype(), *error);
+    quantized.codes = quant::encode(weight, ranges.params, args);
+    quantized.scale = ranges.params.scale;
+    quantized.zero = ranges.params.zero;
+    loss = ranges.loss;
   }
-  context.notes().metric(
-      name, "loss", (*error)(quant::decode(quantized).sub_(weight)) / static_cast<double>(weight.size(0)));
+  if (loss < 0) loss = (*error)(quant::decode(quantized).sub_(weight));
+  context.notes().metric(name, "loss", loss / static_cast<double>(weight.size(0)));
   return solved;
 }
 

@@ -4,14 +4,18 @@
 
 namespace slim::awq {
 
-/// Per group of g input channels, the range whose rounding changes the layer's output least (slim::gram_ranges).
-/// weight [out, in] fp32, finite; group_size divides in.
-quant::Params search_group_ranges(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype,
-                                  const OutputError&);
+/// Ranges of groups as scales and zero points, and what they cost.
+struct Ranges {
+  quant::Params params;  ///< [out, in / group_size]
+  double loss = -1;      ///< the output error of all rows together (OutputError); -1: not known
+};
 
-/// The same, then improved: group after group takes the range that costs least beside the errors of all other groups, which are
-/// correlated. Never a larger output error than search_group_ranges.
-quant::Params search_joint_ranges(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype,
-                                  const OutputError&);
+/// Finds per group of g input channels the range whose rounding changes the layer's output least, looking at each group alone
+/// (slim::gram_ranges). weight [out, in] fp32, finite; group_size divides in.
+Ranges search_group_ranges(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype, const OutputError&);
+
+/// Finds the ranges group after group, each of least cost beside the errors of the groups before it, which are correlated with its own.
+/// The same arguments.
+Ranges search_joint_ranges(const at::Tensor& weight, const QuantArgs&, at::ScalarType scale_dtype, const OutputError&);
 
 }  // namespace slim::awq

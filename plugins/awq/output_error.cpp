@@ -53,17 +53,32 @@ at::Tensor OutputError::mean_square() const {
   return sum / divisor_;
 }
 
-OutputError OutputError::of_channels(int64_t begin, int64_t size) const {
-  OutputError part = *this;
-  if (gram_.defined()) part.gram_ = gram_.narrow(0, begin, size).narrow(1, begin, size).contiguous();
-  if (rows_.defined()) part.rows_ = rows_.narrow(1, begin, size).contiguous();
-  return part;
+OutputError::Accumulated OutputError::accumulated_for(const at::Tensor& weight, int64_t group) const {
+  Accumulated errors;
+  errors.group_ = group;
+  errors.divisor_ = divisor_;
+  if (gram_.defined()) {
+    errors.gram_ = gram_.to(weight.device());
+    errors.deltas_ = at::empty_like(weight, at::MemoryFormat::Contiguous);
+  } else {
+    errors.inputs_ = rows_.to(weight.device(), at::kFloat);
+    errors.outputs_ = at::zeros({weight.size(0), rows_.size(0)}, weight.options());
+  }
+  return errors;
 }
 
-at::Tensor OutputError::gram() const {
-  if (gram_.defined()) return gram_;
-  const at::Tensor x = rows_.to(at::kFloat);
-  return at::matmul(x.t(), x);
+at::Tensor OutputError::Accumulated::coupling(int64_t begin) const {
+  if (inputs_.defined()) return at::mm(outputs_, inputs_.narrow(1, begin, group_)).div_(divisor_);
+  if (begin == 0) return at::zeros({deltas_.size(0), group_}, deltas_.options());
+  return at::mm(deltas_.narrow(1, 0, begin), gram_.narrow(0, 0, begin).narrow(1, begin, group_)).div_(divisor_);
+}
+
+void OutputError::Accumulated::add(int64_t begin, const at::Tensor& delta) {
+  if (inputs_.defined()) {
+    outputs_.addmm_(delta, inputs_.narrow(1, begin, group_).t());
+  } else {
+    deltas_.narrow(1, begin, group_).copy_(delta);
+  }
 }
 
 at::Tensor OutputError::diagonal_blocks(int64_t size) const {

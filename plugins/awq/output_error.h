@@ -26,12 +26,25 @@ class OutputError {
                        const ops::RangeSearch&) const;
   /// E[x²] [in].
   at::Tensor mean_square() const;
-  /// The error that channels [begin, begin + size) cause on their own; operands then have `size` columns.
-  OutputError of_channels(int64_t begin, int64_t size) const;
   /// The blocks of E[x xᵀ] on its diagonal: [in / size, size, size]. `size` divides in.
   at::Tensor diagonal_blocks(int64_t size) const;
-  /// Σ x xᵀ [in, in].
-  at::Tensor gram() const;
+  /// The errors of a layer's channels as they become known, from the first channel on.
+  class Accumulated {
+   public:
+    /// What they put on the channels [begin, begin + group) that follow: Σ_h δ_h E[x xᵀ]_h,group, fp32 [rows, group]. Zeros for the first.
+    at::Tensor coupling(int64_t begin) const;
+    /// Adds the errors [rows, group] of the channels from `begin` on.
+    void add(int64_t begin, const at::Tensor& delta);
+
+   private:
+    friend class OutputError;
+    int64_t group_ = 0;
+    double divisor_ = 1;
+    at::Tensor gram_, deltas_;     // deltas_ [rows, in]
+    at::Tensor inputs_, outputs_;  // or the outputs' error [rows, kept], for inputs_ [kept, in]
+  };
+  /// For weights of weight's shape and device, in groups of the size that was given to it.
+  Accumulated accumulated_for(const at::Tensor& weight, int64_t group) const;
   double tokens() const { return tokens_; }
 
  private:

@@ -9,6 +9,7 @@ namespace slim::awq {
 namespace {
 
 constexpr int64_t kRowsPerSlice = 1024;
+constexpr int64_t kCheckedRows = 512;  // of a layer, on which the winner must prove itself
 
 /// Rounding one row of these schemes does not depend on the others, so that rows can be sampled and sliced.
 bool rows_are_independent(const QuantArgs& args) {
@@ -76,7 +77,7 @@ Status ScaleSearch::read_layers(const std::vector<LayerId>& layers) {
                                    context_.statistic<ActivationRows>(layer.input));
     if (!error) continue;  // an expert that no token reached does not vote
     const at::Tensor weight = context_.weight(id);
-    Consumer consumer{id, &*context_.scheme(id)->weight, *error, {}, layer.out, 1.0};
+    Consumer consumer{id, &*context_.scheme(id)->weight, *error, {}, {}, layer.out, 1.0};
     consumer.share = std::min(1.0, error->tokens() / edge_tokens);
     consumer.sample = rows_are_independent(*consumer.args) ? evenly_chosen(weight, rows) : weight;
     const at::Tensor sum = sum_of_relative_size(weight, *consumer.args);
@@ -131,6 +132,12 @@ Result<at::Tensor> ScaleSearch::rounded(const at::Tensor& weight, const QuantArg
   return result.div_(s);
 }
 
+ops::RangeSearch ScaleSearch::range_search(const Consumer& consumer) const {
+  if (options_.range.method != quant::RangeOptions::Method::kMse) return {};
+  return {consumer.error.mean_square().to(consumer.sample.device()), options_.range.max_shrink, options_.range.norm,
+          options_.range.steps, 0};
+}
+
 /// Per candidate, the mean over tokens, summed over these rows. fp64 [candidates]
 Result<at::Tensor> ScaleSearch::errors_of_rows(const Consumer& consumer, const at::Tensor& weight,
                                                const at::Tensor& scales) const {
@@ -142,11 +149,7 @@ Result<at::Tensor> ScaleSearch::errors_of_rows(const Consumer& consumer, const a
     }
     return sum;
   }
-  ops::RangeSearch search;
-  if (options_.range.method == quant::RangeOptions::Method::kMse) {
-    search = {consumer.error.mean_square().to(weight.device()), options_.range.max_shrink,
-              options_.range.norm, options_.range.steps, 0};
-  }
+  const ops::RangeSearch search = range_search(consumer);
   const ops::Rounding rounding = rounding_by_rows(*consumer.args, weight.size(1), context_.scale_dtype());
   for (int64_t begin = 0; begin < weight.size(0); begin += kRowsPerSlice) {
     const at::Tensor rows = weight.narrow(0, begin, std::min(kRowsPerSlice, weight.size(0) - begin));
@@ -167,14 +170,15 @@ Result<at::Tensor> ScaleSearch::sampled_losses(const at::Tensor& scales) const {
 Result<double> ScaleSearch::full_loss(const at::Tensor& s) const {
   double loss = 0;
   for (const Consumer& consumer : consumers_) {
-    SLIM_ASSIGN(const at::Tensor error,
-                errors_of_rows(consumer, context_.weight(consumer.id), s.unsqueeze(0)));
-    loss += consumer.share * error.item<double>() / static_cast<double>(consumer.out);
+    const at::Tensor whole = context_.weight(consumer.id);
+    const at::Tensor rows = rows_are_independent(*consumer.args) ? evenly_chosen(whole, kCheckedRows) : whole;
+    SLIM_ASSIGN(const at::Tensor error, errors_of_rows(consumer, rows, s.unsqueeze(0)));
+    loss += consumer.share * error.item<double>() / static_cast<double>(rows.size(0));
   }
   return loss;
 }
 
-/// Of a scale [features / repeat], on all rows.
+/// Of a scale [features / repeat].
 Result<double> ScaleSearch::final_loss(const at::Tensor& shared) const {
   return options_.replay ? replayed_loss(per_feature(shared)) : full_loss(per_feature(shared));
 }
@@ -188,7 +192,22 @@ Result<double> ScaleSearch::replayed_loss(const at::Tensor& s) const {
   return context_.loss(edge_.region, overrides);
 }
 
-Result<std::vector<double>> ScaleSearch::ranking_losses(const std::vector<Exponents>& candidates) const {
+/// Of scales [candidates, features] on the sampled rows, each group of channels alone. fp64 [candidates, groups]
+Result<at::Tensor> ScaleSearch::group_losses(const at::Tensor& scales) {
+  const int64_t size = shared_group(), features = scales.size(1);
+  for (Consumer& consumer : consumers_) {
+    if (!consumer.blocks.defined()) consumer.blocks = consumer.error.diagonal_blocks(size).to(consumer.sample.device()).contiguous();
+  }
+  at::Tensor losses = at::zeros({scales.size(0), features / size}, at::kDouble);
+  for (const Consumer& consumer : consumers_) {
+    const ops::Rounding rounding = rounding_by_rows(*consumer.args, features, context_.scale_dtype());
+    losses.add_(ops::scale_losses(consumer.sample, scales, consumer.blocks, {}, rounding, range_search(consumer)),
+                consumer.share / static_cast<double>(consumer.sample.size(0)));
+  }
+  return losses;
+}
+
+Result<std::vector<double>> ScaleSearch::ranking_losses(const std::vector<Exponents>& candidates) {
   std::vector<double> losses;
   std::vector<at::Tensor> scales;
   for (const Exponents& exponents : candidates) {
@@ -198,13 +217,23 @@ Result<std::vector<double>> ScaleSearch::ranking_losses(const std::vector<Expone
     losses.push_back(loss);
   }
   if (options_.replay || candidates.empty()) return losses;
-  SLIM_ASSIGN(const at::Tensor all, sampled_losses(at::stack(scales)));
+  at::Tensor all;
+  if (ranks_by_group()) {
+    SLIM_ASSIGN(const at::Tensor by_group, group_losses(at::stack(scales)));
+    for (size_t i = 0; i < scales.size(); ++i) {
+      tried_.push_back(scales[i]);
+      tried_losses_.push_back(by_group[static_cast<int64_t>(i)]);
+    }
+    all = by_group.sum(1).contiguous();
+  } else {
+    SLIM_ASSIGN(all, sampled_losses(at::stack(scales)));
+  }
   const auto* const values = all.const_data_ptr<double>();
   return std::vector<double>(values, values + all.numel());
 }
 
 /// Pattern search over both exponents: steps of half the grid's, halved whenever no neighbour is better.
-Status ScaleSearch::refine(Exponents& best, double& best_loss) const {
+Status ScaleSearch::refine(Exponents& best, double& best_loss) {
   double step = 0.5 / std::max(1, options_.grid - 1);
   const bool move_weight = options_.weight_term != WeightTerm::kOff;
   for (int evaluations = 0; evaluations < options_.refine && step > 1e-3;) {
@@ -229,38 +258,25 @@ Status ScaleSearch::refine(Exponents& best, double& best_loss) const {
 
 /// The size of the groups that all consumers have in common; 0: groups cannot be looked at alone.
 int64_t ScaleSearch::shared_group() const {
-  if (!options_.by_group || options_.replay || edge_.repeat != 1) return 0;
   const QuantArgs& first = *consumers_.front().args;
   for (const Consumer& consumer : consumers_) {
     if (consumer.args->granularity != Granularity::kGroup || consumer.args->group_size != first.group_size)
       return 0;
   }
-  const int64_t features = x_mean_.size(0);
-  return features % first.group_size == 0 && features > first.group_size ? first.group_size : 0;
+  const int64_t features = consumers_.front().sample.size(1);
+  return features % first.group_size == 0 ? first.group_size : 0;
 }
 
-/// Every group of channels with the exponents of least error of its own, which is nearly all of its part in the layers' error:
-/// groups share no scale, and the roundings of two groups are hardly correlated. Levels of groups are free; they are chosen so that the scaled
-/// activations of all groups are equally large on average.
-Result<at::Tensor> ScaleSearch::scale_by_group(const Exponents& of_edge, int64_t size) const {
-  std::vector<Exponents> candidates = grid();
-  candidates.push_back(of_edge);
-  std::vector<at::Tensor> scales;
-  for (const Exponents& exponents : candidates) scales.push_back(scale(exponents));
-  const at::Tensor all = at::stack(scales);
+/// Every group of channels with the scale of least error of its own among all that were tried, which is nearly all of its part in the
+/// layers' error: groups share no scale, and the roundings of two groups are hardly correlated. Levels of groups are free; they are chosen so
+/// that the scaled activations of all groups are equally large on average.
+at::Tensor ScaleSearch::scale_by_group() const {
+  const int64_t size = shared_group();
+  const at::Tensor scales = at::stack(tried_), best = at::stack(tried_losses_).argmin(0);
   at::Tensor result = at::empty_like(x_mean_);
   for (int64_t begin = 0; begin < x_mean_.size(0); begin += size) {
-    const at::Tensor here = all.narrow(1, begin, size).contiguous();
-    at::Tensor losses = at::zeros({here.size(0)}, at::kDouble);
-    for (const Consumer& consumer : consumers_) {
-      Consumer part = consumer;
-      part.error = consumer.error.of_channels(begin, size);
-      SLIM_ASSIGN(const at::Tensor errors,
-                  errors_of_rows(part, consumer.sample.narrow(1, begin, size).contiguous(), here));
-      losses.add_(errors, consumer.share / static_cast<double>(consumer.sample.size(0)));
-    }
-    const at::Tensor best = here[losses.argmin().item<int64_t>()];
-    result.narrow(0, begin, size).copy_(best * (x_mean_.narrow(0, begin, size) / best).mean());
+    const at::Tensor mine = scales[best[begin / size].item<int64_t>()].narrow(0, begin, size);
+    result.narrow(0, begin, size).copy_(mine * (x_mean_.narrow(0, begin, size) / mine).mean());
   }
   return centered(result);
 }
@@ -286,10 +302,8 @@ Result<Found> ScaleSearch::run() {
     return {};
   };
   SLIM_TRY(keep_if_better(scale(found.exponents), false));
-  if (const int64_t group = shared_group()) {
-    SLIM_ASSIGN(const at::Tensor s, scale_by_group(found.exponents, group));
-    SLIM_TRY(keep_if_better(s, true));
-  }
+  if (options_.by_group && ranks_by_group() && edge_.repeat == 1 && tried_losses_.front().size(0) > 1)
+    SLIM_TRY(keep_if_better(scale_by_group(), true));
   if (found.identity) found.exponents = {};
   return found;
 }

@@ -31,14 +31,15 @@ struct Found {
   at::Tensor scale;     ///< [features / repeat] fp32
   bool identity = true;
   bool by_group = false;
-  double loss = 0, identity_loss = 0;  ///< on all rows
+  double loss = 0, identity_loss = 0;  ///< of the whole error
 };
 
 /// Searches the scale of one edge that minimises the error of its consumers' outputs after rounding. Never worse than no scaling
 /// under its own loss.
 ///
-/// Ranking uses the same evenly chosen rows of every layer for all candidates, since the squared error is a sum over rows; the
-/// winner and the identity are then compared on all rows. Grid and formulas: AWQ (Lin et al. 2023) and llm-compressor 0.14, which
+/// Ranking uses the same evenly chosen rows of every layer for all candidates, since the squared error is a sum over rows, and where groups
+/// of channels share no scale of rounding it looks at each group alone; the winner and the identity are then compared by the whole error, on
+/// more rows (all, of a layer with up to kCheckedRows). Grid and formulas: AWQ (Lin et al. 2023) and llm-compressor 0.14, which
 /// use one exponent for both terms; the refinement moves the two apart.
 ///
 /// What divides by s (a norm, or the rows of v_proj or up_proj) is no part of the loss: a norm is not quantized, and a row divided
@@ -56,6 +57,7 @@ class ScaleSearch {
     const QuantArgs* args = nullptr;
     OutputError error;
     at::Tensor sample;  // rows of the weight, fp32
+    at::Tensor blocks;  // of E[x xᵀ], where groups are ranked alone
     int64_t out = 0;
     double share = 1;  // of the edge's tokens that reach this layer
   };
@@ -77,16 +79,20 @@ class ScaleSearch {
   Result<double> full_loss(const at::Tensor& s) const;
   Result<double> replayed_loss(const at::Tensor& s) const;
   Result<double> final_loss(const at::Tensor& shared) const;
-  Result<std::vector<double>> ranking_losses(const std::vector<Exponents>&) const;
-  Status refine(Exponents& best, double& best_loss) const;
+  ops::RangeSearch range_search(const Consumer&) const;
+  Result<at::Tensor> group_losses(const at::Tensor& scales);
+  Result<std::vector<double>> ranking_losses(const std::vector<Exponents>&);
+  Status refine(Exponents& best, double& best_loss);
   int64_t shared_group() const;
-  Result<at::Tensor> scale_by_group(const Exponents& of_edge, int64_t size) const;
+  bool ranks_by_group() const { return shared_group() > 0 && !options_.replay; }
+  at::Tensor scale_by_group() const;
 
   BlockContext& context_;
   const ScaleEdge& edge_;
   SearchOptions options_;
   std::vector<Consumer> consumers_;
   at::Tensor x_mean_, w_mean_;  // [features / repeat]
+  std::vector<at::Tensor> tried_, tried_losses_;  // where groups are ranked alone: scales [features], losses fp64 [groups]
 };
 
 }  // namespace slim::awq

@@ -1,9 +1,9 @@
 #include "common/bit_stream.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include "slim/ops.hpp"
+#include "slim/parallel.hpp"
 
 namespace slim::formats {
 namespace {
@@ -27,7 +27,7 @@ void unpack_row(const int32_t* words, int64_t count, int bits, int8_t* codes) {
 template <class F>
 void for_each_row(int64_t rows, int64_t elements_per_row, F&& f) {
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, elements_per_row));
-  at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) f(row);
   });
 }

@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <charconv>
 
-#include "range_search.h"
 #include "slim/feedback.hpp"
+#include "slim/ops.hpp"
+#include "slim/phase.hpp"
 #include "slim/plugin.hpp"
 
 namespace slim::gptq {
@@ -22,6 +23,7 @@ class Gptq final : public Algorithm {
     return desc_act_ && !static_groups_ && scheme.weight->granularity == Granularity::kGroup;
   }
   void observe(const BlockPlan&, const std::vector<const Scheme*>& schemes, Observations&) const override;
+  void count_operations(const Layer&, const Scheme&, double tokens, PhaseOperations&) const override;
   Result<Solved> solve(LayerContext&) override;
 
  private:
@@ -79,6 +81,17 @@ void Gptq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& sche
   }
 }
 
+/// Matrix products only: what each panel puts on the columns after it, candidates of ranges, and the loss of plain rounding.
+void Gptq::count_operations(const Layer& layer, const Scheme& scheme, double, PhaseOperations& counts) const {
+  constexpr double kCandidates = 14, kCandidatesOfEnds = 10;
+  const QuantArgs& args = *scheme.weight;
+  const auto out = static_cast<double>(layer.out), in = static_cast<double>(layer.in);
+  counts.add(Phase::kSweep, 2 * out * in * in);
+  if (range_ != Range::kSweep || args.granularity != Granularity::kGroup) return;
+  counts.add(Phase::kRangeSearch, out * in * static_cast<double>(args.group_size) *
+                                      (kCandidates + (args.symmetric ? 0 : kCandidatesOfEnds)));
+}
+
 quant::SweepOrder Gptq::order(const QuantArgs& args) const {
   if (desc_act_) return quant::SweepOrder::kSalience;
   if (!group_aware_) return quant::SweepOrder::kStored;
@@ -110,8 +123,12 @@ Result<Quantized> Gptq::rounded_in_order(LayerContext& context, const at::Tensor
 Result<quant::Params> Gptq::group_params(const quant::SweepGroup& group, const QuantArgs& args,
                                          at::ScalarType scale_dtype, const at::Tensor& mean_square) const {
   constexpr int64_t kLargestGroup = 256;  // the cost of a candidate grows with the square of the group
-  if (range_ == Range::kSweep && group.weight.size(1) <= kLargestGroup)
-    return search_range(group, args, scale_dtype);
+  if (range_ == Range::kSweep && group.weight.size(1) <= kLargestGroup) {
+    const PhaseTimer timer(Phase::kRangeSearch);
+    const auto [low, high] = ops::sweep_ranges(
+        group.weight, group.factor, {1, group.weight.size(1), args.bits, false, args.symmetric, scale_dtype});
+    return quant::params_from_range(low, high, args, scale_dtype);
+  }
   QuantArgs whole = args;
   whole.granularity = Granularity::kChannel;
   const at::Tensor importance = group.channels.defined()
@@ -151,10 +168,11 @@ Quantized rows_of(const Quantized& whole, int64_t begin, int64_t count) {
 }
 
 /// Row by row the codes and scales of least loss; in slices of rows, so that what is compared stays small beside the weight.
-void keep_better_rows(LayerContext& context, const Gram& gram, const quant::Swept& swept,
-                      Quantized& rounded) {
+void keep_better_rows(LayerContext& context, const Gram& gram, const quant::InputFactor& factor,
+                      const quant::Swept& swept, Quantized& rounded) {
   constexpr int64_t kSliceElements = int64_t{16} << 20;
   const at::Tensor weight = context.weight();
+  const at::Tensor sweep_errors = quant::row_errors(swept, weight, factor, gram);
   const int64_t rows = weight.size(0), slice = std::clamp<int64_t>(kSliceElements / weight.size(1), 1, rows);
   int64_t worse = 0;
   double loss = 0, loss_of_rounding = 0;
@@ -163,7 +181,7 @@ void keep_better_rows(LayerContext& context, const Gram& gram, const quant::Swep
     const at::Tensor before = weight.narrow(0, begin, count);
     const Quantized mine = rows_of(rounded, begin, count);
     const at::Tensor rounding_error = quant::row_errors(quant::decode(mine).sub_(before), gram);
-    const at::Tensor sweep_error = quant::row_errors(swept.weight.narrow(0, begin, count) - before, gram);
+    const at::Tensor sweep_error = sweep_errors.narrow(0, begin, count);
     const at::Tensor better = sweep_error <= rounding_error;
     const auto choose = [&](const at::Tensor& ours, const at::Tensor& theirs) {
       if (ours.defined()) theirs.copy_(at::where(better.unsqueeze(1), ours.narrow(0, begin, count), theirs));
@@ -199,7 +217,7 @@ Result<Solved> Gptq::solve(LayerContext& context) {
     SLIM_ASSIGN(rounded, rounded_in_order(context, factor->order, mean_square));
   }
   SLIM_ASSIGN(const quant::Swept swept, swept(context, *factor, rounded, mean_square));
-  keep_better_rows(context, *gram, swept, rounded);
+  keep_better_rows(context, *gram, *factor, swept, rounded);
   return solved;
 }
 

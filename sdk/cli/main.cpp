@@ -1,4 +1,4 @@
-// The `slim` program: finds the command, parses its flags, and leaves the rest to it.
+// The command line of slim: finds the command, parses its flags, and leaves the rest to it.
 #include <torch/headeronly/version.h>
 
 #include <algorithm>
@@ -11,6 +11,7 @@
 #include "plugin/registry.h"
 #include "progress.h"
 #include "slim/abi.h"
+#include "slim/export.hpp"
 #include "slim/version.hpp"
 #include "util/host_memory.h"
 #include "util/nearest.h"
@@ -126,7 +127,8 @@ int run(const std::vector<std::string>& words) {
 }  // namespace
 }  // namespace slim::cli
 
-int main(int argc, char** argv) {
+/// What the program `slim` calls (launcher/launcher.cpp).
+extern "C" SLIM_API int slim_main(int argc, char** argv) {
   slim::use_huge_recycled_memory(int64_t{512} << 20);
   return slim::cli::run({argv + 1, argv + argc});
 }

@@ -2,7 +2,7 @@
 # spaces. Host and plugin each get the one of the headers that they were compiled against; see docs/compatibility.md. The descriptor
 # and the version have rules of their own.
 file(GLOB interface_headers CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/core/include/slim/*.hpp)
-list(FILTER interface_headers EXCLUDE REGEX "/(version|export|plugin)\\.hpp$")
+list(FILTER interface_headers EXCLUDE REGEX "/(version|export|parallel|phase|plugin)\\.hpp$")
 list(SORT interface_headers)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${interface_headers})
 set(interface_text "")

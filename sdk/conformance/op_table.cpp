@@ -228,6 +228,12 @@ void add_histograms(uint64_t seed, std::vector<Case>& cases) {
 
 at::Tensor gram_of(const at::Tensor& x) { return at::matmul(x.t(), x) / static_cast<double>(x.size(0)); }
 
+/// The scales that ranges [rows, groups] lead to: those of extremes of exactly these values.
+ops::ScaleZero params_of_ends(const ops::GroupRanges& range, int64_t bits, bool symmetric) {
+  const at::Tensor ends = at::stack({range.low.cpu(), range.high.cpu()}, -1).view({range.low.size(0), -1});
+  return ops::choose_params(ends, {1, 2, bits, false, symmetric, at::kBFloat16});
+}
+
 void add_awq(uint64_t seed, std::vector<Case>& cases) {
   const int64_t group = 32, features = 544;
   const at::Tensor weight = random({21, features}, seed + 4), x = random({64, features}, seed + 5),
@@ -241,17 +247,27 @@ void add_awq(uint64_t seed, std::vector<Case>& cases) {
     for (const int64_t bits : {3, 4, 8}) {
       const ops::Rounding how{1, group, bits, false, symmetric, at::kBFloat16};
       const std::string variant = "int" + std::to_string(bits) + (symmetric ? "" : " with zero");
-      cases.push_back(
-          {"gram_ranges", variant, 1e-4, [=](at::Device device) {
-             const auto range = ops::gram_ranges(weight.to(device), blocks.to(device), how);
-             // The error that the ranges give; extremes of exactly these values lead to their scales.
-             const at::Tensor ends = at::stack({range.low.cpu(), range.high.cpu()}, -1).view({21, -1});
-             const auto p = ops::choose_params(ends, {1, 2, bits, false, symmetric, at::kBFloat16});
-             const at::Tensor codes = ops::encode(weight, p, how, at::kFloat);
-             const at::Tensor delta =
-                 (ops::decode(codes, p, how) - weight).view({21, -1, group}).transpose(0, 1);
-             return std::vector<at::Tensor>{at::bmm(delta, blocks).mul_(delta).sum(-1).sum().view({1})};
-           }});
+      for (const bool coupled : {false, true}) {
+        const at::Tensor coupling = coupled ? random({21, features}, seed + 12).mul_(0.02) : at::Tensor();
+        cases.push_back({"gram_ranges", variant + (coupled ? ", coupled" : ""), 1e-4, [=](at::Device device) {
+                           const auto range =
+                               ops::gram_ranges(weight.to(device), blocks.to(device),
+                                                coupled ? coupling.to(device) : coupling, how);
+                           const ops::ScaleZero p = params_of_ends(range, bits, symmetric);
+                           const at::Tensor codes = ops::encode(weight, p, how, at::kFloat);
+                           const auto by_group = [&](const at::Tensor& x) {
+                             return x.view({21, -1, group}).transpose(0, 1);
+                           };
+                           const at::Tensor delta = by_group(ops::decode(codes, p, how) - weight);
+                           at::Tensor product = at::bmm(delta, blocks);
+                           if (coupled) product.add_(by_group(coupling), 2);
+                           return std::vector<at::Tensor>{product.mul_(delta).sum().view({1})};
+                         }});
+      }
+      cases.push_back({"scale_losses", variant + ", by group", 1e-4, [=](at::Device device) {
+                         return on_cpu({ops::scale_losses(weight.to(device), scales.to(device),
+                                                          blocks.to(device), {}, how, {})});
+                       }});
       for (const int64_t steps : {0, 8}) {
         const ops::RangeSearch search{steps ? importance : at::Tensor(), 0.6, 2, steps, 0};
         cases.push_back(
@@ -281,7 +297,7 @@ void add_activations(uint64_t seed, std::vector<Case>& cases) {
                            at::Tensor sum = start.to(device, at::kFloat, false, true);
                            ops::gram_(sum, x.to(device));
                            ops::gram_(sum, x.to(device).narrow(0, 0, 1));
-                           return on_cpu({sum, sum - sum.t()});
+                           return on_cpu({sum.triu()});
                          }});
         cases.push_back({"channel_moments_", variant, 1e-5, [=](at::Device device) {
                            const auto filled = [&](double value) {
@@ -291,6 +307,34 @@ void add_activations(uint64_t seed, std::vector<Case>& cases) {
                                       max = filled(0.5);
                            ops::channel_moments_(abs, square, min, max, x.to(device));
                            return on_cpu({abs, square, min, max});
+                         }});
+      }
+    }
+  }
+}
+
+/// Compared by the loss of the sweep that the ranges lead to.
+void add_sweep_ranges(uint64_t seed, std::vector<Case>& cases) {
+  for (const int64_t columns : {1, 12, 64, 128}) {
+    const at::Tensor weight = random({45, columns}, seed + 13);
+    const at::Tensor factor =
+        random({columns, columns}, seed + 14).mul_(0.02).triu(1).add_(at::eye(columns));
+    for (const bool symmetric : {true, false}) {
+      for (const int64_t bits : {2, 4}) {
+        const std::string variant = std::to_string(columns) + " columns, int" + std::to_string(bits) +
+                                    (symmetric ? "" : " with zero");
+        cases.push_back({"sweep_ranges", variant, 5e-3, [=](at::Device device) {
+                           const auto range =
+                               ops::sweep_ranges(weight.to(device), factor.to(device),
+                                                 {1, columns, bits, false, symmetric, at::kBFloat16});
+                           const ops::ScaleZero p = params_of_ends(range, bits, symmetric);
+                           at::Tensor w = weight.clone(), errors = at::empty_like(w),
+                                      codes = at::empty(w.sizes(), at::kChar);
+                           ops::column_sweep_(w, errors, codes, factor, p.scale,
+                                              symmetric ? std::nullopt : std::optional(p.zero),
+                                              at::zeros({columns}, at::kInt), -(1 << (bits - 1)),
+                                              (1 << (bits - 1)) - 1, 0, 0);
+                           return std::vector<at::Tensor>{errors.square().sum().view({1})};
                          }});
       }
     }
@@ -339,6 +383,7 @@ std::vector<Case> table(uint64_t seed) {
   add_activations(seed, cases);
   add_histograms(seed, cases);
   add_sweeps(seed, cases);
+  add_sweep_ranges(seed, cases);
   return cases;
 }
 

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SUFFIXES = {".h", ".hpp", ".c", ".cpp", ".cu", ".cuh"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 
-TORCH = ("ATen/", "c10/", "torch/headeronly/", "torch/library.h")
+TORCH = ("ATen/", "c10/", "torch/headeronly/", "torch/library.h", "torch/csrc/stable/c/shim.h")
 # What headers of slim may include of LibTorch: with its operators every file that includes them would compile for seconds more.
 LIGHT_TORCH = ("ATen/core/", "c10/", "torch/headeronly/version.h")
 SYSTEM = ("sys/", "linux/", "netinet/", "arpa/", "bits/")

@@ -7,6 +7,7 @@
 #include <variant>
 #include <vector>
 
+#include "slim/phase.hpp"
 #include "slim/plan.hpp"
 #include "slim/scheme.hpp"
 #include "slim/statistic.hpp"
@@ -132,6 +133,9 @@ class SLIM_API Algorithm {
   /// Statistics to collect for this block. Asking for none in every block makes the run data-free: no forward pass.
   /// `schemes[layer]`: null for layers that stay in float.
   virtual void observe(const BlockPlan&, const std::vector<const Scheme*>& schemes, Observations&) const {}
+  /// Adds an estimate of the floating-point operations that transform() and solve() take for one layer that they quantize, beyond a few for
+  /// each weight: for the time that `slim plan` foretells, and for the weights of a progress bar. tokens: calibration tokens that reach it.
+  virtual void count_operations(const Layer&, const Scheme&, double tokens, PhaseOperations&) const {}
   /// Function-preserving changes of the block; in the order of the chain.
   virtual Status transform(BlockContext&) { return {}; }
   /// False: the algorithm only transforms, and the next of the chain (or plain rounding) solves.

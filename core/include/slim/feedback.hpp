@@ -40,7 +40,8 @@ class SLIM_API UpperTriangle {
 /// H⁻¹ = Uᵀ U of a layer's input, U upper triangular, in the order of the sweep.
 struct InputFactor {
   UpperTriangle upper;  ///< of `in` rows, fp32
-  at::Tensor order;  ///< int64 [in]: the channel at each place of the sweep; undefined: as stored
+  at::Tensor order;     ///< int64 [in]: the channel at each place of the sweep; undefined: as stored
+  at::Tensor added;     ///< fp32 [in], stored order: what stands on H's diagonal beyond E[x²]; undefined: H is not E[x xᵀ] + diag(added)
 };
 
 /// Asks for the Gram matrix of a port, for input_factor() of the layers that read it: `slim plan` then counts the factor's memory too.
@@ -89,12 +90,16 @@ struct Swept {
   at::Tensor weight;  ///< [out, in] fp32, decoded
   at::Tensor codes;   ///< int8; undefined if nothing was rounded
   Params params;      ///< [out, groups]; undefined if nothing was rounded
+  at::Tensor loss;    ///< δ H δᵀ of every row, fp32 [out]: the sum of the squared errors that were fed back
 };
 
 /// Rounds or prunes column after column, each error fed back to the columns that follow. Errors: those of find_params.
 SLIM_API Result<Swept> sweep(SweepRequest);
 
-/// δ E[x xᵀ] δᵀ of every row: [rows] fp32. delta [rows, in] fp32; some token was seen.
+/// Computes δ E[x xᵀ] δᵀ of every row: [rows] fp32. delta [rows, in] fp32; some token was seen.
 SLIM_API at::Tensor row_errors(const at::Tensor& delta, const Gram&);
+/// Gives the same for what a sweep left: its loss without what the factor's damping added, where the factor tells; else as row_errors() does.
+/// weight [out, in] fp32: as it was before the sweep.
+SLIM_API at::Tensor row_errors(const Swept&, const at::Tensor& weight, const InputFactor&, const Gram&);
 
 }  // namespace slim::quant

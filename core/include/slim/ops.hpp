@@ -21,9 +21,24 @@ SLIM_API bool reference_forced();
 /// Names of all operators, without `slim::`, in alphabetical order.
 SLIM_API std::vector<std::string> operator_names();
 
-/// `slim::gram_(Tensor(a!) acc, Tensor x) -> ()`: acc += xᵀ x. acc [features, features] fp32, both triangles are written;
-/// x [tokens, features] bf16, fp16 or fp32, on acc's device. Sums in fp32.
+/// `slim::gram_(Tensor(a!) acc, Tensor x) -> ()`: adds the upper triangle of xᵀ x to that of acc [features, features] fp32; what lies
+/// below the diagonal afterwards is unspecified (see mirror_upper_). x [tokens, features] bf16, fp16 or fp32, on acc's device. Sums in fp32.
 SLIM_API void gram_(at::Tensor acc, const at::Tensor& x);
+/// Copies the upper triangle of a square matrix over the lower one, in place.
+SLIM_API void mirror_upper_(const at::Tensor& matrix);
+
+/// Tells in which dtype matrix products of `dtype` are computed on `device`: bf16 and fp16 as they are where the processor multiplies them
+/// itself (AVX512-BF16, AVX512-FP16, AMX) and on other devices; else fp32, in which products of 16-bit numbers are exact and sums are as in
+/// that hardware. The one place that decides it: for linear(), attention, statistics, evaluation and proofs.
+SLIM_API at::ScalarType product_dtype(at::ScalarType dtype, at::Device device);
+/// Says how products of `dtype` are computed on `device`, in words, for reports: "bfloat16 by AVX512-BF16", "bfloat16 in fp32 (sgemm)".
+SLIM_API std::string product_text(at::ScalarType dtype, at::Device device);
+/// Computes x wᵀ + bias as product_dtype() says: sums in fp32, the result rounded once to x's dtype. x [..., in]; weight [out, in] and bias
+/// [out] (or undefined) of x's dtype and device. Where 16-bit numbers are multiplied in fp32 the weight is converted tile by tile: kLinearTileBytes
+/// at most beside x and the result in fp32.
+SLIM_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {});
+/// Bytes of the largest tile of a weight in fp32 that linear() holds.
+constexpr int64_t kLinearTileBytes = int64_t{16} << 20;
 
 /// `slim::channel_moments_(Tensor(a!) sum_abs, Tensor(b!) sum_square, Tensor(c!) min, Tensor(d!) max, Tensor x) -> ()`:
 /// adds Σ|x| and Σx² over the rows of x [tokens, features] and widens min and max, all [features] fp32. x has at least one row. NaN stays NaN in
@@ -154,25 +169,35 @@ SLIM_API at::Tensor pack_awq(const at::Tensor& codes);
 /// 2023). weight [rows, in] bf16, fp16 or fp32; importance fp32 [in], not negative; undefined: 1. 1 <= keep < of.
 SLIM_API at::Tensor sparsity_mask(const at::Tensor& weight, const at::Tensor& importance, int64_t keep, int64_t of);
 
-/// `slim::gram_ranges(Tensor weight, Tensor blocks, int bits, bool e4m3, bool symmetric, ScalarType scale_dtype) -> (Tensor low,
-/// Tensor high)`: for each group of g = blocks.size(-1) input channels of each row, the range whose rounding changes the layer's
-/// output least: δ E[x xᵀ]_gg δᵀ with δ = ŵ - w, which is exact for the group alone. Both ends shrink together in steps of 1/40 of
-/// the extremes down to a half; with zero points each end is then moved alone by 1/20 and 1/10 either way, the low one first.
-/// weight fp32 [out, in], finite; blocks fp32 [in / g, g, g], the blocks of E[x xᵀ] on its diagonal. Results fp32 [out, in / g].
-/// (Kernels may choose another range where two have nearly the same error.)
+/// `slim::sweep_ranges(Tensor weight, Tensor factor, int bits, bool symmetric, ScalarType scale_dtype) -> (Tensor low, Tensor high)`: the
+/// range of one group of columns whose column sweep ends with the least Σ e² (see column_sweep_; it is the loss of GPTQ on these columns).
+/// Both ends shrink together in steps of 1/20 of the extremes, to a half, or to 3/10 for up to 3 bits; with zero points each end is then
+/// moved alone by 1/20, 1/10 and 1/5, the low one first. weight fp32 [rows, g], finite and compensated for all columns before the group; factor
+/// fp32 [g, g], its diagonal block of U. Results fp32 [rows, 1]. (Kernels may choose another range where two have nearly the same loss.)
 struct GroupRanges {
-  at::Tensor low;   ///< fp32 [out, in / g]
-  at::Tensor high;  ///< fp32 [out, in / g]
+  at::Tensor low;   ///< fp32 [rows, groups]
+  at::Tensor high;  ///< fp32 [rows, groups]
 };
-/// The ranges, as said at GroupRanges.
-SLIM_API GroupRanges gram_ranges(const at::Tensor& weight, const at::Tensor& blocks, const Rounding&);
+/// Finds the ranges of one group, as said above. Uses bits, symmetric and scale_dtype of the rounding.
+SLIM_API GroupRanges sweep_ranges(const at::Tensor& weight, const at::Tensor& factor, const Rounding&);
+
+/// `slim::gram_ranges(Tensor weight, Tensor blocks, Tensor? coupling, int bits, bool e4m3, bool symmetric, ScalarType scale_dtype) ->
+/// (Tensor low, Tensor high)`: for each group of g = blocks.size(-1) input channels of each row, the range whose rounding changes the
+/// layer's output least: δ E[x xᵀ]_gg δᵀ with δ = ŵ - w, which is exact for the group alone, plus 2 coupling δᵀ where there is one:
+/// coupling = Σ_h δ_h E[x xᵀ]_hg over the groups h whose rounding is known. Both ends shrink together in steps of 1/40 of the extremes
+/// down to a half; with zero points each end is then moved alone by 1/20 and 1/10 either way, the low one first. With coupling the best common
+/// range is moved by 1/80 either way first, and the moves of single ends are also of 1/80 and 1/40.
+/// weight fp32 [out, in], finite; blocks fp32 [in / g, g, g], the blocks of E[x xᵀ] on its diagonal; coupling fp32 [out, in]. Results fp32
+/// [out, in / g]. (Kernels may choose another range where two have nearly the same error.)
+SLIM_API GroupRanges gram_ranges(const at::Tensor& weight, const at::Tensor& blocks, const at::Tensor& coupling, const Rounding&);
 
 /// `slim::scale_losses(Tensor weight, Tensor scales, Tensor? gram, Tensor? inputs, int unit_columns, int bits, bool e4m3, bool
 /// symmetric, ScalarType scale_dtype, Tensor? importance, float max_shrink, float norm, int steps) -> Tensor`: the error of the
 /// layer's output for every candidate s of AWQ (Lin et al. 2023) at once: with δ = Q(W s) / s - W, Σ over rows of δ gram δᵀ, or
 /// Σ (δ inputsᵀ)². weight fp32 [rows, in]; scales fp32 [candidates, in], positive; gram fp32 [in, in], symmetric; inputs
 /// [tokens, in] any float dtype: exactly one of the two. Units are rows of unit_columns. A search of ranges weighs channel i of
-/// candidate s by importance_i / s_i². fp64 [candidates] on the CPU.
+/// candidate s by importance_i / s_i². fp64 [candidates] on the CPU. With gram [in / g, g, g], the blocks of groups of g channels, each group is
+/// looked at alone: fp64 [candidates, in / g].
 SLIM_API at::Tensor scale_losses(const at::Tensor& weight, const at::Tensor& scales, const at::Tensor& gram, const at::Tensor& inputs,
                                  const Rounding&, const RangeSearch&);
 

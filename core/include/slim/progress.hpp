@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "slim/export.hpp"
 
@@ -14,6 +15,11 @@ class SLIM_API Progress {
   virtual ~Progress();
   /// A phase ("quantizing") of this many steps starts; 0: nobody knows how many.
   virtual void begin(std::string_view phase, int64_t steps) = 0;
+  /// Tells, after begin(), what share of the phase's work each of its steps is expected to be: not negative, in any unit. Without it, or with
+  /// another number of entries, all steps count alike. The default does nothing.
+  virtual void expect(const std::vector<double>& work) {}
+  /// Names the step that is being worked on, before it is done ("model.layers.3"). The default does nothing.
+  virtual void working_on(std::string_view what) {}
   /// One more step of the phase is done; `what` names it ("model.layers.3").
   virtual void step(std::string_view what) = 0;
   /// Something that the user should know, and that does not stop the run: one line.

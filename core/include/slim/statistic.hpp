@@ -32,6 +32,8 @@ class SLIM_API Statistic {
   /// than all others, as before o_proj and down_proj, decide alone, although the next norm makes a token's error relative to its size.
   /// rescale() keeps the weights that tokens had when they were collected.
   virtual bool normalizes_tokens() const { return false; }
+  /// Estimates the floating-point operations of update() for so many rows, for the time that `slim plan` foretells. 0: too few to matter.
+  virtual double operations(double tokens) const { return 0; }
   /// An independent copy.
   virtual std::unique_ptr<Statistic> clone() const = 0;
   /// Everything needed to go on in another process.
@@ -51,16 +53,21 @@ class SLIM_API Gram final : public Statistic {
   void merge(const Statistic& other, double weight) override;
   bool rescale(const at::Tensor& s) override;
   bool normalizes_tokens() const override { return true; }
+  double operations(double tokens) const override {
+    return tokens * static_cast<double>(features_) * static_cast<double>(features_);
+  }
   std::unique_ptr<Statistic> clone() const override;
   TensorMap state() const override;
   Status restore(const TensorMap&) override;
   /// E[x xᵀ] [features, features] fp32; zeros when no token was seen.
   at::Tensor mean() const;
-  const at::Tensor& sum() const { return sum_; }  ///< Σ x xᵀ; undefined when no token was seen
+  /// Σ x xᵀ, both triangles; undefined when no token was seen. Updates write the upper one only: the first call after one mirrors it.
+  const at::Tensor& sum() const;
 
  private:
   int64_t features_;
   at::Tensor sum_;
+  mutable bool mirrored_ = true;  ///< the lower triangle is that of the upper one
 };
 
 /// Per-channel moments in one pass: sums of |x| and x², and the extremes; all [features] fp32.

@@ -1,13 +1,13 @@
 #include "compress/weight_codec.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cstring>
 #include <mutex>
 
 #include "compress/huffman.h"
+#include "slim/parallel.hpp"
 
 namespace slim {
 namespace {
@@ -78,7 +78,7 @@ struct Tiling {
 
 template <class F>
 void for_each_tile(const Tiling& tiling, F&& f) {
-  at::parallel_for(0, tiling.tiles(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tiling.tiles(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) f(tile);
   });
 }

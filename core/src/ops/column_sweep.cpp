@@ -1,5 +1,4 @@
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 
 #include "ops/call.h"
 #include "slim/ops.hpp"
+#include "slim/parallel.hpp"
 
 namespace slim::ops {
 namespace {
@@ -238,7 +238,7 @@ void column_sweep_reference(at::Tensor weight, at::Tensor errors, at::Tensor cod
   float* const error = errors.mutable_data_ptr<float>();
   int8_t* const code = scale.defined() ? codes.mutable_data_ptr<int8_t>() : nullptr;
   const int64_t rows = weight.size(0), code_stride = scale.defined() ? codes.stride(0) : 0;
-  at::parallel_for(0, (rows + kLanes - 1) / kLanes, 1, [&](int64_t first, int64_t last) {
+  parallel_for(0, (rows + kLanes - 1) / kLanes, 1, [&](int64_t first, int64_t last) {
     Tile tile(sweep);
     for (int64_t t = first; t < last; ++t) {
       const int64_t row = t * kLanes, count = std::min(kLanes, rows - row);

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "ops/call.h"
+#include "slim/parallel.hpp"
 
 namespace slim::ops {
 namespace {
@@ -21,28 +22,35 @@ void for_each_float_chunk(const at::Tensor& x, F&& f) {
   }
 }
 
-// Only blocks on and above the diagonal are multiplied: half the work, and the mirrored result is exactly symmetric.
+// Only blocks on and above the diagonal are multiplied: half the work.
 constexpr int64_t kGramBlock = 1024;
 
 void gram_reference(at::Tensor acc, const at::Tensor& x) {
   const int64_t features = acc.size(0);
-  const auto for_each_block = [&](auto&& f) {
-    for (int64_t begin = 0; begin < features; begin += kGramBlock)
-      f(begin, std::min(kGramBlock, features - begin));
-  };
   for_each_float_chunk(x, [&](const at::Tensor& rows) {
-    for_each_block([&](int64_t begin, int64_t size) {
+    for (int64_t begin = 0; begin < features; begin += kGramBlock) {
+      const int64_t size = std::min(kGramBlock, features - begin);
       at::Tensor above = acc.narrow(0, 0, begin + size).narrow(1, begin, size);
       above.addmm_(rows.narrow(1, 0, begin + size).t(), rows.narrow(1, begin, size));
-    });
+    }
   });
-  for_each_block([&](int64_t begin, int64_t size) {
-    at::Tensor on = acc.narrow(0, begin, size).narrow(1, begin, size);
-    on.copy_(on.triu() + on.triu(1).t());
-    if (begin > 0)
-      acc.narrow(0, begin, size)
-          .narrow(1, 0, begin)
-          .copy_(acc.narrow(0, 0, begin).narrow(1, begin, size).t());
+}
+
+/// Tiles of 64 x 64 stay in the first cache while they are read by rows and written by columns.
+template <class T>
+void mirror_tiles(T* const data, int64_t size, int64_t stride) {
+  constexpr int64_t kTile = 64;
+  const int64_t tiles = (size + kTile - 1) / kTile;
+  parallel_for(0, tiles, 1, [&](int64_t first, int64_t last) {
+    for (int64_t tile = first; tile < last; ++tile) {
+      const int64_t row_end = std::min(size, (tile + 1) * kTile);
+      for (int64_t column = 0; column < row_end; column += kTile) {
+        for (int64_t i = tile * kTile; i < row_end; ++i) {
+          for (int64_t j = column; j < std::min(i, column + kTile); ++j)
+            data[i * stride + j] = data[j * stride + i];
+        }
+      }
+    }
   });
 }
 
@@ -96,6 +104,16 @@ std::vector<std::string> operator_names() {
 void gram_(at::Tensor acc, const at::Tensor& x) {
   static const Operator<void(at::Tensor, const at::Tensor&)> op("slim::gram_");
   op(std::move(acc), x);
+}
+
+void mirror_upper_(const at::Tensor& matrix) {
+  TORCH_CHECK(matrix.dim() == 2 && matrix.size(0) == matrix.size(1), "mirror_upper_: expected a square matrix, found ",
+              matrix.sizes());
+  if (matrix.device().is_cpu() && matrix.scalar_type() == at::kFloat && matrix.stride(1) == 1) {
+    mirror_tiles(matrix.mutable_data_ptr<float>(), matrix.size(0), matrix.stride(0));
+  } else {
+    matrix.copy_(matrix.triu() + matrix.triu(1).t());
+  }
 }
 
 void channel_moments_(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min, at::Tensor max,

@@ -1,6 +1,5 @@
 // The words of formats, and masks of n:m sparsity: reference kernels for any device.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 
 #include "ops/call.h"
 #include "slim/ops.hpp"
+#include "slim/parallel.hpp"
 
 namespace slim::ops {
 namespace {
@@ -38,7 +38,7 @@ at::Tensor pack_codes_reference(const at::Tensor& codes, int64_t bits) {
   const int8_t* const from = source.const_data_ptr<int8_t>();
   int32_t* const to = packed.mutable_data_ptr<int32_t>();
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 16) / std::max<int64_t>(1, count));
-  at::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       pack_row(from + row * count, count, static_cast<int>(bits), to + row * words);
   });

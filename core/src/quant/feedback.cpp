@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "slim/ops.hpp"
+#include "slim/phase.hpp"
 #include "slim/statistic.hpp"
 
 namespace slim::quant {
@@ -57,11 +58,15 @@ class Hessian {
     if (order_.defined()) diagonal_ = diagonal_.index_select(0, order_);
   }
 
-  /// Its upper half ready for `rung`; channels without any signal get a diagonal of their own.
+  /// What is added to the diagonal: damping, and for channels without any signal a diagonal of their own.
+  at::Tensor added(double damp) const {
+    const at::Tensor level = diagonal_.mean();
+    return at::where(diagonal_ > 0, at::zeros_like(diagonal_), level).add_(level, damp);
+  }
+
+  /// Its upper half ready for `rung`.
   std::vector<at::Tensor> damped(const Rung& rung, double damp) const {
-    at::Tensor diagonal = diagonal_.to(rung.precision, /*non_blocking=*/false, /*copy=*/true);
-    const at::Tensor level = diagonal.mean();
-    diagonal.copy_(at::where(diagonal > 0, diagonal, level)).add_(level, damp);
+    const at::Tensor diagonal = (diagonal_ + added(damp)).to(rung.precision);
     std::vector<at::Tensor> panels;
     for (size_t i = 0; i + 1 < begins_.size(); ++i) {
       const int64_t begin = begins_[i], rows = begins_[i + 1] - begin;
@@ -93,8 +98,12 @@ class Hessian {
   std::vector<int64_t> begins_;
 };
 
-/// Climbs the ladder; an undefined triangle if no step gives a factor.
-UpperTriangle climb(const Hessian& hessian, double damp, Notes& notes, const std::string& name) {
+/// The first rung of the ladder that gives a factor: its factor, and what it added to the diagonal if it did nothing else.
+struct Climbed {
+  UpperTriangle upper;
+  at::Tensor added;
+};
+Climbed climb(const Hessian& hessian, double damp, Notes& notes, const std::string& name) {
   for (const Rung& rung : kLadder) {
     auto factor = inverse_factor(hessian.damped(rung, damp));
     if (!factor) continue;
@@ -103,7 +112,7 @@ UpperTriangle climb(const Hessian& hessian, double damp, Notes& notes, const std
     std::vector<at::Tensor> panels = factor->panels();
     factor.reset();
     for (at::Tensor& panel : panels) panel = panel.to(at::kFloat);
-    return UpperTriangle(std::move(panels));
+    return {UpperTriangle(std::move(panels)), rung.toward_diagonal ? at::Tensor() : hessian.added(damp)};
   }
   return {};
 }
@@ -187,6 +196,7 @@ class ColumnSweep {
     weight_ = (order.defined() ? request_.weight.index_select(1, order) : request_.weight).contiguous();
     request_.weight = at::Tensor();  // large: one copy is enough
     errors_ = at::empty({weight_.size(0), kPanel}, weight_.options());
+    loss_ = at::zeros({weight_.size(0)}, weight_.options());
     if (!request_.args) return;
     codes_ = at::empty(weight_.sizes(), weight_.options().dtype(at::kChar));
     group_ = order.defined() ? request_.group.index_select(0, order) : request_.group;
@@ -200,6 +210,7 @@ class ColumnSweep {
       const int64_t end = panel_end(begin);
       at::Tensor errors = errors_.narrow(1, 0, end - begin);
       SLIM_TRY(sweep_panel(begin, end, errors));
+      loss_.add_(errors.square().sum(1));
       compensate(errors, begin, end, columns_);
       begin = end;
     }
@@ -279,7 +290,7 @@ class ColumnSweep {
   }
 
   Swept in_stored_order() {
-    Swept result{weight_, codes_, request_.params};
+    Swept result{weight_, codes_, request_.params, loss_};
     if (request_.find_params) {
       result.params.scale = scale_.to(request_.params.scale.scalar_type());
       if (zero_.defined()) result.params.zero = zero_.to(request_.params.zero.scalar_type());
@@ -295,6 +306,7 @@ class ColumnSweep {
   int64_t columns_;
   at::Tensor weight_, codes_, group_;  // in the order of the sweep
   at::Tensor errors_, scale_, zero_;   // fp32; params [out, groups]
+  at::Tensor loss_;                    // of the columns so far
   std::vector<int64_t> run_begin_;
 };
 
@@ -336,6 +348,7 @@ std::optional<UpperTriangle> inverse_factor(std::vector<at::Tensor> hessian) {
 
 Result<std::optional<InputFactor>> input_factor(LayerContext& context, std::string_view fallback, double damp,
                                                 SweepOrder order, int64_t group_size) {
+  const PhaseTimer timer(Phase::kFactor);
   const std::string& name = context.layer().name;
   const auto* gram = context.statistic<Gram>();
   if (!gram || gram->tokens <= 0) {
@@ -350,9 +363,12 @@ Result<std::optional<InputFactor>> input_factor(LayerContext& context, std::stri
     const at::Tensor order_of_gram = sweep_order(gram->sum().diagonal() / gram->tokens, order, group_size);
     const Hessian hessian(*gram, order_of_gram);
     if (!hessian.finite()) return Status(Code::kNumeric, name + ": its activations hold NaN or Inf");
+    const Climbed made = climb(hessian, damp, context.notes(), name);
     cache[key + " order"] = order_of_gram;
-    const UpperTriangle made = climb(hessian, damp, context.notes(), name);
-    for (size_t i = 0; i < made.panels().size(); ++i) cache[key + " " + std::to_string(i)] = made.panels()[i];
+    const bool sorted = order_of_gram.defined() && made.added.defined();
+    cache[key + " added"] = sorted ? made.added.index_select(0, at::argsort(order_of_gram)) : made.added;
+    const std::vector<at::Tensor>& panels = made.upper.panels();
+    for (size_t i = 0; i < panels.size(); ++i) cache[key + " " + std::to_string(i)] = panels[i];
   }
   std::vector<at::Tensor> panels;
   for (auto found = cache.end();
@@ -363,10 +379,20 @@ Result<std::optional<InputFactor>> input_factor(LayerContext& context, std::stri
     context.notes().note(fallback, name, "its activations are zero");
     return std::optional<InputFactor>();
   }
-  return std::optional(InputFactor{UpperTriangle(std::move(panels)), cache[key + " order"]});
+  return std::optional(
+      InputFactor{UpperTriangle(std::move(panels)), cache[key + " order"], cache[key + " added"]});
 }
 
-Result<Swept> sweep(SweepRequest request) { return ColumnSweep(std::move(request)).run(); }
+Result<Swept> sweep(SweepRequest request) {
+  const PhaseTimer timer(Phase::kSweep);
+  return ColumnSweep(std::move(request)).run();
+}
+
+at::Tensor row_errors(const Swept& swept, const at::Tensor& weight, const InputFactor& factor, const Gram& gram) {
+  const at::Tensor delta = swept.weight - weight;
+  if (!factor.added.defined()) return row_errors(delta, gram);
+  return (swept.loss - at::mv(delta.square(), factor.added)).clamp_min_(0);
+}
 
 at::Tensor row_errors(const at::Tensor& delta, const Gram& gram) {
   constexpr int64_t kBlock = 1024;

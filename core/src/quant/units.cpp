@@ -1,7 +1,7 @@
 #include "units.h"
+#include "slim/parallel.hpp"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 namespace slim::quant {
 namespace {
@@ -92,7 +92,7 @@ void Units::for_each_slice(c10::Device device, const std::function<void(int64_t,
   const auto slice = [&](int64_t index) { f(index * rows, std::min(rows, out_ - index * rows)); };
   const int64_t slices = ceil_div(out_, rows);
   if (device.is_cpu()) {
-    at::parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
+    parallel_for(0, slices, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) slice(i);
     });
   } else {

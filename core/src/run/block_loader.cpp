@@ -5,6 +5,7 @@
 
 #include "plugin/guard.h"
 #include "run/device_moves.h"
+#include "slim/phase.hpp"
 
 namespace slim {
 
@@ -27,6 +28,7 @@ BlockWeights BlockLoader::on_device(const BlockPlan& block, BlockWeights weights
 }
 
 Result<std::unique_ptr<BlockLoader::Coming>> BlockLoader::read(const BlockPlan& block) const {
+  const PhaseTimer timer(Phase::kReading);
   auto coming = std::make_unique<Coming>(device_);
   SLIM_ASSIGN(coming->weights, source_.load(block));
   if (!device_.is_cpu() && send_ahead_) send(*coming);

@@ -16,6 +16,7 @@
 
 #include "plugin/guard.h"
 #include "run/notes.h"
+#include "slim/ops.hpp"
 
 namespace slim {
 namespace {
@@ -73,6 +74,10 @@ Finding processor(const fs::path& root) {
   }
 #endif
   return finding;
+}
+
+Finding products() {
+  return {"products", ops::product_text(at::kBFloat16, at::kCPU) + "; " + ops::product_text(at::kHalf, at::kCPU), ""};
 }
 
 Finding memory(const fs::path& root) {
@@ -171,7 +176,7 @@ std::vector<Finding> examine_plugins(PluginRegistry& registry, const std::vector
 }
 
 std::vector<Finding> examine(PluginRegistry& registry, const fs::path& root) {
-  std::vector<Finding> findings = {processor(root), memory(root), libtorch(), nvidia_driver(root),
+  std::vector<Finding> findings = {processor(root), products(), memory(root), libtorch(), nvidia_driver(root),
                                    ascend_driver(root)};
   std::vector<Finding> plugins = examine_plugins(registry, registry.list());
   findings.insert(findings.end(), std::make_move_iterator(plugins.begin()),

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "run/device_moves.h"
+#include "slim/phase.hpp"
 
 namespace slim {
 namespace {
@@ -40,6 +41,7 @@ Result<EquivalenceProof> EquivalenceProof::before(const Model& model, const Bloc
 }
 
 Result<Carry> EquivalenceProof::contribution(const BlockState& state) const {
+  const PhaseTimer timer(Phase::kProof);
   const c10::NoGradGuard no_grad;
   BlockExec exec(*model_->weights, at::kFloat, device_);
   exec.set_block(state.plan, &state.weights);

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 
 #include "run/device_moves.h"
+#include "slim/ops.hpp"
+#include "slim/phase.hpp"
 #include "slim/quant.hpp"
 
 namespace slim {
@@ -30,10 +32,10 @@ at::Tensor BlockExec::linear(LayerId id, const at::Tensor& x) {
   const at::Tensor weight = of_input(override_weight ? replaced->second : weights_->weight[id]);
   const at::Tensor bias = weights_->bias[id].defined() ? of_input(weights_->bias[id]) : at::Tensor();
   const auto& activation = weights_->activation[id];
-  if (!activation) return at::linear(x, weight, bias);
+  if (!activation) return ops::linear(x, weight, bias);
   const at::Tensor input = quant::fake_quantize_activation(
       x, activation->args, moved(activation->scale, device_), moved(activation->zero, device_));
-  return at::linear(input, weight, bias);
+  return ops::linear(input, weight, bias);
 }
 
 at::Tensor BlockExec::tap(PortId port, const at::Tensor& x) {

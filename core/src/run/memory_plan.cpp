@@ -5,6 +5,7 @@
 #include "run/run_report.h"
 #include "run/statistic_set.h"
 #include "slim/feedback.hpp"
+#include "slim/ops.hpp"
 
 namespace slim {
 namespace {
@@ -40,6 +41,8 @@ class BlockMemory {
       return observed_.find(edge.port, ChannelMoments::kId);
     });
     copies_ = static_cast<int64_t>(outputs.size());
+    const auto dtype = model.compute_dtype(config.dtype);
+    if (dtype.ok() && ops::product_dtype(*dtype, at::kCPU) != *dtype) products_ = product_bytes();
   }
 
   /// `ahead`: of weights that are read meanwhile; `left`: codes of earlier blocks, which may not all be written.
@@ -81,7 +84,12 @@ class BlockMemory {
   int64_t pass(int64_t size) const {
     const bool single = size == kFloatBytes;
     const int64_t wide = single ? 2 : 4, narrow = single ? 7 : 17;
-    return batch_ * std::max(wide * widest_ + 5 * hidden(), narrow * hidden()) * size;
+    return batch_ * std::max(wide * widest_ + 5 * hidden(), narrow * hidden()) * size + (single ? 0 : products_);
+  }
+  /// Products of 16-bit numbers in fp32: an input, a tile of the weight, and what the tile gives.
+  int64_t product_bytes() const {
+    const int64_t tile = ops::kLinearTileBytes / kFloatBytes / std::max<int64_t>(1, hidden());
+    return batch_ * (widest_ + std::min(widest_, tile)) * kFloatBytes + ops::kLinearTileBytes;
   }
 
   int64_t gathering() const { return weights_ + statistics_of_all() + (forward_ ? pass(size_) : 0); }
@@ -141,7 +149,7 @@ class BlockMemory {
   int64_t size_, tokens_, batch_;
   StatisticSet observed_;
   bool forward_ = false, folds_ = false;
-  int64_t weights_ = 0, largest_ = 0, widest_ = 0, copies_ = 1;
+  int64_t weights_ = 0, largest_ = 0, widest_ = 0, copies_ = 1, products_ = 0;
 };
 
 }  // namespace

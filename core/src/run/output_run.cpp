@@ -9,6 +9,7 @@
 #include "run/equivalence.h"
 #include "run/output_config.h"
 #include "run/spill.h"
+#include "slim/phase.hpp"
 #include "slim/quant.hpp"
 
 namespace slim {
@@ -118,7 +119,9 @@ Status OutputRun::transform(BlockState& state, StatisticSet& statistics, BlockEx
   }
   Folds folds;
   bool function_changed = false;
+  std::optional<PhaseTimer> timer(Phase::kScaleSearch);
   SLIM_TRY(transform_parts(state, statistics, exec, calibration, folds, function_changed));
+  timer.reset();
   if (folds.empty() || function_changed) return {};
   if (proof)
     SLIM_TRY(proof->check(state, folds, plan_.plan));
@@ -155,6 +158,7 @@ Status OutputRun::collect_stale(const BlockState& state, StatisticSet& statistic
                 "anew; run with --calib and without --statistics, or choose ranges by minmax"};
   }
   const auto fresh = statistics.renewed();
+  const PhaseTimer timer(Phase::kForward);
   exec.set_block(state.plan, &state.weights);
   exec.set_statistics(fresh.get());
   Status status;
@@ -211,6 +215,7 @@ Status OutputRun::solve_readers(BlockState& state, const std::vector<const Layer
 Result<Solved> OutputRun::solve_layer(const BlockState& state, const Layer& layer,
                                       const StatisticSet& statistics, at::Device device,
                                       TensorMap& port_cache) {
+  const PhaseTimer timer(Phase::kRounding);
   const LayerDecision& decision = plan_.plan.layers[state.plan->index][layer.id];
   const RecipePart& part = plan_.recipe.parts[decision.part];
   Algorithm* solver = part.solver();
@@ -256,7 +261,9 @@ Status OutputRun::commit(BlockState& state, const Layer& layer, Solved solved, a
       moved(std::move(solved), at::kCPU);  // with what a third algorithm of the chain may have left elsewhere
   const int64_t bytes = bytes_of(solved);
   return jobs_.submit(bytes, [this, &layer, &scheme, solved = std::move(solved)]() -> Status {
+    const PhaseTimer timer(Phase::kWriting);
     SLIM_ASSIGN(const TensorMap tensors, guarded(layer.name, [&] {
+                  const PhaseTimer encoding(Phase::kEncoding);
                   return plan_.recipe.format->encode(layer, scheme, solved, model_.weights->dtype());
                 }));
     for (const auto& [name, tensor] : tensors) SLIM_TRY(writer_->put(name, tensor));
@@ -284,7 +291,10 @@ Status OutputRun::put_later(const std::string& name, const at::Tensor& made) {
   written_.insert(name);
   const at::Tensor tensor = moved(made, at::kCPU);
   return jobs_.submit(static_cast<int64_t>(tensor.nbytes()),
-                      [this, name, tensor] { return writer_->put(name, tensor); });
+                      [this, name, tensor] {
+                        const PhaseTimer timer(Phase::kWriting);
+                        return writer_->put(name, tensor);
+                      });
 }
 
 /// Tensors that stay in float but were changed by a fold, and float layers cut out of a tensor that is replaced.
@@ -336,7 +346,10 @@ Status OutputRun::write_cache_scales(const BlockPlan& block, const StatisticSet&
 
 Status OutputRun::copy_later(const std::string& name) {
   if (plan_.plan.replaced.contains(name) || !written_.insert(name).second) return {};
-  return jobs_.submit(0, [this, name] { return writer_->copy(name, model_.weights->checkpoint(), name); });
+  return jobs_.submit(0, [this, name] {
+    const PhaseTimer timer(Phase::kWriting);
+    return writer_->copy(name, model_.weights->checkpoint(), name);
+  });
 }
 
 Status OutputRun::copy_block(const BlockPlan& block) {
@@ -366,11 +379,11 @@ Status OutputRun::finish() {
   return writer_->finish();
 }
 
-Report OutputRun::report(const Calibration& calibration, at::Device device) const {
+Report OutputRun::report(const Calibration& calibration, const std::string& products, at::Device device) const {
   int64_t bytes = 0;
   for (const TensorSpec& spec : plan_.plan.outputs) bytes += byte_size(spec).value_or(0);
   return report_.finish(plan_.config, plan_.recipe, plan_.plan, calibration,
-                        model_.weights->checkpoint().total_bytes(), bytes, peak_device_memory(device));
+                        model_.weights->checkpoint().total_bytes(), bytes, products, peak_device_memory(device));
 }
 
 }  // namespace slim

@@ -28,6 +28,9 @@ class OutputRun {
   Status create(bool resume);
   /// What an interrupted run has written, and what it had to report.
   Status adopt(const std::map<std::string, uint64_t>& tensors);
+  void record_block(const BlockPlan& block, double seconds, const PhaseSeconds& phases) {
+    report_.record_block(block.name, seconds, phases);
+  }
   Status restore_report(const std::string& state) { return report_.restore(state); }
   CheckpointWriter& writer() { return *writer_; }
   /// Nothing is left of it if it does not finish.
@@ -46,7 +49,7 @@ class OutputRun {
   Status copy_block(const BlockPlan&);
   /// Globals and side files; all jobs must have ended before. Renames the folder to its final name.
   Status finish();
-  Report report(const Calibration&, at::Device) const;
+  Report report(const Calibration&, const std::string& products, at::Device) const;
 
  private:
   Status transform(BlockState&, StatisticSet&, BlockExec&, const Calibration&);

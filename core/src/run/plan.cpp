@@ -1,3 +1,5 @@
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <optional>
 
@@ -12,6 +14,7 @@
 #include "run/run_plan.h"
 #include "run/run_report.h"
 #include "run/statistic_set.h"
+#include "run/work_plan.h"
 
 namespace slim {
 namespace {
@@ -76,8 +79,47 @@ Result<std::optional<DeviceNeed>> device_need(const RunConfig& config, const Mod
   return std::optional(need);
 }
 
+/// What the run will compute, and the time that it will take on this machine.
+struct TimeNeed {
+  PhaseOperations operations;
+  MachineSpeed speed;
+  PhaseSeconds seconds{};
+
+  std::string text() const {
+    char line[160];
+    std::snprintf(line, sizeof line, "time         about %.0f s on this processor (%.0f Gflop/s in fp32 products): ", sum(seconds),
+                  speed.products * 1e-9);
+    return line + phases_text(seconds, 0.05 * sum(seconds)) + "\n";
+  }
+  nlohmann::ordered_json json() const {
+    nlohmann::ordered_json json = {{"seconds", sum(seconds)},
+                                   {"flops_per_second", speed.products},
+                                   {"forward_flops_per_second", speed.forward},
+                                   {"bytes_per_second", speed.memory}};
+    for (size_t i = 0; i < kPhases; ++i) {
+      if (seconds[i] > 0) json["phases"][std::string(phase_name(static_cast<Phase>(i)))] = {{"operations", operations.of[i]}, {"seconds", seconds[i]}};
+    }
+    return json;
+  }
+};
+
+Result<TimeNeed> time_need(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
+  if (config.threads > 0) at::set_num_threads(config.threads);
+  SLIM_ASSIGN(const at::ScalarType dtype, model.compute_dtype(config.dtype));
+  TimeNeed need;
+  need.speed = measure_machine(dtype);
+  for (const PlannedWork& work : count_work(config, model, outputs)) {
+    const PhaseSeconds seconds = estimate_seconds(work, need.speed);
+    for (size_t i = 0; i < kPhases; ++i) {
+      need.operations.of[i] += work.operations.of[i];
+      need.seconds[i] += seconds[i];
+    }
+  }
+  return need;
+}
+
 Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int64_t least,
-                const std::optional<DeviceNeed>& device) {
+                const std::optional<DeviceNeed>& device, const TimeNeed& time) {
   const auto& [config, recipe, plan] = decided;
   nlohmann::ordered_json json = {{"model", config.model},
                                  {"adapter", model.adapter_id},
@@ -124,6 +166,7 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
   json["peak_memory_bytes"] = peak;
   json["least_memory_bytes"] = least;
   if (device) json["device"] = device->json();
+  json["time"] = time.json();
   json["layers_of_scheme"] = plan.layers_of_scheme;
   json["ignore"] = plan.ignore;
   json["indivisible"] = plan.indivisible;
@@ -146,6 +189,7 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
       static_cast<long long>(config.max_seq_length), bytes_text(least).c_str());
   report.text += line;
   if (device) report.text += device->text();
+  report.text += time.text();
   for (const std::string& numbers : plan.indivisible) report.text += "group size   " + numbers + "\n";
   report.json = json.dump();
   return report;
@@ -172,8 +216,9 @@ Result<Report> plan(const RunConfig& config, PluginRegistry& registry) {
   SLIM_ASSIGN(const MemoryMode mode, choose_memory_mode(config, model, outputs));
   const int64_t peak = peak_bytes(config, model, outputs, mode), least = least_bytes(config, model, outputs);
   SLIM_ASSIGN(const std::optional<DeviceNeed> device, device_need(config, model, outputs, registry));
+  SLIM_ASSIGN(const TimeNeed time, time_need(config, model, outputs));
   std::vector<Report> reports;
-  for (const OutputPlan& output : outputs) reports.push_back(describe(output, model, peak, least, device));
+  for (const OutputPlan& output : outputs) reports.push_back(describe(output, model, peak, least, device, time));
   return join_reports(reports);
 }
 

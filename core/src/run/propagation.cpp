@@ -4,6 +4,7 @@
 
 #include "run/device_memory.h"
 #include "run/device_moves.h"
+#include "slim/phase.hpp"
 
 namespace slim {
 namespace {
@@ -104,6 +105,7 @@ Status Propagation::collect(const BlockState& state, StatisticSet& statistics, B
 }
 
 Status Propagation::forward(const BlockState& state, BlockExec& exec, Carry& carry) {
+  const PhaseTimer timer(Phase::kForward);
   exec.set_block(state.plan, &state.weights);
   SLIM_TRY(blame_weights(state, model_.forward(*state.plan, exec, carry)));
   return progress_.cancelled() ? Status(Code::kCancelled, "interrupted in " + state.plan->name) : Status{};

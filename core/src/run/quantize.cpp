@@ -5,6 +5,7 @@
 #include <malloc.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 
 #include <nlohmann/json.hpp>
@@ -23,6 +24,7 @@
 #include "run/output_run.h"
 #include "run/propagation.h"
 #include "run/run_report.h"
+#include "run/work_plan.h"
 #include "slim/ops.hpp"
 
 namespace slim {
@@ -45,6 +47,22 @@ class NotesOfAll final : public Notes {
 
  private:
   const std::vector<std::unique_ptr<OutputRun>>& outputs_;
+};
+
+/// The time since its construction, and what it went to.
+class BlockClock {
+ public:
+  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  PhaseSeconds phases() const {
+    PhaseSeconds now = phase_seconds();
+    for (size_t i = 0; i < kPhases; ++i) now[i] -= before_[i];
+    return now;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point start_ = Clock::now();
+  PhaseSeconds before_ = phase_seconds();
 };
 
 /// One run: opens and decides everything, then goes block by block, and makes every output of each.
@@ -248,6 +266,7 @@ class QuantizeRun {
         std::exchange(config_.batch_size, device_mode_.batch_size) != device_mode_.batch_size;
     SLIM_ASSIGN(memory_, choose_memory_mode(config_, model_, plans));
     SLIM_ASSIGN(const at::ScalarType dtype, model_.compute_dtype(config_.dtype));
+    work_ = count_work(config_, model_, plans);
     for (OutputPlan& plan : plans) {
       plan.config.backend = backend_.id;
       outputs_.push_back(std::make_unique<OutputRun>(std::move(plan), model_, jobs_, progress_));
@@ -352,12 +371,15 @@ class QuantizeRun {
   Status run_blocks() {
     const auto& blocks = model_.plan.blocks;
     progress_.begin("quantizing", static_cast<int64_t>(blocks.size()));
+    progress_.expect(planned_seconds());
     const auto first = static_cast<size_t>(journal_->blocks());
     for (size_t i = 0; i < first; ++i) progress_.step(blocks[i].name);
     read_ahead(first);
     for (size_t i = first; i < blocks.size() && !stopped(); ++i) {
       const BlockPlan& block = blocks[i];
       if (progress_.cancelled()) return {Code::kCancelled, "interrupted before " + block.name};
+      progress_.working_on(block.name);
+      const BlockClock clock;
       BlockState state;
       state.plan = &block;
       state.runs_again = block.index < last_forward_ && !float_inputs_;
@@ -367,11 +389,19 @@ class QuantizeRun {
       if (memory_.read_ahead) read_ahead(i + 1);
       SLIM_TRY(run_block(state));
       state = {};
+      for (auto& output : outputs_) output->record_block(block, clock.seconds(), clock.phases());
       SLIM_TRY(finish_block());
       malloc_trim(0);  // what the allocator keeps in fragments would grow with the number of blocks
       progress_.step(block.name);
     }
     return jobs_.drain();
+  }
+
+  /// What each block is expected to take, on a machine of usual proportions: only shares matter.
+  std::vector<double> planned_seconds() const {
+    std::vector<double> seconds;
+    for (const PlannedWork& work : work_) seconds.push_back(sum(estimate_seconds(work, {})));
+    return seconds;
   }
 
   /// All other blocks are copied as bytes.
@@ -506,9 +536,11 @@ class QuantizeRun {
     SLIM_TRY(journal_->announce(step_of(0)));
     SLIM_TRY(outputs_.front()->finish());
     SLIM_TRY(remove_record());
+    const std::string products =
+        runs_forward() ? ops::product_text(propagation_->exec().dtype(), backend_.device) : "";
     std::vector<Report> reports;
     for (const auto& output : outputs_)
-      reports.push_back(output->report(propagation_->calibration(), backend_.device));
+      reports.push_back(output->report(propagation_->calibration(), products, backend_.device));
     return join_reports(reports);
   }
 
@@ -521,6 +553,7 @@ class QuantizeRun {
   OpenBackend backend_;
   Model model_;
   MemoryMode memory_;
+  std::vector<PlannedWork> work_;  ///< by block
   bool float_inputs_ = false;
   int32_t last_forward_ = -1;  ///< the block up to which statistics are wanted, and the model runs
   DeviceMode device_mode_;

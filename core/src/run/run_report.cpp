@@ -8,6 +8,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "run/work_plan.h"
+
 namespace slim {
 namespace {
 
@@ -66,6 +68,15 @@ std::string calibration_text(const Calibration& calibration) {
          samples_line("skipped            ", calibration.skipped, "\n                   ");
 }
 
+/// {"forward passes": 12.1, ...}: phases that took any time.
+nlohmann::ordered_json phases_json(const PhaseSeconds& seconds) {
+  auto json = nlohmann::ordered_json::object();
+  for (size_t i = 0; i < kPhases; ++i) {
+    if (seconds[i] > 0) json[std::string(phase_name(static_cast<Phase>(i)))] = seconds[i];
+  }
+  return json;
+}
+
 }  // namespace
 
 int64_t peak_resident_bytes() {
@@ -103,7 +114,9 @@ std::string RunReport::state() const {
       {"scattered_groups", scattered_groups_},
       {"largest_proof_error", largest_proof_error_},
       {"experts", expert_tokens_},
+      {"blocks", nlohmann::json::array()},
       {"metrics", notes.metrics()}};
+  for (const BlockTime& time : blocks_) json["blocks"].push_back({time.block, time.seconds, time.phases});
   for (const auto& [name, kind] : notes.kinds())
     json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
   return json.dump();
@@ -118,6 +131,8 @@ Status RunReport::restore(const std::string& state) try {
   scattered_groups_ = json.at("scattered_groups").get<bool>();
   largest_proof_error_ = json.at("largest_proof_error").get<double>();
   expert_tokens_ = json.at("experts").get<decltype(expert_tokens_)>();
+  for (const auto& time : json.at("blocks"))
+    blocks_.push_back({time.at(0).get<std::string>(), time.at(1).get<double>(), time.at(2).get<PhaseSeconds>()});
   const auto kinds = json.value("notes", nlohmann::json::object());
   for (const auto& [name, kind] : kinds.items()) {
     notes.restore(name,
@@ -146,13 +161,35 @@ std::string RunReport::experts_text() const {
   return text;
 }
 
+PhaseSeconds RunReport::phases_of_all() const {
+  PhaseSeconds all{};
+  for (const BlockTime& time : blocks_) {
+    for (size_t i = 0; i < kPhases; ++i) all[i] += time.phases[i];
+  }
+  return all;
+}
+
+/// One line for the run, and one for each block.
+std::string RunReport::time_text() const {
+  constexpr double kLeast = 0.05;  // shown as 0.1 s
+  std::string text;
+  if (const std::string all = phases_text(phases_of_all(), kLeast); !all.empty()) text += "time               " + all + "\n";
+  for (const BlockTime& time : blocks_) {
+    if (time.seconds < kLeast) continue;
+    const std::string phases = phases_text(time.phases, kLeast);
+    text += format("  %8.1f s  ", time.seconds) + time.block + (phases.empty() ? "" : ": " + phases) + "\n";
+  }
+  return text;
+}
+
 Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const RunPlan& plan,
                          const Calibration& calibration, int64_t input_bytes, int64_t output_bytes,
-                         int64_t device_bytes) const {
+                         const std::string& products, int64_t device_bytes) const {
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   const double bits = plan.quantized_bits / std::max<double>(1, plan.quantized_weights);
   nlohmann::ordered_json json = {{"output", config.output},
                                  {"backend", config.backend},
+                                 {"products", products},
                                  {"scheme", recipe.scheme.name},
                                  {"format", recipe.format_id},
                                  {"algorithms", recipe.algorithm_ids},
@@ -165,6 +202,7 @@ Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const Ru
                                  {"peak_rss_bytes", peak_resident_bytes()},
                                  {"peak_device_bytes", device_bytes},
                                  {"calibration", calibration_json(calibration)},
+                                 {"phases", phases_json(phases_of_all())},
                                  {"folds", folds_},
                                  {"scattered_groups", scattered_groups_},
                                  {"largest_proof_error", largest_proof_error_},
@@ -173,6 +211,9 @@ Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const Ru
     json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
   for (const auto& [where, values] : notes.metrics()) json["metrics"][where] = values;
   for (const auto& [tokens, name] : expert_tokens_) json["expert_tokens"][name] = tokens;
+  for (const BlockTime& time : blocks_) {
+    json["blocks"].push_back({{"block", time.block}, {"seconds", time.seconds}, {"phases", phases_json(time.phases)}});
+  }
 
   Report report;
   report.json = json.dump();
@@ -188,9 +229,11 @@ Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const Ru
         format("scales folded      %zu, float output unchanged to %.1e\n", folds_, largest_proof_error_);
   report.text += experts_text() + notes.text();
   for (const std::string& line : plan.indivisible) report.text += "group size         " + line + "\n";
+  report.text += time_text();
   report.text += format("seconds, peak RAM  %.1f, %s\n", seconds, bytes_text(peak_resident_bytes()).c_str());
   report.text += "backend            " + config.backend +
-                 (device_bytes > 0 ? ", at most " + bytes_text(device_bytes) + " of its memory" : "") + "\n";
+                 (device_bytes > 0 ? ", at most " + bytes_text(device_bytes) + " of its memory" : "") +
+                 (products.empty() ? "" : "; products of " + products) + "\n";
   return report;
 }
 

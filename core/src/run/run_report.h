@@ -5,6 +5,7 @@
 #include "run/block_context.h"
 #include "run/calibration.h"
 #include "run/commands.h"
+#include "slim/phase.hpp"
 
 namespace slim {
 
@@ -19,20 +20,34 @@ class SLIM_API RunReport {
   bool scattered_groups() const { return scattered_groups_; }
   /// Tokens per expert of a mixture-of-experts block.
   void record_experts(const BlockPlan&, const StatisticSet&);
+  /// The wall time of a block, and what it went to.
+  void record_block(const std::string& block, double seconds, const PhaseSeconds& phases) {
+    blocks_.push_back({block, seconds, phases});
+  }
   /// Everything so far as JSON, and back in another process: for interrupted runs.
   std::string state() const;
   Status restore(const std::string& state);
+  /// products: how matrix products were computed (ops::product_text); empty: there were none.
   Report finish(const RunConfig&, const Recipe&, const RunPlan&, const Calibration&, int64_t input_bytes,
-                int64_t output_bytes, int64_t device_bytes = 0) const;
+                int64_t output_bytes, const std::string& products, int64_t device_bytes = 0) const;
 
  private:
+  struct BlockTime {
+    std::string block;
+    double seconds = 0;
+    PhaseSeconds phases{};
+  };
+
   std::string experts_text() const;
+  PhaseSeconds phases_of_all() const;
+  std::string time_text() const;
 
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   size_t folds_ = 0;
   bool scattered_groups_ = false;
   double largest_proof_error_ = 0;
   std::vector<std::pair<double, std::string>> expert_tokens_;
+  std::vector<BlockTime> blocks_;
 };
 
 /// Most memory that this process has had in RAM so far, in bytes.

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "checkpoint/file.h"
+#include "slim/phase.hpp"
 
 namespace slim {
 namespace {
@@ -82,6 +83,7 @@ Result<at::Tensor> mapped_copy(const at::Tensor& tensor, const std::string& fold
 
 Result<Carry> Spill::store(Carry carry) const {
   if (!active_) return carry;
+  const PhaseTimer timer(Phase::kSpilling);
   for (auto& [key, tensor] : carry) {
     if (!is_large(tensor) || is_mapped(tensor)) continue;
     SLIM_ASSIGN(tensor, mapped_copy(tensor, folder_));

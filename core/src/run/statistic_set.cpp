@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "run/device_moves.h"
+#include "slim/phase.hpp"
 
 namespace slim {
 namespace {
@@ -71,6 +72,7 @@ Status StatisticSet::for_each(
 }
 
 void StatisticSet::update(PortId port, const at::Tensor& x) {
+  const PhaseTimer timer(Phase::kStatistics);
   const at::Tensor rows = x.reshape({-1, x.size(-1)});
   at::Tensor alike;
   for (auto it = statistics_.lower_bound({port, ""}); it != statistics_.end() && it->first.first == port;
@@ -121,6 +123,14 @@ void StatisticSet::renew(StatisticSet& fed) {
   fed.finish(prior_tokens_);
   for (const Key& key : stale_) statistics_[key] = std::move(fed.statistics_.at(key));
   stale_.clear();
+}
+
+double StatisticSet::operations(PortId port, double tokens) const {
+  double operations = 0;
+  for (const auto& [key, statistic] : statistics_) {
+    if (key.first == port) operations += statistic->operations(tokens);
+  }
+  return operations;
 }
 
 double StatisticSet::tokens(PortId port) const {

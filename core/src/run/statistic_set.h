@@ -52,6 +52,8 @@ class SLIM_API StatisticSet final : public Observations, public quant::FactorObs
   void release(PortId port) {
     std::erase_if(statistics_, [port](const auto& entry) { return entry.first.first == port; });
   }
+  /// Floating-point operations of update() at the port, for so many tokens.
+  double operations(PortId port, double tokens) const;
   /// Tokens that reached the port before shrinking; -1 if nothing was collected there.
   double tokens(PortId) const;
 

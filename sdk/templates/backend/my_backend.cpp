@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The host's processors with one kernel of their own: the statistics of activations in a single pass, where the reference
 // kernel makes four.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 #include <unistd.h>
@@ -9,6 +8,7 @@
 #include <cmath>
 #include <utility>
 
+#include "slim/parallel.hpp"
 #include "slim/plugin.hpp"
 
 namespace {
@@ -25,7 +25,7 @@ void channel_moments(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min, 
   float* const low = min.mutable_data_ptr<float>();
   float* const high = max.mutable_data_ptr<float>();
   constexpr int64_t kFeaturesPerTask = 64;  // whole cache lines: no two threads write to the same one
-  at::parallel_for(0, features, kFeaturesPerTask, [&](int64_t begin, int64_t end) {
+  slim::parallel_for(0, features, kFeaturesPerTask, [&](int64_t begin, int64_t end) {
     for (int64_t token = 0; token < tokens; ++token) {
       const float* const row = data + token * features;
       for (int64_t i = begin; i < end; ++i) {
