@@ -90,7 +90,7 @@ build_jobs() {
 build() {
   say "Building into build/"
   mkdir -p build
-  cmake --preset dev -DSLIM_TORCH="$SLIM_TORCH" >build/configure.log 2>&1 || {
+  cmake --preset dev -DSLIM_UNITY=ON -DSLIM_TORCH="$SLIM_TORCH" >build/configure.log 2>&1 || {
     cat build/configure.log >&2
     die "configuring failed"
   }

@@ -31,6 +31,19 @@ inline at::Tensor block_losses(const at::Tensor& errors, int64_t candidates, con
       .t();
 }
 
+/// Σ (δ inputsᵀ)² of each candidate; inputs [tokens, in] of any float dtype, some tokens in fp32 at a time. fp64 [candidates].
+inline at::Tensor output_losses(const at::Tensor& errors, int64_t candidates, const at::Tensor& inputs) {
+  constexpr int64_t kElements = int64_t{8} << 20;  // of inputs, and of what the errors make of them
+  const int64_t tokens =
+      std::max<int64_t>(1, kElements / std::max<int64_t>(1, std::max(inputs.size(1), errors.size(0))));
+  at::Tensor losses = at::zeros({candidates}, errors.options().dtype(at::kDouble));
+  for (int64_t begin = 0; begin < inputs.size(0); begin += tokens) {
+    const at::Tensor part = inputs.narrow(0, begin, std::min(tokens, inputs.size(0) - begin)).to(at::kFloat);
+    losses.add_(at::mm(errors, part.t()).square_().view({candidates, -1}).sum(1, false, at::kDouble));
+  }
+  return losses;
+}
+
 /// Losses of all candidates, some at a time. write_errors(first, count, to) writes δ = Q(W s) / s - W of the candidates
 /// [first, first + count) to fp32 [count * rows, in].
 template <class F>
@@ -39,13 +52,12 @@ at::Tensor losses_of_candidates(const at::Tensor& weight, int64_t candidates, co
   TORCH_CHECK(gram.has_value() != inputs.has_value(), "scale_losses: expected either gram or inputs");
   constexpr int64_t kErrorBytes = int64_t{64} << 20;  // that wait for one product
   const int64_t rows = weight.size(0), columns = weight.size(1);
-  const at::Tensor activations = inputs ? inputs->to(at::kFloat).t() : at::Tensor();
   const bool by_group = gram && gram->dim() == 3;
   at::Tensor losses = by_group ? at::empty({candidates, gram->size(0)}, at::kDouble) : at::empty({candidates}, at::kDouble);
   const auto losses_of = [&](const at::Tensor& errors, int64_t count) {
     if (by_group) return block_losses(errors, count, *gram);
     if (gram) return quadratic_losses(errors, count, *gram);
-    return at::mm(errors, activations).square_().view({count, -1}).sum(1, false, at::kDouble);
+    return output_losses(errors, count, *inputs);
   };
   const int64_t at_once = std::clamp<int64_t>(kErrorBytes / std::max<int64_t>(1, rows * columns * 4), 1,
                                               std::max<int64_t>(1, candidates));

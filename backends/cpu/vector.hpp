@@ -38,7 +38,16 @@ struct Half {
   uint16_t bits;
 };
 
-SLIM_KERNEL Floats broadcast(float x) { return Floats{} + x; }
+/// A load that fills all lanes, where x is in memory. (A sum with zeros would be an addition.)
+SLIM_KERNEL Floats broadcast(float x) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_set1_ps(x);
+#else
+  return Floats{x, x, x, x};
+#endif
+}
 
 template <class V, class T>
 SLIM_KERNEL V load_bytes(const T* from) {

@@ -61,21 +61,25 @@ OutputError::Accumulated OutputError::accumulated_for(const at::Tensor& weight, 
     errors.gram_ = gram_.to(weight.device());
     errors.deltas_ = at::empty_like(weight, at::MemoryFormat::Contiguous);
   } else {
-    errors.inputs_ = rows_.to(weight.device(), at::kFloat);
+    errors.inputs_ = rows_.to(weight.device());
     errors.outputs_ = at::zeros({weight.size(0), rows_.size(0)}, weight.options());
   }
   return errors;
 }
 
 at::Tensor OutputError::Accumulated::coupling(int64_t begin) const {
-  if (inputs_.defined()) return at::mm(outputs_, inputs_.narrow(1, begin, group_)).div_(divisor_);
+  if (inputs_.defined()) return at::mm(outputs_, inputs_of(begin)).div_(divisor_);
   if (begin == 0) return at::zeros({deltas_.size(0), group_}, deltas_.options());
   return at::mm(deltas_.narrow(1, 0, begin), gram_.narrow(0, 0, begin).narrow(1, begin, group_)).div_(divisor_);
 }
 
+at::Tensor OutputError::Accumulated::inputs_of(int64_t begin) const {
+  return inputs_.narrow(1, begin, group_).to(at::kFloat);
+}
+
 void OutputError::Accumulated::add(int64_t begin, const at::Tensor& delta) {
   if (inputs_.defined()) {
-    outputs_.addmm_(delta, inputs_.narrow(1, begin, group_).t());
+    outputs_.addmm_(delta, inputs_of(begin).t());
   } else {
     deltas_.narrow(1, begin, group_).copy_(delta);
   }

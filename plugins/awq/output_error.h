@@ -38,10 +38,11 @@ class OutputError {
 
    private:
     friend class OutputError;
+    at::Tensor inputs_of(int64_t begin) const;  // fp32 [kept, group]
     int64_t group_ = 0;
     double divisor_ = 1;
     at::Tensor gram_, deltas_;     // deltas_ [rows, in]
-    at::Tensor inputs_, outputs_;  // or the outputs' error [rows, kept], for inputs_ [kept, in]
+    at::Tensor inputs_, outputs_;  // or the outputs' errors, fp32 [rows, kept], for inputs_ [kept, in]
   };
   /// For weights of weight's shape and device, in groups of the size that was given to it.
   Accumulated accumulated_for(const at::Tensor& weight, int64_t group) const;

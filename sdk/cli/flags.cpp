@@ -11,8 +11,6 @@ namespace {
 
 namespace po = boost::program_options;
 
-Status usage(const std::string& message) { return Status(Code::kInvalidArgument, message); }
-
 po::options_description describe(const std::vector<Flag>& flags) {
   po::options_description description;
   for (const Flag& flag : flags) {

@@ -7,6 +7,9 @@
 
 namespace slim::cli {
 
+/// An error in how the program was called.
+inline Status usage(const std::string& message) { return {Code::kInvalidArgument, message}; }
+
 /// One flag of a command: all that parsing and help need to know.
 struct Flag {
   std::string name;         ///< without "--"

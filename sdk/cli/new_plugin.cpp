@@ -17,8 +17,6 @@ namespace fs = std::filesystem;
 
 const std::vector<std::string> kKinds = {"algorithm", "adapter", "backend", "format"};
 
-Status usage(const std::string& message) { return Status(Code::kInvalidArgument, message); }
-
 /// share/slim/templates beside the program's folder.
 Result<fs::path> templates_folder() {
   std::error_code error;

@@ -32,9 +32,15 @@ add_library(slim_pch OBJECT ${CMAKE_SOURCE_DIR}/core/src/pch.cpp)
 target_link_libraries(slim_pch PUBLIC slim::torch)
 target_precompile_headers(slim_pch PRIVATE ${CMAKE_SOURCE_DIR}/core/src/pch.hpp)
 
-# slim_use_pch(TARGET...): compile with the shared precompiled header. The targets may not add -D or -f flags of their own.
+# slim_use_pch(TARGET...): compile with the shared precompiled header. The targets may not add -D or -f flags of their own. With SLIM_UNITY
+# libraries are compiled several files at a time, so that names in unnamed namespaces must differ within a library.
 function(slim_use_pch)
   foreach(target ${ARGN})
+    get_target_property(type ${target} TYPE)
+    if(SLIM_UNITY AND NOT type STREQUAL "EXECUTABLE")
+      set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+      target_compile_options(${target} PRIVATE -Wno-subobject-linkage)  # of classes over unnamed namespaces, which lie in no header
+    endif()
     set_target_properties(${target} PROPERTIES DEFINE_SYMBOL "")
     target_link_libraries(${target} PRIVATE slim::torch)
     target_precompile_headers(${target} REUSE_FROM slim_pch)

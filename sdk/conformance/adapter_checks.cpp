@@ -17,7 +17,7 @@ constexpr char kText[] = "A scale is kept for every group of weights, and each g
 constexpr double kBound = 1e-4;  // relative, fp32
 
 /// The adapter with a checkpoint open.
-struct Bench {
+struct AdapterBench {
   PluginRegistry registry;
   std::shared_ptr<const Checkpoint> checkpoint;
   Owned<ModelAdapter> adapter;
@@ -72,8 +72,8 @@ struct Bench {
   }
 };
 
-Result<std::unique_ptr<Bench>> open(const Subject& subject) {
-  auto bench = std::make_unique<Bench>();
+Result<std::unique_ptr<AdapterBench>> open(const Subject& subject) {
+  auto bench = std::make_unique<AdapterBench>();
   SLIM_ASSIGN(bench->checkpoint, Checkpoint::open(subject.model));
   SLIM_ASSIGN(bench->adapter, bench->registry.adapter(subject.info.path));
   SLIM_ASSIGN(bench->plan,
@@ -85,7 +85,7 @@ Result<std::unique_ptr<Bench>> open(const Subject& subject) {
 }
 
 /// The checks below need a model; all run without gradients, and whatever is thrown is an error.
-template <Status (*Body)(const Subject&, Bench&)>
+template <Status (*Body)(const Subject&, AdapterBench&)>
 Result<Outcome> with_model(const Subject& subject) {
   if (subject.model.empty()) return skipped("needs a checkpoint: --model DIR");
   const c10::NoGradGuard no_grad;
@@ -130,7 +130,7 @@ Status check_references(const BlockPlan& block) {
   return {};
 }
 
-Status plan_complete(const Subject&, Bench& bench) {
+Status plan_complete(const Subject&, AdapterBench& bench) {
   std::map<std::string, int> named;
   std::set<std::string> layers;
   for (const std::string& name : bench.plan.globals) ++named[name];
@@ -157,7 +157,7 @@ Status plan_complete(const Subject&, Bench& bench) {
 }
 
 /// A damaged description must be an error that names what is wrong.
-Status refuse(Bench& bench, const std::string& config, const std::map<std::string, TensorSpec>& tensors,
+Status refuse(AdapterBench& bench, const std::string& config, const std::map<std::string, TensorSpec>& tensors,
               const std::string& name, const std::string& damage) {
   const auto plan = guarded("plan", [&] { return bench.adapter->plan(config, tensors); });
   if (plan.ok()) return failure(damage + " is planned as if nothing were wrong");
@@ -165,7 +165,7 @@ Status refuse(Bench& bench, const std::string& config, const std::map<std::strin
   return failure(damage + " gives '" + plan.status().message() + "', which does not name " + name);
 }
 
-Status plan_refuses(const Subject&, Bench& bench) {
+Status plan_refuses(const Subject&, AdapterBench& bench) {
   const std::string config = bench.checkpoint->config_json();
   const auto& tensors = bench.checkpoint->tensors();
   const std::string victim = bench.plan.blocks.front().layers.front().weight.tensor;
@@ -184,13 +184,13 @@ Status plan_refuses(const Subject&, Bench& bench) {
 
 // ---- the forward pass -------------------------------------------------------------------------------------------------
 
-Result<Carry> start(Bench& bench) {
+Result<Carry> start(AdapterBench& bench) {
   SLIM_ASSIGN(const Sample first, bench.sample(kText));
   SLIM_ASSIGN(const Sample second, bench.sample("One more."));
   return bench.begin({first, second});
 }
 
-Status ports(const Subject&, Bench& bench) {
+Status ports(const Subject&, AdapterBench& bench) {
   SLIM_ASSIGN(const Carry carry, start(bench));
   return bench.walk(carry, [&](const BlockPlan& block, const BlockTensors&, Carry& here) -> Status {
     std::map<PortId, at::Tensor> seen;
@@ -232,7 +232,7 @@ Status compare_traces(const BlockPlan& block, const Region& region, const Trace&
   return {};
 }
 
-Status regions(const Subject&, Bench& bench) {
+Status regions(const Subject&, AdapterBench& bench) {
   SLIM_ASSIGN(const Carry carry, start(bench));
   return bench.walk(carry, [&](const BlockPlan& block, const BlockTensors&, Carry& here) -> Status {
     const Carry before = here;
@@ -260,7 +260,7 @@ Status regions(const Subject&, Bench& bench) {
   });
 }
 
-Result<at::Tensor> output_of(Bench& bench, const BlockPlan& block, const BlockTensors& tensors,
+Result<at::Tensor> output_of(AdapterBench& bench, const BlockPlan& block, const BlockTensors& tensors,
                              const Carry& carry) {
   Carry here = carry;
   bench.exec->set_block(&block, &tensors);
@@ -268,7 +268,7 @@ Result<at::Tensor> output_of(Bench& bench, const BlockPlan& block, const BlockTe
   return block.stage == "head" ? here.at("logits") : here.at("hidden");
 }
 
-Status edges(const Subject& subject, Bench& bench) {
+Status edges(const Subject& subject, AdapterBench& bench) {
   SLIM_ASSIGN(const Carry carry, start(bench));
   const at::Generator generator = at::detail::createCPUGenerator(subject.seed);
   return bench.walk(carry, [&](const BlockPlan& block, const BlockTensors& tensors, Carry& here) -> Status {
@@ -289,7 +289,7 @@ Status edges(const Subject& subject, Bench& bench) {
   });
 }
 
-Status pure_forward(const Subject&, Bench& bench) {
+Status pure_forward(const Subject&, AdapterBench& bench) {
   SLIM_ASSIGN(const Carry carry, start(bench));
   return bench.walk(carry, [&](const BlockPlan& block, const BlockTensors& tensors, Carry& here) -> Status {
     Carry copy;
@@ -321,7 +321,7 @@ class Cache final : public KeyValueCache {
 };
 
 /// The carry at the end of the language stage; from its entry on, or from the first block.
-Result<Carry> run_language(Bench& bench, Carry carry, bool only_language) {
+Result<Carry> run_language(AdapterBench& bench, Carry carry, bool only_language) {
   bool entered = false;
   for (const BlockPlan& block : bench.plan.blocks) {
     if (block.stage == "head" || (only_language && block.stage != "language")) continue;
@@ -340,7 +340,7 @@ Result<Carry> run_language(Bench& bench, Carry carry, bool only_language) {
   return carry;
 }
 
-Status generation(const Subject&, Bench& bench) {
+Status generation(const Subject&, AdapterBench& bench) {
   SLIM_ASSIGN(Sample whole, bench.sample(kText));
   const at::Tensor ids = whole.tensors.at("input_ids").flatten();
   const int64_t tokens = ids.size(0);
@@ -364,7 +364,7 @@ Status generation(const Subject&, Bench& bench) {
   return {};
 }
 
-Status processor(const Subject&, Bench& bench) {
+Status processor(const Subject&, AdapterBench& bench) {
   SLIM_ASSIGN(const Sample sample, bench.sample(kText));
   const auto ids = sample.tensors.find("input_ids");
   if (ids == sample.tensors.end() || ids->second.scalar_type() != at::kLong || ids->second.dim() != 1)

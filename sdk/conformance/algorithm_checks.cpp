@@ -23,13 +23,6 @@ Result<Owned<Algorithm>> make(const Subject& subject, PluginRegistry& registry) 
   return algorithm;
 }
 
-/// The scheme with groups that the bench can have.
-Result<Scheme> bench_scheme(const std::string& name) {
-  SLIM_ASSIGN(const Scheme scheme, scheme_from_name(name));
-  const bool groups = scheme.weight && scheme.weight->granularity == Granularity::kGroup;
-  return groups ? scheme_from_name(name, kGroup) : Result<Scheme>(scheme);
-}
-
 /// The algorithm and its default scheme, ready for work.
 struct Ready {
   PluginRegistry registry;
@@ -40,7 +33,7 @@ struct Ready {
 Result<std::unique_ptr<Ready>> ready(const Subject& subject) {
   auto made = std::make_unique<Ready>();
   SLIM_ASSIGN(made->algorithm, make(subject, made->registry));
-  SLIM_ASSIGN(made->job.scheme, bench_scheme(std::string(made->algorithm->default_scheme())));
+  SLIM_ASSIGN(made->job.scheme, bench_scheme(std::string(made->algorithm->default_scheme()), kGroup));
   SLIM_TRY(made->algorithm->accepts(made->job.scheme).in("its own default scheme"));
   return made;
 }
@@ -147,7 +140,7 @@ Result<Outcome> obeys_scheme(const Subject& subject) {
   const LabBlock block = LabBlock::make(subject.seed);
   for (const std::string& name : scheme_names()) {
     SLIM_ASSIGN(const auto algorithm, make(subject, registry));
-    SLIM_ASSIGN(const Scheme scheme, bench_scheme(name));
+    SLIM_ASSIGN(const Scheme scheme, bench_scheme(name, kGroup));
     if (!guarded("accepts", [&] { return algorithm->accepts(scheme); }).ok()) {
       refused.push_back(name);
       continue;

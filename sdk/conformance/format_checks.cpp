@@ -71,6 +71,8 @@ class MemoryReader final : public TensorReader {
   std::map<std::string, TensorSpec> specs_;
 };
 
+constexpr int64_t kFormatGroup = 64;  // channels that formats of every kind can hold
+
 Layer bench_layer() {
   Layer layer;
   layer.name = "model.layers.0.self_attn.o_proj";
@@ -79,12 +81,6 @@ Layer bench_layer() {
   layer.out = 128;
   layer.in = 256;
   return layer;
-}
-
-Result<Scheme> bench_scheme(const std::string& name) {
-  SLIM_ASSIGN(const Scheme scheme, scheme_from_name(name));
-  const bool groups = scheme.weight && scheme.weight->granularity == Granularity::kGroup;
-  return groups ? scheme_from_name(name, 64) : Result<Scheme>(scheme);
 }
 
 /// A layer that went through the format.
@@ -110,7 +106,7 @@ void scatter_groups(uint64_t seed, Quantized& quantized) {
 Result<Written> write(const Format& format, const std::string& name, uint64_t seed,
                       Groups groups = Groups::kInOrder) {
   Written written;
-  SLIM_ASSIGN(written.scheme, bench_scheme(name));
+  SLIM_ASSIGN(written.scheme, bench_scheme(name, kFormatGroup));
   SLIM_ASSIGN(written.layout, format.layout(written.layer, written.scheme, kModelDtype));
   LayerBench bench(written.layer, written.scheme, format.scale_dtype(written.scheme, kModelDtype), seed);
   SLIM_ASSIGN(written.solved, quant::round_to_nearest(bench));
@@ -142,7 +138,7 @@ Result<Written> write(const Format& format, const std::string& name, uint64_t se
 std::vector<std::string> held_schemes(const Format& format) {
   std::vector<std::string> names;
   for (const std::string& name : scheme_names()) {
-    const auto scheme = bench_scheme(name);
+    const auto scheme = bench_scheme(name, kFormatGroup);
     const bool rounding = scheme.ok() && scheme->weight && !scheme->sparsity;
     if (rounding &&
         guarded("layout", [&] { return format.layout(bench_layer(), *scheme, kModelDtype); }).ok())
@@ -307,7 +303,7 @@ Result<Outcome> scattered(const Subject& subject) {
   const bool held = format->holds_scattered_groups();
   std::vector<std::string> done;
   for (const std::string& name : held_schemes(*format)) {
-    SLIM_ASSIGN(const Scheme scheme, bench_scheme(name));
+    SLIM_ASSIGN(const Scheme scheme, bench_scheme(name, kFormatGroup));
     if (scheme.weight->granularity != Granularity::kGroup) continue;
     const auto written = guarded(name, [&] { return write(*format, name, subject.seed, Groups::kScattered); });
     if (!held && written.ok())

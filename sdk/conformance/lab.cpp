@@ -242,4 +242,10 @@ at::Tensor LabBlock::outputs() const {
   return at::cat(parts);
 }
 
+Result<Scheme> bench_scheme(const std::string& name, int64_t group) {
+  SLIM_ASSIGN(const Scheme scheme, scheme_from_name(name));
+  const bool groups = scheme.weight && scheme.weight->granularity == Granularity::kGroup;
+  return groups ? scheme_from_name(name, group) : Result<Scheme>(scheme);
+}
+
 }  // namespace slim::conformance

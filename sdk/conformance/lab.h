@@ -16,6 +16,9 @@
 /// so that the two check each other.
 namespace slim::conformance {
 
+/// The scheme of a name, with groups of `group` where it has groups.
+Result<Scheme> bench_scheme(const std::string& name, int64_t group);
+
 /// The tensors of a block, fp32.
 struct BlockTensors {
   std::map<LayerId, at::Tensor> weight, bias;

@@ -16,7 +16,7 @@ constexpr int64_t kLengthBytes = 8;
 constexpr int64_t kMaxHeader = 100'000'000;  // the limit of the reference implementation
 constexpr std::string_view kAgain = "; download or write the file again";
 
-Status corrupt(const std::string& message) { return Status(Code::kCorrupt, message); }
+Status corrupt_header(const std::string& message) { return Status(Code::kCorrupt, message); }
 
 std::string quoted(const std::string& name) {
   return Json(name).dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -24,28 +24,28 @@ std::string quoted(const std::string& name) {
 
 Result<std::string> header_text(const File& file, int64_t size) {
   if (size < kLengthBytes) {
-    return corrupt("has " + std::to_string(size) + " bytes, a safetensors file at least 8: it is truncated" +
+    return corrupt_header("has " + std::to_string(size) + " bytes, a safetensors file at least 8: it is truncated" +
                    std::string(kAgain));
   }
   std::array<unsigned char, kLengthBytes> prefix{};
   SLIM_TRY(file.read_at(0, std::as_writable_bytes(std::span(prefix))));
   if (std::memcmp(prefix.data(), "version ", kLengthBytes) == 0) {
-    return corrupt("is a Git LFS pointer, not the weights; fetch them with `git lfs pull`");
+    return corrupt_header("is a Git LFS pointer, not the weights; fetch them with `git lfs pull`");
   }
   uint64_t length = 0;
   for (size_t i = 0; i < prefix.size(); ++i) length |= uint64_t{prefix[i]} << (8 * i);
   if (length > static_cast<uint64_t>(kMaxHeader)) {
-    return corrupt("claims a header of " + std::to_string(length) + " bytes, at most " +
+    return corrupt_header("claims a header of " + std::to_string(length) + " bytes, at most " +
                    std::to_string(kMaxHeader) + " are allowed: it is no safetensors file or damaged" +
                    std::string(kAgain));
   }
   if (static_cast<int64_t>(length) > size - kLengthBytes) {
-    return corrupt("claims a header of " + std::to_string(length) + " bytes, but only " +
+    return corrupt_header("claims a header of " + std::to_string(length) + " bytes, but only " +
                    std::to_string(size - kLengthBytes) + " follow: it is truncated" + std::string(kAgain));
   }
   std::string text(length, '\0');
   SLIM_TRY(file.read_at(kLengthBytes, std::as_writable_bytes(std::span(text))));
-  if (!text.starts_with('{')) return corrupt("header does not begin with '{'" + std::string(kAgain));
+  if (!text.starts_with('{')) return corrupt_header("header does not begin with '{'" + std::string(kAgain));
   return text;
 }
 
@@ -57,39 +57,39 @@ std::optional<int64_t> whole_number(const Json& value) {
 
 Result<std::vector<int64_t>> whole_numbers(const Json& object, const char* key) {
   const auto found = object.find(key);
-  if (found == object.end() || !found->is_array()) return corrupt("has no list '" + std::string(key) + "'");
+  if (found == object.end() || !found->is_array()) return corrupt_header("has no list '" + std::string(key) + "'");
   std::vector<int64_t> numbers;
   for (const Json& value : *found) {
     const auto number = whole_number(value);
     if (!number)
-      return corrupt("'" + std::string(key) + "' holds " + value.dump() + ", expected whole numbers from 0");
+      return corrupt_header("'" + std::string(key) + "' holds " + value.dump() + ", expected whole numbers from 0");
     numbers.push_back(*number);
   }
   return numbers;
 }
 
 Result<StoredTensor> parse_tensor(const std::string& name, const Json& entry) {
-  if (!entry.is_object()) return corrupt("is " + std::string(entry.type_name()) + ", expected an object");
+  if (!entry.is_object()) return corrupt_header("is " + std::string(entry.type_name()) + ", expected an object");
   StoredTensor tensor;
   tensor.spec.name = name;
   const auto dtype = entry.find("dtype");
-  if (dtype == entry.end() || !dtype->is_string()) return corrupt("has no text 'dtype'");
+  if (dtype == entry.end() || !dtype->is_string()) return corrupt_header("has no text 'dtype'");
   const auto known = dtype_from_name(dtype->get_ref<const std::string&>());
-  if (!known) return corrupt("has the dtype " + dtype->dump() + ", which safetensors does not have");
+  if (!known) return corrupt_header("has the dtype " + dtype->dump() + ", which safetensors does not have");
   tensor.spec.dtype = *known;
   SLIM_ASSIGN(tensor.spec.shape, whole_numbers(entry, "shape"));
   SLIM_ASSIGN(const auto offsets, whole_numbers(entry, "data_offsets"));
   if (offsets.size() != 2)
-    return corrupt("'data_offsets' holds " + std::to_string(offsets.size()) + " numbers, expected 2");
+    return corrupt_header("'data_offsets' holds " + std::to_string(offsets.size()) + " numbers, expected 2");
   tensor.begin = offsets[0];
   tensor.end = offsets[1];
   const std::string range = "[" + std::to_string(tensor.begin) + ", " + std::to_string(tensor.end) + "]";
-  if (tensor.begin > tensor.end) return corrupt("'data_offsets' " + range + " end before they begin");
+  if (tensor.begin > tensor.end) return corrupt_header("'data_offsets' " + range + " end before they begin");
   const auto bytes = byte_size(tensor.spec);
   const std::string what = std::string(dtype_name(*known)) + " " + shape_string(tensor.spec.shape);
-  if (!bytes) return corrupt(what + " is no size that can be: it overflows, or is no whole number of bytes");
+  if (!bytes) return corrupt_header(what + " is no size that can be: it overflows, or is no whole number of bytes");
   if (tensor.end - tensor.begin != *bytes) {
-    return corrupt("'data_offsets' " + range + " hold " + std::to_string(tensor.end - tensor.begin) +
+    return corrupt_header("'data_offsets' " + range + " hold " + std::to_string(tensor.end - tensor.begin) +
                    " bytes, but " + what + " needs " + std::to_string(*bytes));
   }
   return tensor;
@@ -97,8 +97,8 @@ Result<StoredTensor> parse_tensor(const std::string& name, const Json& entry) {
 
 Status check_name(const std::string& name) {
   const auto control = [](unsigned char c) { return c < 0x20 || c == 0x7f; };
-  if (name.empty()) return corrupt("has an empty name");
-  if (std::ranges::any_of(name, control)) return corrupt("has control characters in its name");
+  if (name.empty()) return corrupt_header("has an empty name");
+  if (std::ranges::any_of(name, control)) return corrupt_header("has control characters in its name");
   return {};
 }
 
@@ -108,22 +108,22 @@ Status check_coverage(const std::vector<StoredTensor>& tensors, int64_t data_byt
   for (size_t i = 0; i < tensors.size(); ++i) {
     const auto& [spec, tensor_begin, tensor_end] = tensors[i];
     if (tensor_begin < end) {
-      return corrupt("tensor " + quoted(spec.name) + " begins at data byte " + std::to_string(tensor_begin) +
+      return corrupt_header("tensor " + quoted(spec.name) + " begins at data byte " + std::to_string(tensor_begin) +
                      " inside tensor " + quoted(tensors[i - 1].spec.name) + ", which ends at " +
                      std::to_string(end) + std::string(kAgain));
     }
     if (tensor_begin > end) {
-      return corrupt("data bytes " + std::to_string(end) + " to " + std::to_string(tensor_begin) +
+      return corrupt_header("data bytes " + std::to_string(end) + " to " + std::to_string(tensor_begin) +
                      ", before tensor " + quoted(spec.name) + ", belong to no tensor" + std::string(kAgain));
     }
     end = tensor_end;
   }
   if (end > data_bytes) {
-    return corrupt("is truncated: the header describes " + bytes_string(end) +
+    return corrupt_header("is truncated: the header describes " + bytes_string(end) +
                    " of tensor data, the file has " + bytes_string(data_bytes) + std::string(kAgain));
   }
   if (end < data_bytes) {
-    return corrupt("has " + bytes_string(data_bytes - end) +
+    return corrupt_header("has " + bytes_string(data_bytes - end) +
                    " after the last tensor that belong to no tensor" + std::string(kAgain));
   }
   return {};
@@ -140,7 +140,7 @@ Result<std::vector<StoredTensor>> parse_header(const File& file) {
     if (name == "__metadata__") {
       const auto is_text = [](const Json& value) { return value.is_string(); };
       if (!entry.is_object() || !std::ranges::all_of(entry, is_text))
-        return corrupt("'__metadata__' must map text to text");
+        return corrupt_header("'__metadata__' must map text to text");
       continue;
     }
     auto tensor = parse_tensor(name, entry);

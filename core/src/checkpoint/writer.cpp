@@ -29,7 +29,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kChunk = 1 << 20;      // of bytes that are copied or hashed: they stay in the cache
+constexpr int64_t kCopyChunk = 1 << 20;      // of bytes that are copied or hashed: they stay in the cache
 constexpr int64_t kReserved = 16 << 20;  // at a time: writes to the same file wait for it
 constexpr int64_t kWriteback = 1 << 20;  // the least for which writing to the disk starts at once
 
@@ -485,9 +485,9 @@ Status CheckpointWriter::put(const std::string& name, const at::Tensor& value) {
       if (slot.bytes == 0) return {};
       const std::span bytes(static_cast<const std::byte*>(plain.const_data_ptr()),
                             static_cast<size_t>(slot.bytes));
-      for (int64_t done = 0; done < slot.bytes; done += kChunk) {
+      for (int64_t done = 0; done < slot.bytes; done += kCopyChunk) {
         const std::span chunk = bytes.subspan(static_cast<size_t>(done),
-                                              static_cast<size_t>(std::min(kChunk, slot.bytes - done)));
+                                              static_cast<size_t>(std::min(kCopyChunk, slot.bytes - done)));
         slot.checksum = hash_bytes(chunk, slot.checksum);
         SLIM_TRY(slot.file->write_at(slot.offset + done, chunk));
       }
@@ -505,10 +505,10 @@ Status CheckpointWriter::copy(const std::string& name, const Checkpoint& from, c
     return Status(Code::kNotFound, from.folder() + ": has no tensor '" + from_name + "'");
   return state_->fill(name, spec->second.dtype, spec->second.shape, [&](State::Slot& slot) -> Status {
     slot.checksum = kHashStart;
-    std::vector<std::byte> buffer(static_cast<size_t>(std::min(kChunk, slot.bytes)));
+    std::vector<std::byte> buffer(static_cast<size_t>(std::min(kCopyChunk, slot.bytes)));
     for (int64_t done = 0; done < slot.bytes;) {
       const std::span chunk =
-          std::span(buffer).first(static_cast<size_t>(std::min(kChunk, slot.bytes - done)));
+          std::span(buffer).first(static_cast<size_t>(std::min(kCopyChunk, slot.bytes - done)));
       SLIM_TRY(from.read_bytes(from_name, done, chunk));
       if (!all_finite(slot.spec.dtype, chunk))
         return Status(Code::kNumeric, from.folder() + ": " + from_name +
@@ -533,10 +533,10 @@ Status CheckpointWriter::copy_file(const std::string& name, const std::string& s
   SLIM_ASSIGN(const File from, File::open_read(source));
   SLIM_ASSIGN(const int64_t size, from.size());
   SLIM_ASSIGN(const File file, state_->side_file(name));
-  std::vector<std::byte> buffer(static_cast<size_t>(std::min(kChunk, size)));
+  std::vector<std::byte> buffer(static_cast<size_t>(std::min(kCopyChunk, size)));
   uint64_t checksum = kHashStart;
-  for (int64_t done = 0; done < size; done += kChunk) {
-    const std::span chunk = std::span(buffer).first(static_cast<size_t>(std::min(kChunk, size - done)));
+  for (int64_t done = 0; done < size; done += kCopyChunk) {
+    const std::span chunk = std::span(buffer).first(static_cast<size_t>(std::min(kCopyChunk, size - done)));
     SLIM_TRY(from.read_at(done, chunk));
     SLIM_TRY(file.write_at(done, chunk));
     checksum = hash_bytes(chunk, checksum);

@@ -18,7 +18,7 @@ constexpr int64_t kTableBytes = 128, kTableBegin = 5, kHeaderBytes = kTableBegin
                   kIndexBytes = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-Status corrupt(const std::string& what) { return {Code::kCorrupt, "compressed weight: " + what}; }
+Status corrupt_weight(const std::string& what) { return {Code::kCorrupt, "compressed weight: " + what}; }
 
 uint32_t crc32(std::span<const uint8_t> bytes) {
   static const auto table = [] {
@@ -115,16 +115,16 @@ struct Parsed {
 
 Status check_info(const at::Tensor& info, int64_t& n, int64_t& k) {
   if (info.scalar_type() != at::kLong || info.dim() != 1 || info.size(0) != 5)
-    return corrupt("info is not int64 [5]");
+    return corrupt_weight("info is not int64 [5]");
   const at::Tensor numbers = info.contiguous();
   const auto* values = numbers.const_data_ptr<int64_t>();
   if (values[0] != kTileFractals || values[1] != kTileFractals || values[4] != 1)
-    return corrupt("info names a tiling that slim does not write");
+    return corrupt_weight("info names a tiling that slim does not write");
   k = values[2];
   n = values[3];
   constexpr int64_t kLargest = int64_t{1} << 31;
   if (n <= 0 || k <= 0 || n > kLargest || k > kLargest)
-    return corrupt("a matrix of " + std::to_string(n) + " x " + std::to_string(k) + " is impossible");
+    return corrupt_weight("a matrix of " + std::to_string(n) + " x " + std::to_string(k) + " is impossible");
   return {};
 }
 
@@ -134,24 +134,24 @@ Result<Parsed> parse(const CompressedWeight& stored, std::span<const uint8_t> st
   SLIM_TRY(check_info(stored.info, n, k));
   const Tiling tiling(n, k);
   if (static_cast<int64_t>(index.size()) / kIndexBytes != tiling.tiles() || index.size() % kIndexBytes != 0) {
-    return corrupt("the index has " + std::to_string(index.size()) + " bytes, expected 8 for each of " +
+    return corrupt_weight("the index has " + std::to_string(index.size()) + " bytes, expected 8 for each of " +
                    std::to_string(tiling.tiles()) + " tiles");
   }
   if (static_cast<int64_t>(stream.size()) < kHeaderBytes)
-    return corrupt("has " + std::to_string(stream.size()) + " bytes, fewer than its header");
-  if (stream[0] != kVersion) return corrupt("version " + std::to_string(stream[0]) + ", this slim reads 1");
-  if (load_u32(stream.data() + 1) != checksum(stored.info)) return corrupt("info is not that of this stream");
+    return corrupt_weight("has " + std::to_string(stream.size()) + " bytes, fewer than its header");
+  if (stream[0] != kVersion) return corrupt_weight("version " + std::to_string(stream[0]) + ", this slim reads 1");
+  if (load_u32(stream.data() + 1) != checksum(stored.info)) return corrupt_weight("info is not that of this stream");
   auto decoder = HuffmanDecoder::make(load_table(stream.data() + kTableBegin));
-  if (!decoder.ok()) return corrupt(decoder.status().message());
+  if (!decoder.ok()) return corrupt_weight(decoder.status().message());
   Parsed parsed{n, k, *std::move(decoder), {static_cast<size_t>(kHeaderBytes)}};
   for (int64_t tile = 0; tile < tiling.tiles(); ++tile) {
     const uint64_t length = load_u32(index.data() + tile * kIndexBytes);
     const auto least = static_cast<uint64_t>(ceil_div(tiling.codes(tile) * parsed.decoder.shortest(), 8));
     if (length < least || length > stream.size() - parsed.begin.back())
-      return corrupt("tile " + std::to_string(tile) + " has an impossible length");
+      return corrupt_weight("tile " + std::to_string(tile) + " has an impossible length");
     parsed.begin.push_back(parsed.begin.back() + length);
   }
-  if (parsed.begin.back() != stream.size()) return corrupt("bytes after the last tile");
+  if (parsed.begin.back() != stream.size()) return corrupt_weight("bytes after the last tile");
   return parsed;
 }
 
@@ -225,9 +225,9 @@ CompressedWeight compress_weight(const at::Tensor& weight) {
 
 Result<at::Tensor> decompress_weight(const CompressedWeight& stored) {
   if (stored.weight.scalar_type() != at::kChar || stored.weight.dim() != 1)
-    return corrupt("weight is not int8 with one dimension");
+    return corrupt_weight("weight is not int8 with one dimension");
   if (stored.index.scalar_type() != at::kChar || stored.index.dim() != 1)
-    return corrupt("index is not int8 with one dimension");
+    return corrupt_weight("index is not int8 with one dimension");
   const at::Tensor weight = stored.weight.contiguous(), index = stored.index.contiguous();
   const auto stream = bytes_of(weight), entries = bytes_of(index);
   SLIM_ASSIGN(const Parsed parsed, parse(stored, stream, entries));
@@ -245,7 +245,7 @@ Result<at::Tensor> decompress_weight(const CompressedWeight& stored) {
       status = Status(Code::kCorrupt, "wrong checksum");
     if (!status.ok()) {
       const std::lock_guard guard(mutex);
-      failed = corrupt("tile " + std::to_string(tile) + ": " + status.message());
+      failed = corrupt_weight("tile " + std::to_string(tile) + ": " + status.message());
       return;
     }
     tiling.for_each_run(tile, [&](int64_t to, int64_t from, int64_t count) {

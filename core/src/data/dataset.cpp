@@ -126,9 +126,9 @@ class Collector {
   Dataset dataset_;
 };
 
-class Reader {
+class DatasetReader {
  public:
-  explicit Reader(const DatasetOptions& options) : options_(options), collector_(options) {}
+  explicit DatasetReader(const DatasetOptions& options) : options_(options), collector_(options) {}
 
   Result<Dataset> read(const std::string& path) {
     std::error_code error;
@@ -254,7 +254,7 @@ class Reader {
 }  // namespace
 
 Result<Dataset> read_dataset(const std::string& path, const DatasetOptions& options) {
-  return Reader(options).read(path);
+  return DatasetReader(options).read(path);
 }
 
 }  // namespace slim

@@ -9,7 +9,7 @@
 namespace slim::ops {
 namespace {
 
-constexpr double kStep = 0.05;
+constexpr double kSweepStep = 0.05;
 
 /// Extremes [rows, 1] of one group and the share of each that the codes span.
 class SweepSearch {
@@ -31,16 +31,16 @@ class SweepSearch {
   void shrink_together(double least) {
     // 2^b codes lie unevenly around zero: a symmetric range a little wider than the extremes leaves the largest weight unclipped.
     const double widest = range_.symmetric ? -range_.min / range_.max : 1;
-    for (double ratio = std::min(widest, 1.5); ratio > least; ratio -= kStep) {
+    for (double ratio = std::min(widest, 1.5); ratio > least; ratio -= kSweepStep) {
       const at::Tensor candidate = at::full_like(low_, ratio);
       keep_if_better(candidate, candidate);
     }
   }
 
   void move_ends() {
-    for (const double step : {-4 * kStep, -2 * kStep, -kStep, kStep, 2 * kStep})
+    for (const double step : {-4 * kSweepStep, -2 * kSweepStep, -kSweepStep, kSweepStep, 2 * kSweepStep})
       keep_if_better((low_ + step).clamp_(0, 1), high_);
-    for (const double step : {-4 * kStep, -2 * kStep, -kStep, kStep, 2 * kStep})
+    for (const double step : {-4 * kSweepStep, -2 * kSweepStep, -kSweepStep, kSweepStep, 2 * kSweepStep})
       keep_if_better(low_, (high_ + step).clamp_(0, 1));
   }
 
@@ -71,7 +71,7 @@ class SweepSearch {
   at::Tensor errors_, codes_, columns_;  // written by every candidate
 };
 
-using Signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, int64_t, bool,
+using SweepRangesSignature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, int64_t, bool,
                                                      at::ScalarType);
 
 std::tuple<at::Tensor, at::Tensor> sweep_ranges_reference(const at::Tensor& weight, const at::Tensor& factor,
@@ -89,7 +89,7 @@ std::tuple<at::Tensor, at::Tensor> sweep_ranges_reference(const at::Tensor& weig
 
 GroupRanges sweep_ranges(const at::Tensor& weight, const at::Tensor& factor, const Rounding& rounding) {
   TORCH_CHECK(!rounding.e4m3, "sweep_ranges: codes are integers");
-  static const Operator<Signature> op("slim::sweep_ranges");
+  static const Operator<SweepRangesSignature> op("slim::sweep_ranges");
   auto [low, high] = op(weight, factor, rounding.bits, rounding.symmetric, rounding.scale_dtype);
   return {low, high};
 }

@@ -25,7 +25,7 @@ constexpr uint16_t kMachine = EM_AARCH64;
 #error "slim knows the ELF machine number of x86-64 and aarch64 only"
 #endif
 
-Status corrupt(const std::string& what) { return Status(Code::kCorrupt, "broken shared library: " + what); }
+Status broken_library(const std::string& what) { return Status(Code::kCorrupt, "broken shared library: " + what); }
 
 /// [offset, offset + size) of the file, or nullopt if it does not lie inside.
 std::optional<std::string_view> slice(std::string_view file, uint64_t offset, uint64_t size) {
@@ -49,7 +49,7 @@ Result<Elf64_Ehdr> read_header(std::string_view file) {
     return incompatible("not a shared library (no ELF file)");
   }
   const auto header = read_struct<Elf64_Ehdr>(file, 0);
-  if (!header) return corrupt("it ends inside its ELF header");
+  if (!header) return broken_library("it ends inside its ELF header");
   if (header->e_ident[EI_CLASS] != ELFCLASS64 || header->e_ident[EI_DATA] != ELFDATA2LSB) {
     return incompatible("not a 64-bit little-endian ELF file");
   }
@@ -59,16 +59,16 @@ Result<Elf64_Ehdr> read_header(std::string_view file) {
   }
   if (header->e_type != ET_DYN) return incompatible("an ELF file, but no shared library");
   if (header->e_shnum == 0) return Status(Code::kNotFound, "no slim plugin: it has no section headers");
-  if (header->e_shentsize != sizeof(Elf64_Shdr)) return corrupt("its section headers have an unknown size");
+  if (header->e_shentsize != sizeof(Elf64_Shdr)) return broken_library("its section headers have an unknown size");
   if (header->e_shstrndx >= header->e_shnum)
-    return corrupt("its table of section names lies outside its sections");
+    return broken_library("its table of section names lies outside its sections");
   return *header;
 }
 
 Result<Elf64_Shdr> read_section(std::string_view file, const Elf64_Ehdr& header, uint16_t index) {
   const uint64_t table_size = uint64_t{header.e_shnum} * sizeof(Elf64_Shdr);
   const auto table = slice(file, header.e_shoff, table_size);
-  if (!table) return corrupt("its section headers lie beyond its end (cut off?)");
+  if (!table) return broken_library("its section headers lie beyond its end (cut off?)");
   return *read_struct<Elf64_Shdr>(*table, uint64_t{index} * sizeof(Elf64_Shdr));
 }
 
@@ -85,19 +85,19 @@ Result<std::string_view> find_section(std::string_view file) {
   SLIM_ASSIGN(const Elf64_Shdr names_section, read_section(file, header, header.e_shstrndx));
   const auto names = slice(file, names_section.sh_offset, names_section.sh_size);
   if (names_section.sh_type == SHT_NOBITS || !names)
-    return corrupt("its section names lie beyond its end (cut off?)");
+    return broken_library("its section names lie beyond its end (cut off?)");
   for (uint16_t i = 0; i < header.e_shnum; ++i) {
     SLIM_ASSIGN(const Elf64_Shdr section, read_section(file, header, i));
     if (name_at(*names, section.sh_name) != kSection) continue;
     if (section.sh_type == SHT_NOBITS || (section.sh_flags & SHF_COMPRESSED)) {
-      return corrupt("its section slim_meta holds no plain bytes");
+      return broken_library("its section slim_meta holds no plain bytes");
     }
     if (section.sh_size > kLargestSection) {
-      return corrupt("its section slim_meta has " + std::to_string(section.sh_size) +
+      return broken_library("its section slim_meta has " + std::to_string(section.sh_size) +
                      " bytes, expected at most " + std::to_string(kLargestSection));
     }
     const auto content = slice(file, section.sh_offset, section.sh_size);
-    if (!content) return corrupt("its section slim_meta lies beyond its end (cut off?)");
+    if (!content) return broken_library("its section slim_meta lies beyond its end (cut off?)");
     return *content;
   }
   return Status(Code::kNotFound, "no slim plugin: it has no section slim_meta");
@@ -115,12 +115,12 @@ Result<Table> find_table(std::string_view file, uint32_t type) {
     SLIM_ASSIGN(const Elf64_Shdr section, read_section(file, header, i));
     if (section.sh_type != type) continue;
     if (section.sh_link >= header.e_shnum)
-      return corrupt("a section names a string table that it does not have");
+      return broken_library("a section names a string table that it does not have");
     SLIM_ASSIGN(const Elf64_Shdr names, read_section(file, header, static_cast<uint16_t>(section.sh_link)));
     const auto entry_bytes = slice(file, section.sh_offset, section.sh_size);
     const auto name_bytes = slice(file, names.sh_offset, names.sh_size);
     if (!entry_bytes || !name_bytes || names.sh_type != SHT_STRTAB)
-      return corrupt("its dynamic sections lie beyond its end (cut off?)");
+      return broken_library("its dynamic sections lie beyond its end (cut off?)");
     return Table{*entry_bytes, *name_bytes};
   }
   return Table{};
@@ -145,10 +145,10 @@ bool printable(std::string_view text) {
 Status add_entry(std::string_view entry, Metadata& metadata) {
   const size_t equals = entry.find('=');
   if (equals == std::string_view::npos || equals == 0)
-    return corrupt("its section slim_meta has an entry without a key");
-  if (!printable(entry)) return corrupt("its section slim_meta has control characters");
+    return broken_library("its section slim_meta has an entry without a key");
+  if (!printable(entry)) return broken_library("its section slim_meta has control characters");
   const auto [it, added] = metadata.emplace(entry.substr(0, equals), entry.substr(equals + 1));
-  if (!added) return corrupt("its section slim_meta has '" + it->first + "' twice");
+  if (!added) return broken_library("its section slim_meta has '" + it->first + "' twice");
   return {};
 }
 

@@ -93,6 +93,7 @@ Result<at::Tensor> BlockTransform::fold(const ScaleEdge& edge, const at::Tensor&
   const at::Tensor s = moved(scale, exec_.device());
   const int64_t features = state_.plan->ports.at(edge.port).features;
   SLIM_TRY(check_scale(edge, s, features));
+  if (const auto begin = std::exchange(before_first_fold_, nullptr)) SLIM_TRY(begin());
   SLIM_ASSIGN(const at::Tensor applied,
               edge.fold == Fold::kLinearRows ? fold_rows(edge, s) : fold_norm(edge, s));
   const at::Tensor columns = consumer_scale(edge, applied);

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <set>
 #include <string>
 #include <vector>
@@ -55,6 +56,8 @@ class SLIM_API BlockTransform final : public BlockContext {
   Status set_weight(LayerId, const at::Tensor&) override;
   Notes& notes() override { return notes_; }
 
+  /// `begin` is called once, before the first fold changes anything.
+  void before_first_fold(std::function<Status()> begin) { before_first_fold_ = std::move(begin); }
   /// What was folded so far: what the proof of equivalence checks.
   const Folds& folds() const { return folds_; }
   /// True if a weight was set that need not keep the function.
@@ -75,6 +78,7 @@ class SLIM_API BlockTransform final : public BlockContext {
   BlockExec& exec_;
   const std::vector<Carry>& carries_;
   Notes& notes_;
+  std::function<Status()> before_first_fold_;
   Folds folds_;
   bool function_changed_ = false;
   std::map<RegionId, std::vector<at::Tensor>> references_;  ///< float outputs of replayed regions

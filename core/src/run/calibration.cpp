@@ -45,7 +45,7 @@ class BatchBuilder {
     calibration_.image_tokens += sample.image_tokens;
     tokens_ += sample.text_tokens + sample.image_tokens;
     pending_.push_back(std::move(sample));
-    return pending_.size() < batch_size_ ? Status{} : begin();
+    return pending_.size() < samples_of_batch() ? Status{} : begin();
   }
 
   Status begin() {
@@ -63,6 +63,13 @@ class BatchBuilder {
   }
 
  private:
+  /// The first sample is a batch of its own: folded scales are proved on the smallest one. Of a mixture a whole batch, which reaches more experts.
+  size_t samples_of_batch() const {
+    const auto& blocks = model_.plan.blocks;
+    const bool mixture = std::any_of(blocks.begin(), blocks.end(), [](const BlockPlan& block) { return block.moe.has_value(); });
+    return calibration_.batches.empty() && !mixture ? 1 : batch_size_;
+  }
+
   /// On the device, or where that has no memory for it on the host.
   Result<Carry> begun() {
     Result<Carry> carry = model_.begin(pending_, exec_);

@@ -20,12 +20,6 @@
 namespace slim {
 namespace {
 
-std::string hex(uint64_t hash) {
-  char text[20];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
-  return text;
-}
-
 namespace fs = std::filesystem;
 
 Result<uint64_t> hash_file_at(const std::string& path) {
@@ -52,7 +46,7 @@ std::string hash_stamps(const fs::path& path) {
     }
   uint64_t hash = kHashStart;
   for (const std::string& stamp : stamps) hash = hash_text(stamp + "\n", hash);
-  return hex(hash);
+  return hash_digits(hash);
 }
 
 /// The library that this code is in.
@@ -73,7 +67,7 @@ Status add_plugin(slim_kind kind, const std::string& name, PluginRegistry& regis
                   Fingerprint& fingerprint) {
   SLIM_ASSIGN(const PluginInfo info, registry.find(kind, name));
   SLIM_ASSIGN(const uint64_t hash, hash_file_at(info.path));
-  fingerprint["plugin " + info.id + " (" + std::to_string(info.kind) + ")"] = info.version + " " + hex(hash);
+  fingerprint["plugin " + info.id + " (" + std::to_string(info.kind) + ")"] = info.version + " " + hash_digits(hash);
   return {};
 }
 
@@ -94,7 +88,7 @@ std::string weight_files_stamp(const Model& model) {
   const Checkpoint& checkpoint = model.weights->checkpoint();
   for (const std::string& name : checkpoint.weight_files())
     files = hash_text(hash_stamps(fs::path(checkpoint.folder()) / name), files);
-  return hex(files);
+  return hash_digits(files);
 }
 
 Result<Fingerprint> run_fingerprint(const RunConfig& config, const std::string& backend,
@@ -111,7 +105,7 @@ Result<Fingerprint> run_fingerprint(const RunConfig& config, const std::string& 
   SLIM_TRY(add_plugin(SLIM_ADAPTER, model.adapter_id, registry, fingerprint));
   SLIM_TRY(add_plugin(SLIM_BACKEND, backend, registry, fingerprint));
   SLIM_ASSIGN(const uint64_t core, hash_file_at(core_path()));
-  fingerprint["slim"] = SLIM_VERSION " " + hex(core);
+  fingerprint["slim"] = SLIM_VERSION " " + hash_digits(core);
   fingerprint["CPU threads"] = std::to_string(at::get_num_threads());
   fingerprint["the processor"] = at::get_cpu_capability();
   return fingerprint;
@@ -130,9 +124,9 @@ Result<Fingerprint> model_fingerprint(const Model& model) {
     SLIM_TRY(checkpoint.read_bytes(name, 0, std::span(sample).first(size)));
     contents = hash_bytes(std::span(sample).first(size), contents);
   }
-  return Fingerprint{{"the model's config.json", hex(hash_text(checkpoint.config_json()))},
-                     {"the model's tensor names and shapes", hex(shapes)},
-                     {"the model's weights", hex(contents)},
+  return Fingerprint{{"the model's config.json", hash_digits(hash_text(checkpoint.config_json()))},
+                     {"the model's tensor names and shapes", hash_digits(shapes)},
+                     {"the model's weights", hash_digits(contents)},
                      {"the adapter", model.adapter_id}};
 }
 

@@ -13,24 +13,17 @@ namespace slim {
 namespace {
 
 namespace fs = std::filesystem;
-using Json = nlohmann::json;
 
 constexpr int64_t kLargestJournal = int64_t{4} << 30;
 constexpr size_t kHashDigits = 16;
 
 std::string journal_path(const std::string& folder) { return folder + "/journal.jsonl"; }
 
-std::string hex(uint64_t value) {
-  char text[kHashDigits + 1];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
-
 /// The entry of a line, or empty: a line that a crash has cut off, and everything after it, never happened.
 std::string entry_of(const std::string& line) {
   if (line.size() <= kHashDigits + 1) return "";
   const std::string json = line.substr(kHashDigits + 1);
-  return line.substr(0, kHashDigits) == hex(hash_text(json)) ? json : "";
+  return line.substr(0, kHashDigits) == hash_digits(hash_text(json)) ? json : "";
 }
 
 std::vector<std::string> entries_of(const std::string& text, int64_t& end) {
@@ -46,8 +39,8 @@ std::vector<std::string> entries_of(const std::string& text, int64_t& end) {
   return entries;
 }
 
-Json calibration_json(const Calibration& calibration) {
-  Json samples = Json::array();
+nlohmann::json calibration_json(const Calibration& calibration) {
+  nlohmann::json samples = nlohmann::json::array();
   for (const SampleFacts& sample : calibration.samples) {
     samples.push_back({sample.origin, sample.text_tokens, sample.image_tokens, sample.downscaled});
   }
@@ -60,9 +53,9 @@ Json calibration_json(const Calibration& calibration) {
           {"batches", calibration.batches.size()}};
 }
 
-Calibration calibration_from(const Json& json) {
+Calibration calibration_from(const nlohmann::json& json) {
   Calibration calibration;
-  for (const Json& sample : json.at("samples")) {
+  for (const nlohmann::json& sample : json.at("samples")) {
     calibration.samples.push_back({sample.at(0).get<std::string>(), sample.at(1).get<int64_t>(),
                                    sample.at(2).get<int64_t>(), sample.at(3).get<bool>()});
   }
@@ -106,7 +99,7 @@ Result<std::unique_ptr<Journal>> Journal::begin(const std::string& output_folder
   if (error) return Status(Code::kIo, journal->folder_ + ": cannot make the folder: " + error.message());
   SLIM_ASSIGN(File file, File::create(journal_path(journal->folder_)));
   journal->file_ = std::make_unique<File>(std::move(file));
-  SLIM_TRY(journal->append(Json{{"fingerprint", fingerprint}}.dump()));
+  SLIM_TRY(journal->append(nlohmann::json{{"fingerprint", fingerprint}}.dump()));
   journal->fingerprint_ = fingerprint;
   SLIM_TRY(sync_folder(journal->folder_));
   SLIM_TRY(sync_folder(output_folder));
@@ -135,7 +128,7 @@ Result<std::unique_ptr<Journal>> Journal::read(const std::string& output_folder)
 }
 
 Status Journal::read_entry(const std::string& text) try {
-  const Json json = Json::parse(text);
+  const nlohmann::json json = nlohmann::json::parse(text);
   if (json.contains("fingerprint")) fingerprint_ = json.at("fingerprint").get<Fingerprint>();
   if (json.contains("step")) steps_.insert(json.at("step").get<std::string>());
   if (!json.contains("blocks")) return {};
@@ -144,13 +137,13 @@ Status Journal::read_entry(const std::string& text) try {
   tensors_.resize(written.size());
   for (size_t i = 0; i < written.size(); ++i) tensors_[i].insert(written[i].begin(), written[i].end());
   return {};
-} catch (const Json::exception& error) {
+} catch (const nlohmann::json::exception& error) {
   return {Code::kCorrupt,
           std::string("an entry is damaged: ") + error.what() + "; start again without --resume"};
 }
 
 Status Journal::append(const std::string& json) {
-  const std::string line = hex(hash_text(json)) + " " + json + "\n";
+  const std::string line = hash_digits(hash_text(json)) + " " + json + "\n";
   SLIM_TRY(file_->write_at(end_, std::as_bytes(std::span(line))));
   SLIM_TRY(file_->sync());
   end_ += static_cast<int64_t>(line.size());
@@ -165,12 +158,12 @@ Status Journal::record(const std::vector<std::map<std::string, uint64_t>>& tenso
       batches.emplace_back(std::to_string(i) + "/" + key, tensor);
   }
   if (!batches.empty()) SLIM_TRY(write_tensors(batches_path(blocks), batches));
-  const Json json = {{"calibration", calibration_json(state.calibration)},
+  const nlohmann::json json = {{"calibration", calibration_json(state.calibration)},
                      {"reports", state.reports},
                      {"statistics", state.statistics}};
   SLIM_TRY(write_text(state_path(blocks), json.dump()));
   SLIM_TRY(sync_folder(folder_));
-  SLIM_TRY(append(Json{{"blocks", blocks}, {"tensors", tensors}}.dump()));
+  SLIM_TRY(append(nlohmann::json{{"blocks", blocks}, {"tensors", tensors}}.dump()));
   std::error_code ignored;
   fs::remove(batches_path(blocks_), ignored);
   fs::remove(state_path(blocks_), ignored);
@@ -180,7 +173,7 @@ Status Journal::record(const std::vector<std::map<std::string, uint64_t>>& tenso
 
 Result<RunState> Journal::state() const try {
   SLIM_ASSIGN(const std::string text, read_text(state_path(blocks_), kLargestJournal));
-  const Json json = Json::parse(text);
+  const nlohmann::json json = nlohmann::json::parse(text);
   RunState state{calibration_from(json.at("calibration")), json.at("reports").get<std::vector<std::string>>(),
                  json.at("statistics").get<std::string>()};
   if (state.calibration.batches.empty()) return state;
@@ -196,7 +189,7 @@ Result<RunState> Journal::state() const try {
 
 Status Journal::announce(const std::string& step) {
   steps_.insert(step);
-  return append(Json{{"step", step}}.dump());
+  return append(nlohmann::json{{"step", step}}.dump());
 }
 
 }  // namespace slim

@@ -113,14 +113,16 @@ Status OutputRun::transform(BlockState& state, StatisticSet& statistics, BlockEx
                             const Calibration& calibration) {
   if (statistics.empty()) return {};
   std::optional<EquivalenceProof> proof;
-  if (!calibration.batches.empty()) {
+  const auto begin_proof = [&]() -> Status {
+    if (proof || calibration.batches.empty()) return {};
     SLIM_ASSIGN(proof, EquivalenceProof::before(model_, state, calibration.batches[calibration.smallest],
                                                 exec.device()));
-  }
+    return {};
+  };
   Folds folds;
   bool function_changed = false;
   std::optional<PhaseTimer> timer(Phase::kScaleSearch);
-  SLIM_TRY(transform_parts(state, statistics, exec, calibration, folds, function_changed));
+  SLIM_TRY(transform_parts(state, statistics, exec, calibration, begin_proof, folds, function_changed));
   timer.reset();
   if (folds.empty() || function_changed) return {};
   if (proof)
@@ -132,11 +134,13 @@ Status OutputRun::transform(BlockState& state, StatisticSet& statistics, BlockEx
 }
 
 Status OutputRun::transform_parts(BlockState& state, StatisticSet& statistics, BlockExec& exec,
-                                  const Calibration& calibration, Folds& folds, bool& function_changed) {
+                                  const Calibration& calibration, const std::function<Status()>& begin_proof,
+                                  Folds& folds, bool& function_changed) {
   for (size_t i = 0; i < plan_.recipe.parts.size(); ++i) {
     const RecipePart& part = plan_.recipe.parts[i];
     BlockTransform context(model_, plan_.plan, i, scale_dtype(part.scheme), state, statistics, exec,
                            calibration.batches, notes());
+    if (!function_changed) context.before_first_fold(begin_proof);
     for (size_t k = 0; k < part.algorithms.size(); ++k) {
       SLIM_TRY(check_cancelled(state.plan->name));
       SLIM_TRY(guarded(part.algorithm_ids[k] + ": " + state.plan->name,

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
@@ -53,8 +54,8 @@ class OutputRun {
 
  private:
   Status transform(BlockState&, StatisticSet&, BlockExec&, const Calibration&);
-  Status transform_parts(BlockState&, StatisticSet&, BlockExec&, const Calibration&, Folds&,
-                         bool& function_changed);
+  Status transform_parts(BlockState&, StatisticSet&, BlockExec&, const Calibration&,
+                         const std::function<Status()>& begin_proof, Folds&, bool& function_changed);
   Status collect_stale(const BlockState&, StatisticSet&, BlockExec&, const Calibration&);
   Status solve(BlockState&, StatisticSet&, at::Device);
   Status solve_readers(BlockState&, const std::vector<const Layer*>&, const StatisticSet&, at::Device);

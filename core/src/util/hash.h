@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <string>
 #include <string_view>
 
 namespace slim {
@@ -30,6 +31,14 @@ inline uint64_t hash_bytes(std::span<const std::byte> bytes, uint64_t hash = kHa
 
 inline uint64_t hash_text(std::string_view text, uint64_t hash = kHashStart) {
   return hash_bytes(std::as_bytes(std::span(text)), hash);
+}
+
+/// 16 lower-case digits.
+inline std::string hash_digits(uint64_t hash) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string text(16, '0');
+  for (size_t i = 0; i < 16; ++i) text[15 - i] = kDigits[hash >> (4 * i) & 15];
+  return text;
 }
 
 }  // namespace slim
