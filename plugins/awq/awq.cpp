@@ -106,7 +106,7 @@ void Awq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schem
 
 /// Matrix products only: the candidates of both searches, what the winner is checked by, and what groups put on each other.
 void Awq::count_operations(const Layer& layer, const Scheme& scheme, double tokens, PhaseOperations& counts) const {
-  constexpr double kChecks = 3, kCheckedRows = 512, kCandidatesOfRange = 28, kCandidatesOfEnds = 16;
+  constexpr double kChecks = 3, kCheckedRows = 512, kCandidatesOfRange = 55, kCandidatesOfEnds = 24;  // alone, and beside the others
   const QuantArgs& args = *scheme.weight;
   const auto out = static_cast<double>(layer.out), in = static_cast<double>(layer.in);
   const double kept = std::min(tokens, in), of_pairs = tokens < in ? 2 * kept : in;
@@ -119,7 +119,7 @@ void Awq::count_operations(const Layer& layer, const Scheme& scheme, double toke
   if (clip_ != Clip::kJoint || !grouped) return;
   const double tried = kCandidatesOfRange + (args.symmetric ? 0 : kCandidatesOfEnds);
   counts.add(Phase::kRangeSearch,
-             out * in * (tried * static_cast<double>(args.group_size) + (tokens < in ? 4 * kept : in)));
+             out * in * (tried * static_cast<double>(args.group_size) + (tokens < in ? 6 * kept : 2 * in)));
 }
 
 Status Awq::transform(BlockContext& context) {
@@ -153,6 +153,14 @@ Status Awq::scale_edge(BlockContext& context, const ScaleEdge& edge) {
   return {};
 }
 
+/// The mean over rows of the output error, for the report: of all, or of evenly chosen ones of a large layer.
+double mean_loss(const at::Tensor& weight, const Quantized& quantized, const OutputError& error) {
+  constexpr int64_t kRows = 512;
+  at::Tensor delta = quant::decode(quantized).sub_(weight);
+  if (const int64_t every = delta.size(0) / kRows; every > 1) delta = delta.slice(0, 0, delta.size(0), every).contiguous();
+  return error(delta) / static_cast<double>(delta.size(0));
+}
+
 Result<Solved> Awq::solve(LayerContext& context) {
   const QuantArgs& args = *context.scheme().weight;
   const std::string& name = context.layer().name;
@@ -174,17 +182,14 @@ Result<Solved> Awq::solve(LayerContext& context) {
   SLIM_ASSIGN(Solved solved, quant::round_to_nearest(context, range));
   const at::Tensor weight = context.weight();
   auto& quantized = std::get<Quantized>(solved.weight);
-  double loss = -1;
   if (by_group) {
     const auto search = clip_ == Clip::kJoint ? search_joint_ranges : search_group_ranges;
-    const Ranges ranges = search(weight, args, context.scale_dtype(), *error);
-    quantized.codes = quant::encode(weight, ranges.params, args);
-    quantized.scale = ranges.params.scale;
-    quantized.zero = ranges.params.zero;
-    loss = ranges.loss;
+    const quant::Params params = search(weight, args, context.scale_dtype(), *error);
+    quantized.codes = quant::encode(weight, params, args);
+    quantized.scale = params.scale;
+    quantized.zero = params.zero;
   }
-  if (loss < 0) loss = (*error)(quant::decode(quantized).sub_(weight));
-  context.notes().metric(name, "loss", loss / static_cast<double>(weight.size(0)));
+  context.notes().metric(name, "loss", mean_loss(weight, quantized, *error));
   return solved;
 }
 

@@ -53,38 +53,6 @@ at::Tensor OutputError::mean_square() const {
   return sum / divisor_;
 }
 
-OutputError::Accumulated OutputError::accumulated_for(const at::Tensor& weight, int64_t group) const {
-  Accumulated errors;
-  errors.group_ = group;
-  errors.divisor_ = divisor_;
-  if (gram_.defined()) {
-    errors.gram_ = gram_.to(weight.device());
-    errors.deltas_ = at::empty_like(weight, at::MemoryFormat::Contiguous);
-  } else {
-    errors.inputs_ = rows_.to(weight.device());
-    errors.outputs_ = at::zeros({weight.size(0), rows_.size(0)}, weight.options());
-  }
-  return errors;
-}
-
-at::Tensor OutputError::Accumulated::coupling(int64_t begin) const {
-  if (inputs_.defined()) return at::mm(outputs_, inputs_of(begin)).div_(divisor_);
-  if (begin == 0) return at::zeros({deltas_.size(0), group_}, deltas_.options());
-  return at::mm(deltas_.narrow(1, 0, begin), gram_.narrow(0, 0, begin).narrow(1, begin, group_)).div_(divisor_);
-}
-
-at::Tensor OutputError::Accumulated::inputs_of(int64_t begin) const {
-  return inputs_.narrow(1, begin, group_).to(at::kFloat);
-}
-
-void OutputError::Accumulated::add(int64_t begin, const at::Tensor& delta) {
-  if (inputs_.defined()) {
-    outputs_.addmm_(delta, inputs_of(begin).t());
-  } else {
-    deltas_.narrow(1, begin, group_).copy_(delta);
-  }
-}
-
 at::Tensor OutputError::diagonal_blocks(int64_t size) const {
   if (gram_.defined()) {
     const int64_t blocks = gram_.size(0) / size;
@@ -93,6 +61,31 @@ at::Tensor OutputError::diagonal_blocks(int64_t size) const {
   const at::Tensor x =
       rows_.to(at::kFloat).view({rows_.size(0), -1, size}).transpose(0, 1);  // [blocks, kept, size]
   return at::bmm(x.transpose(1, 2), x).div_(divisor_);
+}
+
+GroupErrors::GroupErrors(const OutputError& error, at::Tensor delta, int64_t size)
+    : delta_(std::move(delta)), size_(size), divisor_(error.divisor_) {
+  if (error.gram_.defined()) {
+    gram_ = error.gram_.to(delta_.device());
+    return;
+  }
+  inputs_ = error.rows_.to(delta_.device());
+  outputs_ = at::zeros({delta_.size(0), inputs_.size(0)}, delta_.options());
+  for (int64_t group = 0; group * size_ < delta_.size(1); ++group) outputs_.addmm_(of(group), inputs_of(group).t());
+}
+
+at::Tensor GroupErrors::inputs_of(int64_t group) const {
+  return inputs_.narrow(1, group * size_, size_).to(at::kFloat);
+}
+
+at::Tensor GroupErrors::coupling(int64_t group, const at::Tensor& block) const {
+  at::Tensor all = gram_.defined() ? at::mm(delta_, gram_.narrow(1, group * size_, size_)) : at::mm(outputs_, inputs_of(group));
+  return all.div_(divisor_).addmm_(of(group), block, 1, -1);
+}
+
+void GroupErrors::replace(int64_t group, const at::Tensor& delta) {
+  if (outputs_.defined()) outputs_.addmm_(delta - of(group), inputs_of(group).t());
+  of(group).copy_(delta);
 }
 
 }  // namespace slim::awq

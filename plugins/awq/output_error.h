@@ -28,30 +28,34 @@ class OutputError {
   at::Tensor mean_square() const;
   /// The blocks of E[x xᵀ] on its diagonal: [in / size, size, size]. `size` divides in.
   at::Tensor diagonal_blocks(int64_t size) const;
-  /// The errors of a layer's channels as they become known, from the first channel on.
-  class Accumulated {
-   public:
-    /// What they put on the channels [begin, begin + group) that follow: Σ_h δ_h E[x xᵀ]_h,group, fp32 [rows, group]. Zeros for the first.
-    at::Tensor coupling(int64_t begin) const;
-    /// Adds the errors [rows, group] of the channels from `begin` on.
-    void add(int64_t begin, const at::Tensor& delta);
-
-   private:
-    friend class OutputError;
-    at::Tensor inputs_of(int64_t begin) const;  // fp32 [kept, group]
-    int64_t group_ = 0;
-    double divisor_ = 1;
-    at::Tensor gram_, deltas_;     // deltas_ [rows, in]
-    at::Tensor inputs_, outputs_;  // or the outputs' errors, fp32 [rows, kept], for inputs_ [kept, in]
-  };
-  /// For weights of weight's shape and device, in groups of the size that was given to it.
-  Accumulated accumulated_for(const at::Tensor& weight, int64_t group) const;
   double tokens() const { return tokens_; }
 
  private:
+  friend class GroupErrors;
   at::Tensor gram_;  // Σ x xᵀ
   at::Tensor rows_;  // [kept, in]
   double tokens_ = 0, divisor_ = 1;
+};
+
+/// The errors of all groups of a layer's channels, replaced group by group, and what they put on each other.
+class GroupErrors {
+ public:
+  /// delta fp32 [rows, in] is taken over; groups of `size` channels.
+  GroupErrors(const OutputError&, at::Tensor delta, int64_t size);
+  /// What all other groups put on this one: Σ_h δ_h E[x xᵀ]_h,group, fp32 [rows, size]. block: E[x xᵀ] of the group itself.
+  at::Tensor coupling(int64_t group, const at::Tensor& block) const;
+  /// delta fp32 [rows, size]
+  void replace(int64_t group, const at::Tensor& delta);
+
+ private:
+  at::Tensor of(int64_t group) const { return delta_.narrow(1, group * size_, size_); }
+  at::Tensor inputs_of(int64_t group) const;  // fp32 [kept, size]
+
+  at::Tensor delta_;
+  int64_t size_;
+  double divisor_;
+  at::Tensor gram_;              // Σ x xᵀ
+  at::Tensor inputs_, outputs_;  // or the errors of the outputs, fp32 [rows, kept], for inputs [kept, in]
 };
 
 }  // namespace slim::awq

@@ -16,7 +16,7 @@
 namespace standin {
 namespace {
 
-const c10::Device kDevice(c10::kPrivateUse1, 0);
+const c10::Device kStandinDevice(c10::kPrivateUse1, 0);
 
 bool on_device(const at::Tensor& tensor) { return tensor.defined() && tensor.device().type() == c10::kPrivateUse1; }
 Range range_of(const c10::Storage& storage) { return {host_address(storage.data()), storage.nbytes()}; }

@@ -6,8 +6,8 @@
 using namespace slim;
 
 TEST_CASE("products/ fp32 is multiplied as it is, and a device multiplies what it is given") {
-  CHECK(ops::product_dtype(at::kFloat, at::kCPU) == at::kFloat);
-  CHECK(ops::product_dtype(at::kBFloat16, at::Device(at::kCUDA, 0)) == at::kBFloat16);
+  CHECK((ops::product_dtype(at::kFloat, at::kCPU) == at::kFloat));
+  CHECK((ops::product_dtype(at::kBFloat16, at::Device(at::kCUDA, 0)) == at::kBFloat16));
 }
 
 TEST_CASE("products/ a linear of 16-bit numbers is the fp32 product of these numbers, rounded once") {
@@ -20,7 +20,7 @@ TEST_CASE("products/ a linear of 16-bit numbers is the fp32 product of these num
         at::Tensor exact = at::matmul(x.to(at::kDouble), w.to(at::kDouble).t());
         if (has_bias) exact.add_(bias.to(at::kDouble));
         const at::Tensor y = ops::linear(x, w, bias);
-        CHECK(y.scalar_type() == dtype);
+        CHECK((y.scalar_type() == dtype));
         CHECK(y.sizes() == at::IntArrayRef({tokens, 5000}));
         // Half a step of the dtype, and sums in fp32.
         const double step = dtype == at::kHalf ? 1.0 / 2048 : 1.0 / 256;
