@@ -5,6 +5,7 @@ import os
 
 from kit import SAMPLES, run
 
+os.environ.setdefault("SLIM_PRODUCTS", "native")  # a device multiplies bf16 as it is: so must the CPU that it is compared with
 CALIB = ["--calib", SAMPLES / "calib.jsonl", "--num-samples", 4, "--batch-size", 2]
 QUICK = ["--set", "awq.grid=2", "--set", "awq.refine=0", "--set", "awq.rows=8"]
 QUICK_GPTQ = ["--set", "gptq.range=minmax", "--set", "gptq.refit=false"]

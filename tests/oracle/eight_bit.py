@@ -2,6 +2,7 @@
 of transformers with the scales that vLLM's kernels find for activations."""
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from kit import DATA, SAMPLES, native_logits, slim, tensors_of
 from vl_oracle import divergence, eval_chats, expected_logits, toy_samples
 
+os.environ.setdefault("SLIM_PRODUCTS", "native")  # LibTorch's own products of bf16, as transformers computes them; test_products.py has slim's
 TOY = DATA / "toy-qwen3vl"
 CALIBRATION = SAMPLES / "calib.jsonl"
 CHATS = 8

@@ -223,7 +223,7 @@ def check_changes(slim, work):
 
 def check_signals(slim, work):
     for number, name in ((signal.SIGINT, "SIGINT"), (signal.SIGTERM, "SIGTERM")):
-        slow = [*AWQ, "--set", "awq.grid=100", "--output", name]
+        slow = [*AWQ, "--set", "awq.grid=300", "--set", "awq.rows=128", "--output", name]
         process = slim.started("quantizing 6/", *slow)
         begin = time.monotonic()
         process.send_signal(number)
@@ -257,7 +257,7 @@ def check_crash(slim, work):
 def check_two_runs(slim, work):
     """The second is refused, whatever the first is doing; a lock does not outlive its process."""
     kept = ["--save-statistics", "shared.safetensors"]
-    slow = [*AWQ, "--set", "awq.grid=300", *kept]
+    slow = [*AWQ, "--set", "awq.grid=1000", "--set", "awq.rows=100000", *kept]
     for moment in ("reading samples 1/", "quantizing 6/"):
         process = slim.started(moment, *slow, "--output", "shared", "--overwrite")
         for more in ([], ["--resume"], ["--overwrite"], ["--resume", "--overwrite"]):

@@ -2,6 +2,7 @@
 transformers."""
 import json
 import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kit import SAMPLES, native_logits, run
 from vl_oracle import check
 
+os.environ.setdefault("SLIM_PRODUCTS", "native")  # LibTorch's own products of bf16, as transformers computes them; test_products.py has slim's
 MAX_PERPLEXITY = 1e-3  # relative
 
 

@@ -29,7 +29,8 @@ SLIM_API void mirror_upper_(const at::Tensor& matrix);
 
 /// Tells in which dtype matrix products of `dtype` are computed on `device`: bf16 and fp16 as they are where the processor multiplies them
 /// itself (AVX512-BF16, AVX512-FP16, AMX) and on other devices; else fp32, in which products of 16-bit numbers are exact and sums are as in
-/// that hardware. The one place that decides it: for linear(), attention, statistics, evaluation and proofs.
+/// that hardware. The one place that decides it: for linear(), attention, statistics, evaluation and proofs. SLIM_PRODUCTS=native in the
+/// environment leaves all products to LibTorch.
 SLIM_API at::ScalarType product_dtype(at::ScalarType dtype, at::Device device);
 /// Says how products of `dtype` are computed on `device`, in words, for reports: "bfloat16 by AVX512-BF16", "bfloat16 in fp32 (sgemm)".
 SLIM_API std::string product_text(at::ScalarType dtype, at::Device device);

@@ -23,7 +23,7 @@ enum class Phase : uint8_t {
   kProof,        ///< that folded scales keep the block's function
   kSpilling      ///< activations to files and back
 };
-constexpr size_t kPhases = 12;
+constexpr size_t kPhases = 12;  ///< of the values of Phase
 /// Gives the word for a phase in reports: "range search".
 SLIM_API std::string_view phase_name(Phase);
 
@@ -35,7 +35,7 @@ SLIM_API PhaseSeconds phase_seconds();
 
 /// Floating-point operations by phase, indexed by Phase; a product and a sum are two.
 struct SLIM_API PhaseOperations {
-  std::array<double, kPhases> of{};
+  std::array<double, kPhases> of{};  ///< by phase
   /// Adds operations to a phase.
   void add(Phase phase, double operations) { of[static_cast<size_t>(phase)] += operations; }
   /// The operations of a phase.
@@ -46,8 +46,8 @@ struct SLIM_API PhaseOperations {
 /// phases of one thread add up to its time.
 class SLIM_API PhaseTimer {
  public:
-  explicit PhaseTimer(Phase);
-  ~PhaseTimer();
+  explicit PhaseTimer(Phase);  ///< starts
+  ~PhaseTimer();               ///< ends, and lets the timer that stood still go on
   PhaseTimer(const PhaseTimer&) = delete;
   PhaseTimer& operator=(const PhaseTimer&) = delete;
 

@@ -2,6 +2,8 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <string_view>
 
 #include "slim/ops.hpp"
 
@@ -26,6 +28,15 @@ Instructions find_instructions() {
   if ((d >> 22 & 1) != 0 && (d >> 24 & 1) != 0) found.bfloat16 = "AMX";
 #endif
   return found;
+}
+
+/// SLIM_PRODUCTS=native leaves every product to LibTorch: for comparisons with programs that do.
+bool left_to_libtorch() {
+  static const bool native = [] {
+    const char* const how = std::getenv("SLIM_PRODUCTS");
+    return how && std::string_view(how) == "native";
+  }();
+  return native;
 }
 
 const Instructions& instructions() {
@@ -59,7 +70,7 @@ at::Tensor linear_in_fp32(const at::Tensor& x, const at::Tensor& weight, const a
 }  // namespace
 
 at::ScalarType product_dtype(at::ScalarType dtype, at::Device device) {
-  const bool by_hand = device.is_cpu() && has_16_bits(dtype) && *instructions_for(dtype) == 0;
+  const bool by_hand = device.is_cpu() && has_16_bits(dtype) && *instructions_for(dtype) == 0 && !left_to_libtorch();
   return by_hand ? at::kFloat : dtype;
 }
 
@@ -67,6 +78,7 @@ std::string product_text(at::ScalarType dtype, at::Device device) {
   std::string text = dtype == at::kBFloat16 ? "bfloat16" : dtype == at::kHalf ? "float16" : "float32";
   if (!device.is_cpu()) return text + " by the device";
   if (product_dtype(dtype, device) != dtype) return text + " in fp32 (sgemm)";
+  if (has_16_bits(dtype) && left_to_libtorch()) return text + " by LibTorch (SLIM_PRODUCTS=native)";
   const std::string how = instructions_for(dtype);
   return how.empty() ? text + " (sgemm)" : text + " by " + how;
 }

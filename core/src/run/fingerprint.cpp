@@ -14,6 +14,7 @@
 #include "checkpoint/file.h"
 #include "checkpoint/strict_json.h"
 #include "config/keys.h"
+#include "slim/ops.hpp"
 #include "slim/version.hpp"
 #include "util/hash.h"
 
@@ -108,6 +109,8 @@ Result<Fingerprint> run_fingerprint(const RunConfig& config, const std::string& 
   fingerprint["slim"] = SLIM_VERSION " " + hash_digits(core);
   fingerprint["CPU threads"] = std::to_string(at::get_num_threads());
   fingerprint["the processor"] = at::get_cpu_capability();
+  fingerprint["how products are computed"] =
+      ops::product_text(at::kBFloat16, at::kCPU) + ", " + ops::product_text(at::kHalf, at::kCPU);
   return fingerprint;
 }
 

@@ -41,8 +41,11 @@ class BlockMemory {
       return observed_.find(edge.port, ChannelMoments::kId);
     });
     copies_ = static_cast<int64_t>(outputs.size());
+    const auto& blocks = model.plan.blocks;
+    const bool mixture = std::any_of(blocks.begin(), blocks.end(), [](const BlockPlan& other) { return other.moe.has_value(); });
+    proved_ = mixture ? batch_ : std::min(batch_, config.max_seq_length);  // the first sample is a batch of its own
     const auto dtype = model.compute_dtype(config.dtype);
-    if (dtype.ok() && ops::product_dtype(*dtype, at::kCPU) != *dtype) products_ = product_bytes();
+    if (dtype.ok() && ops::product_dtype(*dtype, at::kCPU) != *dtype) products_ = ops::kLinearTileBytes;
   }
 
   /// `ahead`: of weights that are read meanwhile; `left`: codes of earlier blocks, which may not all be written.
@@ -81,25 +84,22 @@ class BlockMemory {
   }
   /// What a forward pass of one batch holds at most: an MLP's wide activations, or attention's many narrow ones. Products and norms of
   /// 16 bits are partly fp32 inside.
-  int64_t pass(int64_t size) const {
+  int64_t pass(int64_t size) const { return pass(size, batch_); }
+  int64_t pass(int64_t size, int64_t tokens) const {
     const bool single = size == kFloatBytes;
-    const int64_t wide = single ? 2 : 4, narrow = single ? 7 : 17;
-    return batch_ * std::max(wide * widest_ + 5 * hidden(), narrow * hidden()) * size + (single ? 0 : products_);
-  }
-  /// Products of 16-bit numbers in fp32: an input, a tile of the weight, and what the tile gives.
-  int64_t product_bytes() const {
-    const int64_t tile = ops::kLinearTileBytes / kFloatBytes / std::max<int64_t>(1, hidden());
-    return batch_ * (widest_ + std::min(widest_, tile)) * kFloatBytes + ops::kLinearTileBytes;
+    // LibTorch's own products of 16 bits keep copies of what they multiply.
+    const int64_t wide = single ? 2 : 4, narrow = single ? 7 : products_ > 0 ? 11 : 17;
+    return tokens * std::max(wide * widest_ + 5 * hidden(), narrow * hidden()) * size + (single ? 0 : products_);
   }
 
   int64_t gathering() const { return weights_ + statistics_of_all() + (forward_ ? pass(size_) : 0); }
 
-  /// Folded weights are fp32. The search works on one layer; the proof on a batch in fp32, of which it keeps the states and what the
+  /// Folded weights are fp32. The search works on one layer; the proof on the smallest batch in fp32, of which it keeps the states and what the
   /// block made of them.
   int64_t transforming() const {
     if (!folds_) return 0;
     const int64_t search = largest_ * kFloatBytes + slices(largest_),
-                  proof = forward_ ? pass(kFloatBytes) + 2 * batch_ * hidden() * kFloatBytes : 0;
+                  proof = forward_ ? pass(kFloatBytes, proved_) + 2 * proved_ * hidden() * kFloatBytes : 0;
     return folded(weights_) + statistics_of_all() + std::max(search, proof);
   }
   int64_t folded(int64_t bytes) const { return folds_ ? bytes / size_ * kFloatBytes : bytes; }
@@ -146,7 +146,7 @@ class BlockMemory {
 
   MemoryMode mode_;
   const BlockPlan& block_;
-  int64_t size_, tokens_, batch_;
+  int64_t size_, tokens_, batch_, proved_ = 0;
   StatisticSet observed_;
   bool forward_ = false, folds_ = false;
   int64_t weights_ = 0, largest_ = 0, widest_ = 0, copies_ = 1, products_ = 0;

@@ -99,20 +99,22 @@ double seconds_of(F&& call) {
 }  // namespace
 
 std::vector<PlannedWork> count_work(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
-  std::vector<WorkCounter> counters;
+  // One counter at a time: those of a hundred blocks with a hundred experts each would take more memory than all the rest of a plan.
   size_t runs_until = 0;  // the block after the last that is observed
-  for (const BlockPlan& block : model.plan.blocks) {
-    counters.emplace_back(config, outputs, block);
-    if (counters.back().observes() && config.statistics.empty()) runs_until = counters.size();
+  const auto& blocks = model.plan.blocks;
+  for (size_t i = 0; i < blocks.size() && config.statistics.empty(); ++i) {
+    if (WorkCounter(config, outputs, blocks[i]).observes()) runs_until = i + 1;
   }
   std::vector<PlannedWork> work;
-  for (size_t i = 0; i < counters.size(); ++i)
-    work.push_back(counters[i].count((i < runs_until && counters[i].observes()) + (i + 1 < runs_until)));
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    WorkCounter counter(config, outputs, blocks[i]);
+    work.push_back(counter.count((i < runs_until && counter.observes()) + (i + 1 < runs_until)));
+  }
   return work;
 }
 
 MachineSpeed measure_machine(at::ScalarType dtype) {
-  constexpr int64_t kSize = 1024;
+  constexpr int64_t kSize = 768;
   const double operations = 2.0 * kSize * kSize * kSize;
   MachineSpeed speed;
   const at::Tensor a = at::rand({kSize, kSize}), b = at::rand({kSize, kSize});
@@ -120,7 +122,7 @@ MachineSpeed measure_machine(at::ScalarType dtype) {
   speed.products = operations / seconds_of([&] { at::mm_out(c, a, b); });
   const at::Tensor x = a.to(dtype), w = b.to(dtype);
   speed.forward = operations / seconds_of([&] { c = ops::linear(x, w); });
-  const at::Tensor from = at::ones({int64_t{16} << 20}), to = at::empty_like(from);
+  const at::Tensor from = at::ones({int64_t{2} << 20}), to = at::empty_like(from);
   speed.memory = 2.0 * static_cast<double>(from.nbytes()) / seconds_of([&] { to.copy_(from); });
   return speed;
 }
