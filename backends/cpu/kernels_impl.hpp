@@ -600,7 +600,7 @@ class SweepLoss {
       }
       if ((c & kCheckedColumns) == kCheckedColumns && worse_everywhere(loss)) return loss;
     }
-    least_ = first_ || loss < least_ ? loss : least_;
+    least_ = (first_ | (loss < least_)) ? loss : least_;
     first_ = Floats{} != 0.0F;
     return loss;
   }
@@ -610,7 +610,7 @@ class SweepLoss {
  private:
   static constexpr int64_t kCheckedColumns = 24;  // looked at once in 32 columns
 
-  bool worse_everywhere(Floats loss) const { return !(largest((first_ || loss < least_) ? broadcast(1) : Floats{}) > 0); }
+  bool worse_everywhere(Floats loss) const { return !(largest((first_ | (loss < least_)) ? broadcast(1) : Floats{}) > 0); }
 
   const SweepSearch& search_;
   const Range& range_;
@@ -661,8 +661,8 @@ SLIM_KERNEL void moments_of_columns(const Matrix& x, int64_t begin_row, int64_t 
       const Floats value = load_some(row + v * kLanes, count);
       abs[v] += value < 0.0F ? -value : value;
       square[v] += value * value;
-      low[v] = (value >= low[v]) | (low[v] != low[v]) ? low[v] : value;  // NaN wins and stays, as in ATen
-      high[v] = (value <= high[v]) | (high[v] != high[v]) ? high[v] : value;
+      low[v] = ((value >= low[v]) | (low[v] != low[v])) ? low[v] : value;  // NaN wins and stays, as in ATen
+      high[v] = ((value <= high[v]) | (high[v] != high[v])) ? high[v] : value;
     }
   }
   for (int v = 0; v < kVectors; ++v) {
