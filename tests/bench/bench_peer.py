@@ -3,11 +3,13 @@
 
     python3 tests/bench/bench_peer.py --build BUILD --peer VENV/bin/python [--shapes 2048x8192 4096x14336 moe] [--samples 16x256 64x512]
                                       [--methods gptq awq awq,gptq] [--threads 2] [--blocks 1] [--work FOLDER] [--json FILE] [--without-peer]
+                                      [--peer-limit 10]
 
 W4A16 in groups of 128. For each job: wall and processor seconds and peak memory of both programs, as whole processes, and their ratio;
 and for slim what each phase reaches of the best fp32 matrix product that `slim plan` measures in the same run, by the operations that it
 counts. VENV: python3 -m venv VENV && VENV/bin/pip install llmcompressor==0.14.0.1 torch==2.11.0 torchvision pillow; it also makes the
-checkpoints. awq,gptq has no counterpart: it is compared with slim's awq."""
+checkpoints. With --peer-limit the other program is stopped when it has taken so many times slim's wall time; its ratios are then at least those
+that are printed. awq,gptq has no counterpart: it is compared with slim's awq."""
 import argparse
 import json
 import os
@@ -18,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 BENCH = pathlib.Path(__file__).resolve().parent
@@ -25,18 +28,24 @@ DATA = BENCH.parent / "data"
 TOKENIZER = DATA / "toy-qwen25vl"
 
 
-def run(command, threads, log):
-    """Wall and processor seconds and peak memory of a process, and what it printed."""
+def run(command, threads, log, limit=None):
+    """Wall and processor seconds and peak memory of a process, and what it printed; stopped after `limit` seconds."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     start = time.perf_counter()
     with open(log, "w") as errors:
         process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        stop = threading.Timer(limit, process.kill) if limit else None
+        if stop:
+            stop.start()
         printed = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
-    if status:
+    stopped = bool(limit) and wall >= limit
+    if stop:
+        stop.cancel()
+    if status and not stopped:
         sys.exit(f"{' '.join(map(str, command))}: exit status {status}\n{pathlib.Path(log).read_text()[-3000:]}")
-    return dict(wall=wall, processor=usage.ru_utime + usage.ru_stime, peak_bytes=usage.ru_maxrss * 1024), printed
+    return dict(wall=wall, processor=usage.ru_utime + usage.ru_stime, peak_bytes=usage.ru_maxrss * 1024, stopped=stopped), printed
 
 
 def write_texts(path, samples, length, seed=0):
@@ -78,6 +87,8 @@ def print_job(name, result):
     for key, title, scale in (("wall", "wall, s", 1), ("processor", "processor, s", 1), ("peak_bytes", "peak memory, MB", 1e-6)):
         theirs = f"{peer[key] * scale:10.1f}" if peer else f"{'-':>10}"
         print(f"{title:18}{slim[key] * scale:10.1f}{theirs}{ratio_text(slim, peer, key)}")
+    if peer and peer["stopped"]:
+        print("the peer was stopped unfinished: its figures and the ratios are at least these")
     print(f"{'planned':18}{slim['planned_seconds']:8.1f} s{slim['planned_bytes'] * 1e-6:10.0f} MB")
     print(f"{'whole run':18}{slim['of_best']:10.2f} of the best product")
     for phase, value in sorted(slim["phases"].items(), key=lambda item: -item[1]["seconds"]):
@@ -97,6 +108,7 @@ def main():
     parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--work", type=pathlib.Path)
     parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--peer-limit", type=float)
     parser.add_argument("--without-peer", action="store_true")
     arguments = parser.parse_args()
     scratch = tempfile.TemporaryDirectory()
@@ -118,7 +130,7 @@ def main():
                 job["slim"] = measure_slim(arguments, model, texts, length, samples, method, work / "out", work / "log")
                 if not arguments.without_peer and method in ("awq", "gptq"):
                     job["peer"] = run([arguments.peer, BENCH / "peer_wide.py", model, texts, length, work / "out-peer", method, arguments.threads],
-                                      arguments.threads, work / "log")[0]
+                                      arguments.threads, work / "log", arguments.peer_limit and arguments.peer_limit * job["slim"]["wall"])[0]
                     shutil.rmtree(work / "out-peer", ignore_errors=True)
                 print_job(name, job)
                 if arguments.json:

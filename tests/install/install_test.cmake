@@ -35,8 +35,8 @@ endforeach()
 
 # The template's decoder computes what slim's own Llama computes: the same weights, the same tokens.
 run(toy ${PYTHON} ${work}/adapter/toy.py ${work}/llama)
-run(ours ${slim} eval llama/model --data llama/calib.txt --limit 8 --json --quiet)
-run(theirs ${slim} eval llama/model --data llama/calib.txt --limit 8 --json --quiet --adapter other-adapter
+run(ours ${slim} eval llama/model --data llama/calib.txt --limit 8 --json --quiet --dtype float32)
+run(theirs ${slim} eval llama/model --data llama/calib.txt --limit 8 --json --quiet --dtype float32 --adapter other-adapter
   --plugin-dir ${work}/adapter/build)
 foreach(text ours theirs)
   string(JSON ${text}_perplexity GET "${${text}}" text_perplexity)

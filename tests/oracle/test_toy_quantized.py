@@ -1,6 +1,7 @@
 """Every trained toy, quantized by AWQ: transformers loads it with no key missing or unexpected, computes the logits that slim's own
 dequantized forward computes, and gives the answers that `slim eval` gives."""
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from kit import SAMPLES, build_folder, unpacked
 from toy_oracle import NEW_TOKENS, TOYS, Reference, native_logits, slim
 
+os.environ.setdefault("SLIM_PRODUCTS", "native")  # LibTorch's own products of bf16, as transformers computes them
 QUESTIONS = 12
 LARGEST_KL = 1e-4  # mean KL between the two implementations of one checkpoint, bf16
 
