@@ -7,11 +7,11 @@
 
 namespace {
 
-/// Threads that wait for work look for it about a tenth of a millisecond, then sleep. The default of some milliseconds takes the
+/// Threads that wait for work look for it some hundredths of a millisecond, then sleep. The default of some milliseconds takes the
 /// processor away from whatever else runs: from the reader and the writer of slim itself, too.
 void let_waiting_threads_sleep() {
   if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;
-  setenv("GOMP_SPINCOUNT", "5000", /*overwrite=*/0);
+  setenv("GOMP_SPINCOUNT", "500", /*overwrite=*/0);
 }
 
 }  // namespace
