@@ -203,7 +203,7 @@ constexpr char kSchema[] = R"json({"type":"object","properties":{
   "objective":{"type":"string","enum":["gram","replay"],"default":"gram",
                "description":"the error of the layers' outputs, exact and without running the model; or that of attention or MLP"},
   "rows":{"type":"integer","minimum":1,"maximum":1000000000,"default":128,
-          "description":"output rows of each layer that rank the scales; the winner is checked on all"},
+          "description":"output rows of each layer that rank the scales; the winner is checked on up to 512"},
   "search_range":{"type":"string","enum":["minmax","mse"],"default":"minmax",
                   "description":"how ranges are found while scales are compared"},
   "clip":{"type":"string","enum":["none","diagonal","gram","joint"],"default":"joint",
