@@ -239,12 +239,14 @@ SLIM_KERNEL void search_factors(const Range& range, bool coupled, Error& error, 
   FactorSearch<F, Error> search(error);
   for (double ratio = widest_factor(range); ratio >= kSmallest; ratio -= kStep) search.try_both(ratio);
   if (coupled) {
-    const F less = search.low - static_cast<float>(kStep / 2), more = search.low + static_cast<float>(kStep / 2);
+    const F less = search.low - static_cast<float>(kStep / 2),
+            more = search.low + static_cast<float>(kStep / 2);
     search.keep_if_better(less, less);
     search.keep_if_better(more, more);
   }
   if (!range.symmetric && coupled) {
-    constexpr double kMoves[] = {-4 * kStep, -2 * kStep, -kStep, -kStep / 2, kStep / 2, kStep, 2 * kStep, 4 * kStep};
+    constexpr double kMoves[] = {-4 * kStep, -2 * kStep, -kStep,    -kStep / 2,
+                                 kStep / 2,  kStep,      2 * kStep, 4 * kStep};
     search.move_ends(kMoves);
   } else if (!range.symmetric) {
     constexpr double kMoves[] = {-4 * kStep, -2 * kStep, 2 * kStep, 4 * kStep};

@@ -53,7 +53,8 @@ at::Tensor losses_of_candidates(const at::Tensor& weight, int64_t candidates, co
   constexpr int64_t kErrorBytes = int64_t{64} << 20;  // that wait for one product
   const int64_t rows = weight.size(0), columns = weight.size(1);
   const bool by_group = gram && gram->dim() == 3;
-  at::Tensor losses = by_group ? at::empty({candidates, gram->size(0)}, at::kDouble) : at::empty({candidates}, at::kDouble);
+  at::Tensor losses =
+      by_group ? at::empty({candidates, gram->size(0)}, at::kDouble) : at::empty({candidates}, at::kDouble);
   const auto losses_of = [&](const at::Tensor& errors, int64_t count) {
     if (by_group) return block_losses(errors, count, *gram);
     if (gram) return quadratic_losses(errors, count, *gram);

@@ -33,11 +33,11 @@ void channel_moments_(at::Tensor sum_abs, at::Tensor sum_square, at::Tensor min,
   float *const low = min.mutable_data_ptr<float>(), *const high = max.mutable_data_ptr<float>();
   constexpr int64_t kColumns = 64;  // a cache line or two of each row
   parallel_for(0, ceil_div(columns, kColumns),
-                   std::max<int64_t>(1, kGrain / std::max<int64_t>(1, rows * kColumns)),
-                   [&](int64_t begin, int64_t end) {
-                     kernels_in_use().moments(from, rows, begin * kColumns, std::min(end * kColumns, columns),
-                                              abs, square, low, high);
-                   });
+               std::max<int64_t>(1, kGrain / std::max<int64_t>(1, rows * kColumns)),
+               [&](int64_t begin, int64_t end) {
+                 kernels_in_use().moments(from, rows, begin * kColumns, std::min(end * kColumns, columns),
+                                          abs, square, low, high);
+               });
 }
 
 /// Counts of one thread, added to those of all: sums of integers, the same in any order.

@@ -99,7 +99,8 @@ std::tuple<at::Tensor, at::Tensor> sweep_ranges(const at::Tensor& input, const a
 }  // namespace
 
 at::Tensor in_panels(const at::Tensor& matrices) {
-  const int64_t columns = matrices.size(-1), missing = ceil_div(columns, kPanelColumns) * kPanelColumns - columns;
+  const int64_t columns = matrices.size(-1),
+                missing = ceil_div(columns, kPanelColumns) * kPanelColumns - columns;
   const at::Tensor padded = missing > 0 ? at::constant_pad_nd(matrices, {0, missing}) : matrices;
   return padded.unflatten(-1, {-1, kPanelColumns}).transpose(-3, -2).contiguous();
 }

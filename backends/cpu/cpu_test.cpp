@@ -95,9 +95,11 @@ TEST_CASE("cpu/ the work of every kernel enters more than one thread") {
   const at::Tensor weight = at::randn({512, 1024}), x = at::randn({2048, 256}).to(at::kBFloat16),
                    codes = at::randint(-8, 8, {1024, 512}, at::kChar);
   const ops::Rounding int4{1, 128, 4, false, true, at::kFloat}, e4m3{1, 1024, 8, true, true, at::kFloat};
-  const ops::ScaleZero params = ops::choose_params(weight, int4), params_e4m3 = ops::choose_params(weight, e4m3);
+  const ops::ScaleZero params = ops::choose_params(weight, int4),
+                       params_e4m3 = ops::choose_params(weight, e4m3);
   const at::Tensor encoded = ops::encode(weight, params, int4, at::kFloat),
-                   blocks = at::eye(128).expand({8, 128, 128}).contiguous(), group_weight = weight.narrow(1, 0, 128);
+                   blocks = at::eye(128).expand({8, 128, 128}).contiguous(),
+                   group_weight = weight.narrow(1, 0, 128);
   const std::map<std::string, std::function<void()>> work = {
       {"cast_e4m3", [&] { ops::encode(weight, params_e4m3, e4m3, at::kFloat); }},
       {"channel_moments_",
@@ -108,7 +110,8 @@ TEST_CASE("cpu/ the work of every kernel enters more than one thread") {
       {"choose_params", [&] { ops::choose_params(weight, int4); }},
       {"column_sweep_",
        [&] {
-         at::Tensor w = group_weight.clone(), errors = at::empty_like(w), out = at::empty(w.sizes(), at::kChar);
+         at::Tensor w = group_weight.clone(), errors = at::empty_like(w),
+                    out = at::empty(w.sizes(), at::kChar);
          ops::column_sweep_(w, errors, out, at::eye(128), at::ones({512, 1}), std::nullopt,
                             at::zeros({128}, at::kInt), -8, 7, 0, 0);
        }},
@@ -123,7 +126,10 @@ TEST_CASE("cpu/ the work of every kernel enters more than one thread") {
       {"round_units", [&] { ops::round_units(weight, int4, {}, at::kFloat); }},
       {"round_units_measured", [&] { ops::round_units_measured(weight, int4, {}, at::kFloat); }},
       {"rounding_error", [&] { ops::rounding_error(weight, encoded, params, int4); }},
-      {"scale_losses", [&] { ops::scale_losses(weight, at::ones({4, 1024}), blocks, {}, int4, {}); }},
+      {"scale_losses",
+       [&] {
+         ops::scale_losses(weight, at::ones({4, 1024}), blocks, {}, int4, {});
+       }},
       {"sparsity_mask", [&] { ops::sparsity_mask(weight, {}, 2, 4); }},
       {"sweep_ranges", [&] { ops::sweep_ranges(group_weight, at::eye(128), int4); }}};
   for (const std::string& op : cpu::accelerated_ops()) {
@@ -134,7 +140,9 @@ TEST_CASE("cpu/ the work of every kernel enters more than one thread") {
   }
 }
 
-TEST_CASE("cpu/ every kernel but those that end in LibTorch's products gives the same bits with 1, 2 and 3 threads") {
+TEST_CASE(
+    "cpu/ every kernel but those that end in LibTorch's products gives the same bits with 1, 2 and 3 "
+    "threads") {
   PluginRegistry registry;
   const auto backend = cpu_backend(registry, {});
   const std::set<std::string> products = {"gram_", "scale_losses"};

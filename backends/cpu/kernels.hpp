@@ -41,20 +41,21 @@ struct SweepRows {
   int64_t weight_stride = 0, errors_stride = 0, codes_stride = 0, row = 0, rows = 0;
 };
 
-constexpr int64_t kSearchRows = 16;      ///< whose ranges are searched together: one lane each
-constexpr int64_t kLargestGroup = 256;   ///< columns of a group whose range is searched
-constexpr int64_t kPanelColumns = 8;     ///< of packed_factor()
+constexpr int64_t kSearchRows = 16;     ///< whose ranges are searched together: one lane each
+constexpr int64_t kLargestGroup = 256;  ///< columns of a group whose range is searched
+constexpr int64_t kPanelColumns = 8;    ///< of packed_factor()
 /// One group of channels whose error is δ B δᵀ (+ 2 coupling δᵀ).
 struct GroupSearch {
-  int64_t group = 0;                ///< channels: a multiple of kPanelColumns, at most kLargestGroup
+  int64_t group = 0;  ///< channels: a multiple of kPanelColumns, at most kLargestGroup
   /// The upper triangle of B, entries off the diagonal doubled, zeros below, in panels of columns: [group / kPanelColumns][group][kPanelColumns].
   const float* triangle = nullptr;
 };
 /// One group of columns of a sweep.
 struct SweepSearch {
-  int64_t columns = 0;                                      ///< at most kLargestGroup
-  const float *factor = nullptr, *reciprocal = nullptr;     ///< U in panels as GroupSearch has them, padded by zeros; 1 / U_ii
-  double least = 0.5;                                       ///< smallest share of the extremes that is tried
+  int64_t columns = 0;  ///< at most kLargestGroup
+  const float *factor = nullptr,
+              *reciprocal = nullptr;  ///< U in panels as GroupSearch has them, padded by zeros; 1 / U_ii
+  double least = 0.5;                 ///< smallest share of the extremes that is tried
 };
 /// Rows of a weight, their first element of the group; rows of coupling likewise, or null. Writes low[r] and high[r] for r in [0, rows).
 struct SearchRows {

@@ -206,7 +206,8 @@ SLIM_KERNEL Floats number_of(Floats scaled, bool is_e4m3) {
 }
 SLIM_KERNEL Bytes bytes_of(Floats scaled, bool is_e4m3) {
   if (is_e4m3) return __builtin_convertvector(e4m3_from_float(scaled), Bytes);
-  return bit_cast<Bytes>(__builtin_convertvector(__builtin_convertvector(round_even(scaled), Ints), SignedBytes));
+  return bit_cast<Bytes>(
+      __builtin_convertvector(__builtin_convertvector(round_even(scaled), Ints), SignedBytes));
 }
 template <class Range>
 SLIM_KERNEL Floats code_from(Bytes bytes, const Range& range) {
@@ -233,7 +234,7 @@ void encode_row(const T* from, const Matrix& w, const Step& step, const float* s
       for_each_vector(
           count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
             const Floats value = load_some(from + begin + i, n),
-                      x = shifted(quotient(value), z, range, kArithmetic);
+                         x = shifted(quotient(value), z, range, kArithmetic);
             store_some(out + begin + i, bytes_of(x, range.is_e4m3), n);
             if constexpr (kMeasured) {
               const Floats e = keep_first(decoded(number_of(x, range.is_e4m3), s.scale, z, range) - value, n);
@@ -380,8 +381,8 @@ void pack_awq(const int8_t* codes, int64_t words, int64_t count, int64_t begin, 
               Words word{};
               for (int64_t k = 0; k < 8; ++k) {
                 const Bytes bytes = load_codes(reinterpret_cast<const uint8_t*>(codes) +
-                                                  (8 * (first + w) + kOrder[k]) * count + column + i,
-                                              n);
+                                                   (8 * (first + w) + kOrder[k]) * count + column + i,
+                                               n);
                 word |= ((__builtin_convertvector(bytes, Words) & 15u) ^ 8u) << static_cast<uint32_t>(4 * k);
               }
               store_some(tile[w] + i, word, kLanes);
@@ -425,7 +426,8 @@ void mask(const Matrix& w, int64_t row, const float* importance, int64_t keep, i
           rank -= (load(score + i + d) > mine) & (place < run - distance);
         }
         const Ints kept = rank < static_cast<int32_t>(keep);
-        store_some(out + i, Bytes(bit_cast<Bytes>(__builtin_convertvector(kept, SignedBytes)) & uint8_t{1}), n);
+        store_some(out + i, Bytes(bit_cast<Bytes>(__builtin_convertvector(kept, SignedBytes)) & uint8_t{1}),
+                   n);
       });
 }
 
@@ -453,7 +455,8 @@ void scaled_error(const float* w, const float* s, int64_t columns, int64_t unit_
       for_each_vector(
           count, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
             const Floats x = load_some(product + begin + i, n);
-            const Floats rounded = decoded(code_value(x, scale, zero, range, Float::kFloat), scale, zero, range);
+            const Floats rounded =
+                decoded(code_value(x, scale, zero, range, Float::kFloat), scale, zero, range);
             store_some(delta + begin + i, rounded / load_some(s + begin + i, n) - load_some(w + begin + i, n),
                        n);
           });
@@ -500,7 +503,8 @@ SLIM_KERNEL void multiply_panel(const Floats* x, const float* m, int64_t count, 
   for (int64_t q = 0; q < kPassColumns; ++q) total[q] = sums[q];
   for (int64_t k = 0; k < count; ++k) {
     const Floats mine = kSubtract ? -x[k] : x[k];
-    for (int64_t q = 0; q < kPassColumns; ++q) total[q] = multiply_add(mine, broadcast(m[k * kPanelColumns + q]), total[q]);
+    for (int64_t q = 0; q < kPassColumns; ++q)
+      total[q] = multiply_add(mine, broadcast(m[k * kPanelColumns + q]), total[q]);
   }
   for (int64_t q = 0; q < kPassColumns; ++q) sums[q] = total[q];
 }
@@ -526,12 +530,17 @@ template <class Range>
 class GroupError {
  public:
   GroupError(const GroupSearch& search, const SearchRows& rows, const Range& range, Float scale_type)
-      : search_(search), range_(range), scale_type_(scale_type), rows_(rows, search.group), coupled_(rows.coupling) {
+      : search_(search),
+        range_(range),
+        scale_type_(scale_type),
+        rows_(rows, search.group),
+        coupled_(rows.coupling) {
     if (coupled_) load_lanes(rows.coupling, rows.coupling_stride, rows.rows, search.group, coupling_);
   }
 
   Floats operator()(Floats low, Floats high) {
-    const ScaleZero<Floats> p = params_of(Floats(rows_.min * low), Floats(rows_.max * high), range_, scale_type_);
+    const ScaleZero<Floats> p =
+        params_of(Floats(rows_.min * low), Floats(rows_.max * high), range_, scale_type_);
     for (int64_t c = 0; c < search_.group; ++c) {
       const Floats x = rows_.w[c];
       delta_[c] = decoded(code_value(x, p.scale, p.zero, range_, Float::kFloat), p.scale, p.zero, range_) - x;
@@ -541,7 +550,8 @@ class GroupError {
       const int64_t panel = c / kPanelColumns;
       const float* const m = search_.triangle + panel * search_.group * kPanelColumns + c % kPanelColumns;
       Floats products[kPassColumns];
-      for (int64_t q = 0; q < kPassColumns; ++q) products[q] = coupled_ ? coupling_[c + q] + coupling_[c + q] : Floats{};
+      for (int64_t q = 0; q < kPassColumns; ++q)
+        products[q] = coupled_ ? coupling_[c + q] + coupling_[c + q] : Floats{};
       multiply_panel<false>(delta_, m, c + kPassColumns, products);
       for (int64_t q = 0; q < kPassColumns; ++q) error = multiply_add(products[q], delta_[c + q], error);
     }
@@ -567,7 +577,8 @@ void search_group(const GroupSearch& search, const SearchRows& rows, const Range
   error.store(rows, low, high);
 }
 
-void gram_ranges(const GroupSearch& search, const SearchRows& rows, const CodeRange& codes, Float scale_type) {
+void gram_ranges(const GroupSearch& search, const SearchRows& rows, const CodeRange& codes,
+                 Float scale_type) {
   with_range(codes, [&](auto range) {
     for_each_lanes(rows, [&](const SearchRows& part) { search_group(search, part, range, scale_type); });
   });
@@ -581,7 +592,8 @@ class SweepLoss {
       : search_(search), range_(range), scale_type_(scale_type), rows_(rows, search.columns) {}
 
   Floats operator()(Floats low, Floats high) {
-    const ScaleZero<Floats> p = params_of(Floats(rows_.min * low), Floats(rows_.max * high), range_, scale_type_);
+    const ScaleZero<Floats> p =
+        params_of(Floats(rows_.min * low), Floats(rows_.max * high), range_, scale_type_);
     const Floats reciprocal = 1.0F / p.scale;
     Floats loss{};
     for (int64_t c = 0; c < search_.columns; c += kPassColumns) {
@@ -610,7 +622,9 @@ class SweepLoss {
  private:
   static constexpr int64_t kCheckedColumns = 24;  // looked at once in 32 columns
 
-  bool worse_everywhere(Floats loss) const { return !(largest((first_ | (loss < least_)) ? broadcast(1) : Floats{}) > 0); }
+  bool worse_everywhere(Floats loss) const {
+    return !(largest((first_ | (loss < least_)) ? broadcast(1) : Floats{}) > 0);
+  }
 
   const SweepSearch& search_;
   const Range& range_;
@@ -625,7 +639,8 @@ void search_sweep(const SweepSearch& search, const SearchRows& rows, const Range
   constexpr double kStep = 0.05, kMoves[] = {-4 * kStep, -2 * kStep, -kStep, kStep, 2 * kStep};
   SweepLoss<Range> loss(search, rows, range, scale_type);
   FactorSearch<Floats, SweepLoss<Range>> factors(loss);
-  for (double ratio = smaller(widest_factor(range), 1.5); ratio > search.least; ratio -= kStep) factors.try_both(ratio);
+  for (double ratio = smaller(widest_factor(range), 1.5); ratio > search.least; ratio -= kStep)
+    factors.try_both(ratio);
   if (!range.symmetric) {
     for (const double move : kMoves)
       factors.keep_if_better(clamp(Floats(factors.low + static_cast<float>(move)), 0, 1), factors.high);
@@ -635,7 +650,8 @@ void search_sweep(const SweepSearch& search, const SearchRows& rows, const Range
   loss.store(rows, factors.low, factors.high);
 }
 
-void sweep_ranges(const SweepSearch& search, const SearchRows& rows, const CodeRange& codes, Float scale_type) {
+void sweep_ranges(const SweepSearch& search, const SearchRows& rows, const CodeRange& codes,
+                  Float scale_type) {
   with_range(codes, [&](auto range) {
     for_each_lanes(rows, [&](const SearchRows& part) { search_sweep(search, part, range, scale_type); });
   });
@@ -845,7 +861,8 @@ class Tile {
         if (!sweep_.scale) continue;
         for_each_block_row(
             code_, c, v, count, [&](int64_t lane, Floats code) __attribute__((always_inline)) {
-              const SignedBytes bytes = __builtin_convertvector(__builtin_convertvector(code, Ints), SignedBytes);
+              const SignedBytes bytes =
+                  __builtin_convertvector(__builtin_convertvector(code, Ints), SignedBytes);
               store_some(rows.codes + (first + lane) * rows.codes_stride + c, bytes, kLanes);
             });
       }
@@ -950,9 +967,25 @@ void sweep(const Sweep& sweep, const SweepRows& rows, float* scratch) {
 }  // namespace
 
 const Kernels& SLIM_KERNELS() {
-  static constexpr Kernels kernels = {
-      SLIM_KERNELS_NAME, extremes, params,    shrink, shared_error, encode,   decode, error, scaled_error,
-      gram_ranges,       sweep_ranges, moments, histogram, pack, pack_columns, pack_awq, mask, sweep, sweep_scratch};
+  static constexpr Kernels kernels = {SLIM_KERNELS_NAME,
+                                      extremes,
+                                      params,
+                                      shrink,
+                                      shared_error,
+                                      encode,
+                                      decode,
+                                      error,
+                                      scaled_error,
+                                      gram_ranges,
+                                      sweep_ranges,
+                                      moments,
+                                      histogram,
+                                      pack,
+                                      pack_columns,
+                                      pack_awq,
+                                      mask,
+                                      sweep,
+                                      sweep_scratch};
   return kernels;
 }
 

@@ -36,10 +36,10 @@ struct Layout {
   template <class F>
   void for_each_row(F&& f) const {
     parallel_for(0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, columns)),
-                     [&](int64_t begin, int64_t end) {
-                       for (int64_t row = begin; row < end; ++row)
-                         f(row, row / unit_rows, Step{row, 1, unit_columns});
-                     });
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t row = begin; row < end; ++row)
+                     f(row, row / unit_rows, Step{row, 1, unit_columns});
+                 });
   }
 };
 

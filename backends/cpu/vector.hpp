@@ -143,9 +143,9 @@ constexpr int into_second(int lane) {
 template <int kD>
 SLIM_KERNEL void exchange(Floats* rows) {
   constexpr Ints kFirst = {into_first<kD>(0),  into_first<kD>(1),  into_first<kD>(2),  into_first<kD>(3),
-                          into_first<kD>(4),  into_first<kD>(5),  into_first<kD>(6),  into_first<kD>(7),
-                          into_first<kD>(8),  into_first<kD>(9),  into_first<kD>(10), into_first<kD>(11),
-                          into_first<kD>(12), into_first<kD>(13), into_first<kD>(14), into_first<kD>(15)};
+                           into_first<kD>(4),  into_first<kD>(5),  into_first<kD>(6),  into_first<kD>(7),
+                           into_first<kD>(8),  into_first<kD>(9),  into_first<kD>(10), into_first<kD>(11),
+                           into_first<kD>(12), into_first<kD>(13), into_first<kD>(14), into_first<kD>(15)};
   constexpr Ints kSecond = {
       into_second<kD>(0),  into_second<kD>(1),  into_second<kD>(2),  into_second<kD>(3),
       into_second<kD>(4),  into_second<kD>(5),  into_second<kD>(6),  into_second<kD>(7),

@@ -19,9 +19,8 @@ std::tuple<at::Tensor, at::Tensor> gram_ranges(const at::Tensor& input, const at
                                                bool symmetric, at::ScalarType scale_dtype) {
   const int64_t group = block_input.size(-1), groups = block_input.size(0);
   if (group > kLargestGroup || input.scalar_type() != at::kFloat) {
-    return reference<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
-                                                        const OptionalTensor&, int64_t, bool, bool,
-                                                        at::ScalarType)>(
+    return reference<std::tuple<at::Tensor, at::Tensor>(
+        const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t, bool, bool, at::ScalarType)>(
         "slim::gram_ranges", input, block_input, coupling_input, bits, e4m3, symmetric, scale_dtype);
   }
   const at::Tensor weight = with_contiguous_rows(input), blocks = block_input.contiguous();

@@ -295,9 +295,9 @@ TEST_CASE("cuda/ what a thread evaluates for AWQ agrees with the reference on th
     };
     for (int64_t i = 0; i < 12; ++i) {
       float scratch[32];
-      const auto ends =
-          kernels::group_range(weight.const_data_ptr<float>() + i * 32, blocks[i % 2].const_data_ptr<float>(),
-                               nullptr, 32, range_of(how), kernels::Float::kFloat, scratch, kernels::OneThread());
+      const auto ends = kernels::group_range(
+          weight.const_data_ptr<float>() + i * 32, blocks[i % 2].const_data_ptr<float>(), nullptr, 32,
+          range_of(how), kernels::Float::kFloat, scratch, kernels::OneThread());
       const double least = error(ranges.low[i / 2][i % 2].item<double>(),
                                  ranges.high[i / 2][i % 2].item<double>(), i / 2, i % 2);
       CHECK(error(ends.low, ends.high, i / 2, i % 2) == doctest::Approx(least).epsilon(1e-4));

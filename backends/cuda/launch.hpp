@@ -37,8 +37,9 @@ const char* launch_scaled_errors(const kernels::DeviceMatrix& w, const kernels::
 /// group <= kLargestGroup. low and high [rows, groups].
 constexpr int64_t kLargestGroup = 256;
 const char* launch_group_ranges(const float* w, int64_t rows, int64_t row_stride, int64_t groups,
-                                int64_t group, const float* blocks, const float* coupling, const kernels::CodeRange&,
-                                kernels::Float scale_type, float* low, float* high);
+                                int64_t group, const float* blocks, const float* coupling,
+                                const kernels::CodeRange&, kernels::Float scale_type, float* low,
+                                float* high);
 /// partial [4, chunks, columns]: Σ|x|, Σx², min and max of chunks of kMomentRows rows.
 constexpr int64_t kMomentRows = 256;
 const char* launch_moments(const kernels::DeviceMatrix& x, float* partial);

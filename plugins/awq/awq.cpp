@@ -105,8 +105,10 @@ void Awq::observe(const BlockPlan& plan, const std::vector<const Scheme*>& schem
 }
 
 /// Matrix products only: the candidates of both searches, what the winner is checked by, and what groups put on each other.
-void Awq::count_operations(const Layer& layer, const Scheme& scheme, double tokens, PhaseOperations& counts) const {
-  constexpr double kChecks = 3, kCheckedRows = 512, kCandidatesOfRange = 55, kCandidatesOfEnds = 24;  // alone, and beside the others
+void Awq::count_operations(const Layer& layer, const Scheme& scheme, double tokens,
+                           PhaseOperations& counts) const {
+  constexpr double kChecks = 3, kCheckedRows = 512, kCandidatesOfRange = 55,
+                   kCandidatesOfEnds = 24;  // alone, and beside the others
   const QuantArgs& args = *scheme.weight;
   const auto out = static_cast<double>(layer.out), in = static_cast<double>(layer.in);
   const double kept = std::min(tokens, in), of_pairs = tokens < in ? 2 * kept : in;
@@ -157,7 +159,8 @@ Status Awq::scale_edge(BlockContext& context, const ScaleEdge& edge) {
 double mean_loss(const at::Tensor& weight, const Quantized& quantized, const OutputError& error) {
   constexpr int64_t kRows = 512;
   at::Tensor delta = quant::decode(quantized).sub_(weight);
-  if (const int64_t every = delta.size(0) / kRows; every > 1) delta = delta.slice(0, 0, delta.size(0), every).contiguous();
+  if (const int64_t every = delta.size(0) / kRows; every > 1)
+    delta = delta.slice(0, 0, delta.size(0), every).contiguous();
   return error(delta) / static_cast<double>(delta.size(0));
 }
 

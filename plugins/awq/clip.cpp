@@ -22,8 +22,8 @@ at::Tensor error_of(const at::Tensor& weight, const quant::Params& params, const
 class JointSearch {
  public:
   /// `start`: ranges that are near the best.
-  JointSearch(const at::Tensor& weight, const QuantArgs& args, at::ScalarType scale_dtype, const OutputError& error,
-              quant::Params start)
+  JointSearch(const at::Tensor& weight, const QuantArgs& args, at::ScalarType scale_dtype,
+              const OutputError& error, quant::Params start)
       : weight_(weight),
         args_(args),
         rounding_(rounding_by_rows(args, weight.size(1), scale_dtype)),
@@ -41,8 +41,8 @@ class JointSearch {
  private:
   void improve(int64_t group) {
     const at::Tensor mine = weight_.narrow(1, group * rounding_.unit_columns, rounding_.unit_columns);
-    const auto [low, high] =
-        ops::gram_ranges(mine, blocks_[group].unsqueeze(0), errors_.coupling(group, blocks_[group]), rounding_);
+    const auto [low, high] = ops::gram_ranges(mine, blocks_[group].unsqueeze(0),
+                                              errors_.coupling(group, blocks_[group]), rounding_);
     const quant::Params found = quant::params_from_range(low, high, args_, rounding_.scale_dtype);
     errors_.replace(group, error_of(mine, found, rounding_));
     params_.scale.narrow(1, group, 1).copy_(found.scale);
@@ -71,7 +71,8 @@ quant::Params search_group_ranges(const at::Tensor& weight, const QuantArgs& arg
 quant::Params search_joint_ranges(const at::Tensor& weight, const QuantArgs& args, at::ScalarType scale_dtype,
                                   const OutputError& error) {
   const PhaseTimer timer(Phase::kRangeSearch);
-  return JointSearch(weight, args, scale_dtype, error, search_group_ranges(weight, args, scale_dtype, error)).run();
+  return JointSearch(weight, args, scale_dtype, error, search_group_ranges(weight, args, scale_dtype, error))
+      .run();
 }
 
 }  // namespace slim::awq

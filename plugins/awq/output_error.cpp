@@ -71,7 +71,8 @@ GroupErrors::GroupErrors(const OutputError& error, at::Tensor delta, int64_t siz
   }
   inputs_ = error.rows_.to(delta_.device());
   outputs_ = at::zeros({delta_.size(0), inputs_.size(0)}, delta_.options());
-  for (int64_t group = 0; group * size_ < delta_.size(1); ++group) outputs_.addmm_(of(group), inputs_of(group).t());
+  for (int64_t group = 0; group * size_ < delta_.size(1); ++group)
+    outputs_.addmm_(of(group), inputs_of(group).t());
 }
 
 at::Tensor GroupErrors::inputs_of(int64_t group) const {
@@ -79,7 +80,8 @@ at::Tensor GroupErrors::inputs_of(int64_t group) const {
 }
 
 at::Tensor GroupErrors::coupling(int64_t group, const at::Tensor& block) const {
-  at::Tensor all = gram_.defined() ? at::mm(delta_, gram_.narrow(1, group * size_, size_)) : at::mm(outputs_, inputs_of(group));
+  at::Tensor all = gram_.defined() ? at::mm(delta_, gram_.narrow(1, group * size_, size_))
+                                   : at::mm(outputs_, inputs_of(group));
   return all.div_(divisor_).addmm_(of(group), block, 1, -1);
 }
 

@@ -134,8 +134,8 @@ Result<at::Tensor> ScaleSearch::rounded(const at::Tensor& weight, const QuantArg
 
 ops::RangeSearch ScaleSearch::range_search(const Consumer& consumer) const {
   if (options_.range.method != quant::RangeOptions::Method::kMse) return {};
-  return {consumer.error.mean_square().to(consumer.sample.device()), options_.range.max_shrink, options_.range.norm,
-          options_.range.steps, 0};
+  return {consumer.error.mean_square().to(consumer.sample.device()), options_.range.max_shrink,
+          options_.range.norm, options_.range.steps, 0};
 }
 
 /// Per candidate, the mean over tokens, summed over these rows. fp64 [candidates]
@@ -196,13 +196,15 @@ Result<double> ScaleSearch::replayed_loss(const at::Tensor& s) const {
 Result<at::Tensor> ScaleSearch::group_losses(const at::Tensor& scales) {
   const int64_t size = shared_group(), features = scales.size(1);
   for (Consumer& consumer : consumers_) {
-    if (!consumer.blocks.defined()) consumer.blocks = consumer.error.diagonal_blocks(size).to(consumer.sample.device()).contiguous();
+    if (!consumer.blocks.defined())
+      consumer.blocks = consumer.error.diagonal_blocks(size).to(consumer.sample.device()).contiguous();
   }
   at::Tensor losses = at::zeros({scales.size(0), features / size}, at::kDouble);
   for (const Consumer& consumer : consumers_) {
     const ops::Rounding rounding = rounding_by_rows(*consumer.args, features, context_.scale_dtype());
-    losses.add_(ops::scale_losses(consumer.sample, scales, consumer.blocks, {}, rounding, range_search(consumer)),
-                consumer.share / static_cast<double>(consumer.sample.size(0)));
+    losses.add_(
+        ops::scale_losses(consumer.sample, scales, consumer.blocks, {}, rounding, range_search(consumer)),
+        consumer.share / static_cast<double>(consumer.sample.size(0)));
   }
   return losses;
 }

@@ -92,7 +92,8 @@ class ScaleSearch {
   SearchOptions options_;
   std::vector<Consumer> consumers_;
   at::Tensor x_mean_, w_mean_;  // [features / repeat]
-  std::vector<at::Tensor> tried_, tried_losses_;  // where groups are ranked alone: scales [features], losses fp64 [groups]
+  std::vector<at::Tensor> tried_,
+      tried_losses_;  // where groups are ranked alone: scales [features], losses fp64 [groups]
 };
 
 }  // namespace slim::awq

@@ -34,9 +34,11 @@ class Sparse final : public Algorithm {
       }
     }
   }
-  void count_operations(const Layer& layer, const Scheme& scheme, double, PhaseOperations& counts) const override {
+  void count_operations(const Layer& layer, const Scheme& scheme, double,
+                        PhaseOperations& counts) const override {
     if (!scheme.sparsity || prune_.method != PruneOptions::Method::kSparseGpt) return;
-    counts.add(Phase::kSweep, static_cast<double>(layer.out) * static_cast<double>(layer.in) * static_cast<double>(layer.in));
+    counts.add(Phase::kSweep, static_cast<double>(layer.out) * static_cast<double>(layer.in) *
+                                  static_cast<double>(layer.in));
   }
   Result<Solved> solve(LayerContext& context) override {
     return context.scheme().sparsity ? solve_pruning(prune_, context) : solve_low_bit(low_bit_, context);

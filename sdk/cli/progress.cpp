@@ -55,7 +55,8 @@ class Counter : public Progress {
     show();
   }
   void expect(const std::vector<double>& work) override {
-    const bool usable = static_cast<int64_t>(work.size()) == steps_ && std::accumulate(work.begin(), work.end(), 0.0) > 0;
+    const bool usable =
+        static_cast<int64_t>(work.size()) == steps_ && std::accumulate(work.begin(), work.end(), 0.0) > 0;
     if (usable) work_ = work;
   }
   void working_on(std::string_view what) override {
@@ -84,8 +85,10 @@ class Counter : public Progress {
   bool finished() const { return steps_ > 0 && done_ >= steps_; }
   /// Work of the steps [begin, end) as a share of the phase's.
   double share(int64_t begin, int64_t end) const {
-    if (work_.empty()) return static_cast<double>(end - begin) / static_cast<double>(std::max<int64_t>(1, steps_));
-    return std::accumulate(work_.begin() + begin, work_.begin() + end, 0.0) / std::accumulate(work_.begin(), work_.end(), 0.0);
+    if (work_.empty())
+      return static_cast<double>(end - begin) / static_cast<double>(std::max<int64_t>(1, steps_));
+    return std::accumulate(work_.begin() + begin, work_.begin() + end, 0.0) /
+           std::accumulate(work_.begin(), work_.end(), 0.0);
   }
   double share_done() const { return share(0, std::min(done_, steps_)); }
   /// "12/36, 1 min 10 s, 3 min 20 s left": steps, elapsed, remaining.
@@ -105,7 +108,8 @@ class Counter : public Progress {
   /// By the pace of the steps since the phase began. A step that takes longer than that pace says moves what is left with it.
   std::optional<double> seconds_left(double elapsed) const {
     constexpr double kLeastShare = 0.01;  // before, a guess would be wild
-    const double made = share(skipped_, std::min(done_, steps_)), left = share(std::min(done_, steps_), steps_);
+    const double made = share(skipped_, std::min(done_, steps_)),
+                 left = share(std::min(done_, steps_), steps_);
     if (made < kLeastShare) return std::nullopt;
     const double pace = last_step_ > 0 && done_ > skipped_ ? last_step_ / made : elapsed / made;
     return std::max(pace * left - (elapsed - last_step_), 0.0);
@@ -130,7 +134,8 @@ class Lines final : public Counter {
     const int64_t every = steps() > 0 ? std::max<int64_t>(1, steps() / kLines) : kLines;
     if ((done() % every != 0 && !finished()) || done() == shown_) return;
     shown_ = done();
-    std::fprintf(stderr, "%s %s%s%s\n", phase().c_str(), state().c_str(), what().empty() ? "" : ": ", what().c_str());
+    std::fprintf(stderr, "%s %s%s%s\n", phase().c_str(), state().c_str(), what().empty() ? "" : ": ",
+                 what().c_str());
   }
   int64_t shown_ = -1;
 };
@@ -186,7 +191,8 @@ class Bar final : public Counter {
   }
   void draw() {
     drawn_ = Clock::now();
-    std::fprintf(stderr, "\r\x1b[K%s", progress_line({phase(), state(), what(), share_done()}, width()).c_str());
+    std::fprintf(stderr, "\r\x1b[K%s",
+                 progress_line({phase(), state(), what(), share_done()}, width()).c_str());
     std::fflush(stderr);
     open_ = true;
   }
@@ -214,7 +220,8 @@ std::string progress_line(const ProgressLine& line, size_t columns) {
   constexpr size_t kLongestBar = 24, kShortestBar = 4;
   std::string text = line.phase + " ";
   if (text.size() + line.state.size() > columns) text.clear();
-  const size_t room = columns - std::min(columns, text.size() + line.state.size() + 3);  // brackets and a space
+  const size_t room =
+      columns - std::min(columns, text.size() + line.state.size() + 3);  // brackets and a space
   if (room >= kShortestBar) {
     const size_t cells = std::min(kLongestBar, room);
     const auto full = std::min(cells, static_cast<size_t>(static_cast<double>(cells) * line.share));

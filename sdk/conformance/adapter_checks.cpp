@@ -157,8 +157,9 @@ Status plan_complete(const Subject&, AdapterBench& bench) {
 }
 
 /// A damaged description must be an error that names what is wrong.
-Status refuse(AdapterBench& bench, const std::string& config, const std::map<std::string, TensorSpec>& tensors,
-              const std::string& name, const std::string& damage) {
+Status refuse(AdapterBench& bench, const std::string& config,
+              const std::map<std::string, TensorSpec>& tensors, const std::string& name,
+              const std::string& damage) {
   const auto plan = guarded("plan", [&] { return bench.adapter->plan(config, tensors); });
   if (plan.ok()) return failure(damage + " is planned as if nothing were wrong");
   if (plan.status().message().find(name) != std::string::npos) return {};

@@ -305,7 +305,8 @@ Result<Outcome> scattered(const Subject& subject) {
   for (const std::string& name : held_schemes(*format)) {
     SLIM_ASSIGN(const Scheme scheme, bench_scheme(name, kFormatGroup));
     if (scheme.weight->granularity != Granularity::kGroup) continue;
-    const auto written = guarded(name, [&] { return write(*format, name, subject.seed, Groups::kScattered); });
+    const auto written =
+        guarded(name, [&] { return write(*format, name, subject.seed, Groups::kScattered); });
     if (!held && written.ok())
       return failure(name + ": encode() takes scattered groups, and holds_scattered_groups() is false");
     if (held) {
@@ -333,7 +334,8 @@ std::vector<Check> format_checks() {
           {"format/round-trip",
            "what was written comes back bit for bit, or but for the last bit of an fp32 scale", &round_trip},
           {"format/scattered-groups",
-           "groups of channels that are no neighbours are stored or refused as holds_scattered_groups() says", &scattered},
+           "groups of channels that are no neighbours are stored or refused as holds_scattered_groups() says",
+           &scattered},
           {"format/recognises", "its own checkpoints are recognised, others are not", &recognises},
           {"format/threads", "encode() gives the same bits from several threads", &deterministic},
           {"format/damaged", "missing, cut and overwritten tensors are errors, or harmless", &damaged},

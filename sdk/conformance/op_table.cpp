@@ -250,9 +250,8 @@ void add_awq(uint64_t seed, std::vector<Case>& cases) {
       for (const bool coupled : {false, true}) {
         const at::Tensor coupling = coupled ? random({21, features}, seed + 12).mul_(0.02) : at::Tensor();
         cases.push_back({"gram_ranges", variant + (coupled ? ", coupled" : ""), 1e-4, [=](at::Device device) {
-                           const auto range =
-                               ops::gram_ranges(weight.to(device), blocks.to(device),
-                                                coupled ? coupling.to(device) : coupling, how);
+                           const auto range = ops::gram_ranges(weight.to(device), blocks.to(device),
+                                                               coupled ? coupling.to(device) : coupling, how);
                            const ops::ScaleZero p = params_of_ends(range, bits, symmetric);
                            const at::Tensor codes = ops::encode(weight, p, how, at::kFloat);
                            const auto by_group = [&](const at::Tensor& x) {
@@ -317,8 +316,7 @@ void add_activations(uint64_t seed, std::vector<Case>& cases) {
 void add_sweep_ranges(uint64_t seed, std::vector<Case>& cases) {
   for (const int64_t columns : {1, 12, 64, 128}) {
     const at::Tensor weight = random({45, columns}, seed + 13);
-    const at::Tensor factor =
-        random({columns, columns}, seed + 14).mul_(0.02).triu(1).add_(at::eye(columns));
+    const at::Tensor factor = random({columns, columns}, seed + 14).mul_(0.02).triu(1).add_(at::eye(columns));
     for (const bool symmetric : {true, false}) {
       for (const int64_t bits : {2, 4}) {
         const std::string variant = std::to_string(columns) + " columns, int" + std::to_string(bits) +

@@ -94,8 +94,9 @@ std::vector<Bench> benches() {
   add("gram_ranges", "1024 x 1024, int4 with zero points",
       [=] { ops::gram_ranges(part, blocks, {}, int4_zero); });
   add("gram_ranges", "1024 x 1024, int4, coupled", [=] { ops::gram_ranges(part, blocks, coupling, int4); });
-  add("sweep_ranges", "4096 rows x 128 columns, int4",
-      [=] { ops::sweep_ranges(block_weight, factor, {1, kGroup, 4, false, true, at::kBFloat16}); });
+  add("sweep_ranges", "4096 rows x 128 columns, int4", [=] {
+    ops::sweep_ranges(block_weight, factor, {1, kGroup, 4, false, true, at::kBFloat16});
+  });
   const at::Tensor scales = at::rand({16, 1024}).add_(0.5), sample = wide.narrow(0, 0, 128);
   add("scale_losses", "128 x 1024, 16 candidates",
       [=] { ops::scale_losses(sample, scales, gram, {}, int4_zero, {}); });
@@ -161,9 +162,7 @@ Status run(bool json, const std::set<std::string>& only) {
                   1e3 * reference[i], 1e3 * fast[i], reference[i] / fast[i], single[i] / fast[i]);
   }
   if (json)
-    std::printf(
-        "%s\n",
-        nlohmann::ordered_json{{"threads", threads}, {"results", results}}.dump(2).c_str());
+    std::printf("%s\n", nlohmann::ordered_json{{"threads", threads}, {"results", results}}.dump(2).c_str());
   return {};
 }
 

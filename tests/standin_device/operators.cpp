@@ -18,7 +18,9 @@ namespace {
 
 const c10::Device kStandinDevice(c10::kPrivateUse1, 0);
 
-bool on_device(const at::Tensor& tensor) { return tensor.defined() && tensor.device().type() == c10::kPrivateUse1; }
+bool on_device(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.device().type() == c10::kPrivateUse1;
+}
 Range range_of(const c10::Storage& storage) { return {host_address(storage.data()), storage.nbytes()}; }
 
 void copy_layout(const at::Tensor& from, const at::Tensor& to) {
@@ -27,7 +29,8 @@ void copy_layout(const at::Tensor& from, const at::Tensor& to) {
 }
 
 at::Tensor on_storage(const c10::Storage& storage, const at::Tensor& like, c10::DispatchKey key) {
-  at::Tensor tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), c10::DispatchKeySet(key), like.dtype());
+  at::Tensor tensor =
+      at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), c10::DispatchKeySet(key), like.dtype());
   copy_layout(like, tensor);
   return tensor;
 }
@@ -46,7 +49,8 @@ class Call {
     }
     if (value.isList() && value.type()->isSubtypeOf(*c10::ListType::ofOptionalTensors())) {
       c10::List<std::optional<at::Tensor>> list;
-      for (const auto& tensor : value.toOptionalTensorVector()) list.push_back(tensor ? std::optional(host(*tensor)) : std::nullopt);
+      for (const auto& tensor : value.toOptionalTensorVector())
+        list.push_back(tensor ? std::optional(host(*tensor)) : std::nullopt);
       return list;
     }
     if (value.isDevice()) return c10::Device(c10::kCPU);
@@ -54,7 +58,8 @@ class Call {
   }
 
   void check() const {
-    TORCH_CHECK(!device_arguments_ || strange_.empty(), "stand-in device: ", name_, " takes ", strange_, " of the host beside tensors of the device");
+    TORCH_CHECK(!device_arguments_ || strange_.empty(), "stand-in device: ", name_, " takes ", strange_,
+                " of the host beside tensors of the device");
   }
 
   c10::IValue to_device(const c10::IValue& value) {
@@ -70,7 +75,8 @@ class Call {
     for (const auto& [original, alias] : tensors_) {
       const bool moved = alias.storage().data() != host_address(original.storage().data());
       if (moved) original.unsafeGetTensorImpl()->set_storage_keep_dtype(copied(alias).storage());
-      const bool same = alias.sizes() == original.sizes() && alias.strides() == original.strides() && alias.storage_offset() == original.storage_offset();
+      const bool same = alias.sizes() == original.sizes() && alias.strides() == original.strides() &&
+                        alias.storage_offset() == original.storage_offset();
       if (!same) copy_layout(alias, original);
     }
   }
@@ -96,14 +102,17 @@ class Call {
     auto& entry = storages_[storage.unsafeGetStorageImpl()];
     if (!entry.second) {
       c10::DataPtr data(host_address(storage.data()), c10::Device(c10::kCPU));
-      entry = {storage, c10::Storage(c10::Storage::use_byte_size_t(), storage.nbytes(), std::move(data), c10::GetCPUAllocator(), /*resizable=*/true)};
+      entry = {storage, c10::Storage(c10::Storage::use_byte_size_t(), storage.nbytes(), std::move(data),
+                                     c10::GetCPUAllocator(), /*resizable=*/true)};
     }
     return entry.second;
   }
 
   static at::Tensor copied(const at::Tensor& tensor) {
-    c10::Storage storage(c10::Storage::use_byte_size_t(), tensor.storage().nbytes(), memory().allocate(tensor.storage().nbytes()), &memory(), true);
-    if (tensor.storage().nbytes() > 0) std::memcpy(host_address(storage.data()), tensor.storage().data(), tensor.storage().nbytes());
+    c10::Storage storage(c10::Storage::use_byte_size_t(), tensor.storage().nbytes(),
+                         memory().allocate(tensor.storage().nbytes()), &memory(), true);
+    if (tensor.storage().nbytes() > 0)
+      std::memcpy(host_address(storage.data()), tensor.storage().data(), tensor.storage().nbytes());
     touch(range_of(storage));
     return on_storage(storage, tensor, c10::DispatchKey::PrivateUse1);
   }
@@ -114,19 +123,21 @@ class Call {
       if (alias.is_same(tensor)) return original;
     }
     for (const auto& [impl, pair] : storages_) {
-      if (pair.second.unsafeGetStorageImpl() == tensor.storage().unsafeGetStorageImpl()) return on_storage(pair.first, tensor, c10::DispatchKey::PrivateUse1);
+      if (pair.second.unsafeGetStorageImpl() == tensor.storage().unsafeGetStorageImpl())
+        return on_storage(pair.first, tensor, c10::DispatchKey::PrivateUse1);
     }
     return copied(tensor);
   }
 
   std::string name_, strange_;
   bool device_arguments_ = false;
-  std::vector<std::pair<at::Tensor, at::Tensor>> tensors_;                              // of the device, of the CPU
+  std::vector<std::pair<at::Tensor, at::Tensor>> tensors_;                       // of the device, of the CPU
   std::map<c10::StorageImpl*, std::pair<c10::Storage, c10::Storage>> storages_;  // the same
 };
 
 void run_on_cpu(const c10::OperatorHandle& op, c10::Stack* stack) {
-  TORCH_CHECK(current_stream() == kDefaultStream, "stand-in device: ", op.operator_name(), " on a stream that is for copies");
+  TORCH_CHECK(current_stream() == kDefaultStream, "stand-in device: ", op.operator_name(),
+              " on a stream that is for copies");
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
   count_operator();
   Call call(c10::toString(op.operator_name()));
@@ -138,14 +149,14 @@ void run_on_cpu(const c10::OperatorHandle& op, c10::Stack* stack) {
   for (size_t i = first; i < stack->size(); ++i) (*stack)[i] = call.to_device((*stack)[i]);
 }
 
-at::Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>, std::optional<at::Device>,
-                 std::optional<bool>, std::optional<at::MemoryFormat> format) {
+at::Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
+                 std::optional<at::Device>, std::optional<bool>, std::optional<at::MemoryFormat> format) {
   constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::PrivateUse1);
   return at::detail::empty_generic(size, &memory(), kKeys, c10::dtype_or_default(dtype), format);
 }
 
-at::Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
-                         std::optional<at::Device>, std::optional<bool>) {
+at::Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std::optional<at::ScalarType> dtype,
+                         std::optional<at::Layout>, std::optional<at::Device>, std::optional<bool>) {
   constexpr c10::DispatchKeySet kKeys(c10::DispatchKey::PrivateUse1);
   return at::detail::empty_strided_generic(size, stride, &memory(), kKeys, c10::dtype_or_default(dtype));
 }
@@ -153,7 +164,8 @@ at::Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std::op
 at::Tensor in_host_memory(const at::Tensor& tensor) {
   if (!on_device(tensor)) return tensor;
   c10::DataPtr data(host_address(tensor.storage().data()), c10::Device(c10::kCPU));
-  return on_storage(c10::Storage(c10::Storage::use_byte_size_t(), tensor.storage().nbytes(), std::move(data)), tensor, c10::DispatchKey::CPU);
+  return on_storage(c10::Storage(c10::Storage::use_byte_size_t(), tensor.storage().nbytes(), std::move(data)),
+                    tensor, c10::DispatchKey::CPU);
 }
 
 /// Every copy that touches the device. Asynchronous as on CUDA: on a stream of its own, between the device and pinned memory.
@@ -163,14 +175,18 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   const at::Tensor& device = to_device ? to : from;
   const at::Tensor& host = to_device ? from : to;
   const at::Tensor source = in_host_memory(from), target = in_host_memory(to);
-  const bool deferred = non_blocking && !both && current_stream() != kDefaultStream && is_pinned(host.storage().data());
+  const bool deferred =
+      non_blocking && !both && current_stream() != kDefaultStream && is_pinned(host.storage().data());
   if (!both) count_copy(to_device, deferred, from.nbytes());
   if (deferred) {
-    if (!to_device) std::memset(target.storage().mutable_data(), 0xFF, target.storage().nbytes());  // nobody may read it yet
-    defer(current_stream(), range_of(device.storage()), {host.storage().data(), host.storage().nbytes()}, [source, target] {
-      const at::AutoDispatchBelowADInplaceOrView no_autograd;
-      target.copy_(source);
-    });
+    if (!to_device)
+      std::memset(target.storage().mutable_data(), 0xFF,
+                  target.storage().nbytes());  // nobody may read it yet
+    defer(current_stream(), range_of(device.storage()), {host.storage().data(), host.storage().nbytes()},
+          [source, target] {
+            const at::AutoDispatchBelowADInplaceOrView no_autograd;
+            target.copy_(source);
+          });
     return to;
   }
   for (const at::Tensor& tensor : {from, to}) {
@@ -185,7 +201,9 @@ at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
   return copy_from(from, to, false);
 }
 
-TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>()); }
+TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
+}
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("empty.memory_format", empty);

@@ -20,7 +20,9 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("ops/ the upper triangle of a Gram matrix of more channels than one block is right, and mirroring makes it symmetric") {
+TEST_CASE(
+    "ops/ the upper triangle of a Gram matrix of more channels than one block is right, and mirroring makes "
+    "it symmetric") {
   at::manual_seed(3);
   const at::Tensor x = at::randn({9, 2100}).to(at::kBFloat16);
   at::Tensor sum = at::zeros({2100, 2100});

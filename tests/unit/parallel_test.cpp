@@ -58,9 +58,8 @@ TEST_CASE("parallel/ a range of at most the grain, and one inside another loop, 
   parallel_for(0, 8, 8, [](int64_t, int64_t) {});
   CHECK(parallel_counts().parts == before.parts + 1);
   std::atomic<int64_t> inner_parts{0};
-  parallel_for(0, 2, 1, [&](int64_t, int64_t) {
-    parallel_for(0, 100, 1, [&](int64_t, int64_t) { ++inner_parts; });
-  });
+  parallel_for(0, 2, 1,
+               [&](int64_t, int64_t) { parallel_for(0, 100, 1, [&](int64_t, int64_t) { ++inner_parts; }); });
   CHECK(inner_parts == 2);
 }
 

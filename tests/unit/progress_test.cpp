@@ -33,7 +33,8 @@ class Terminal {
     ::close(before_);
     std::string all;
     char buffer[4096];
-    for (ssize_t n = 0; (n = ::read(reader_, buffer, sizeof buffer)) > 0;) all.append(buffer, static_cast<size_t>(n));
+    for (ssize_t n = 0; (n = ::read(reader_, buffer, sizeof buffer)) > 0;)
+      all.append(buffer, static_cast<size_t>(n));
     ::close(reader_);
     return all;
   }
@@ -50,7 +51,8 @@ std::vector<std::string> lines_of(const std::string& text) {
     const size_t begin = at + clear.size();
     at = text.find(clear, begin);
     lines.push_back(text.substr(begin, at == std::string::npos ? at : at - begin));
-    while (!lines.back().empty() && (lines.back().back() == '\n' || lines.back().back() == '\r')) lines.back().pop_back();
+    while (!lines.back().empty() && (lines.back().back() == '\n' || lines.back().back() == '\r'))
+      lines.back().pop_back();
   }
   return lines;
 }
@@ -59,14 +61,16 @@ std::vector<std::string> lines_of(const std::string& text) {
 
 TEST_CASE("progress/ a narrow line keeps count and times, and the bar shrinks first") {
   const ProgressLine line{"quantizing", "12/36, 1 min 10 s, 3 min 20 s left", "model.layers.12", 0.5};
-  const std::string wide = progress_line(line, 120), narrow = progress_line(line, 40), tiny = progress_line(line, 10);
+  const std::string wide = progress_line(line, 120), narrow = progress_line(line, 40),
+                    tiny = progress_line(line, 10);
   CHECK(wide == "quantizing [############............] 12/36, 1 min 10 s, 3 min 20 s left  model.layers.12");
   CHECK(narrow.size() <= 40);
   CHECK(narrow.find(line.state) != std::string::npos);
   CHECK(tiny == "12/36, 1 m");
   for (size_t columns = 0; columns < 130; ++columns) {
     CHECK(progress_line(line, columns).size() <= columns);
-    if (columns >= line.state.size()) CHECK(progress_line(line, columns).find(line.state) != std::string::npos);
+    if (columns >= line.state.size())
+      CHECK(progress_line(line, columns).find(line.state) != std::string::npos);
   }
 }
 

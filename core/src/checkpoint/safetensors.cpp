@@ -24,8 +24,8 @@ std::string quoted(const std::string& name) {
 
 Result<std::string> header_text(const File& file, int64_t size) {
   if (size < kLengthBytes) {
-    return corrupt_header("has " + std::to_string(size) + " bytes, a safetensors file at least 8: it is truncated" +
-                   std::string(kAgain));
+    return corrupt_header("has " + std::to_string(size) +
+                          " bytes, a safetensors file at least 8: it is truncated" + std::string(kAgain));
   }
   std::array<unsigned char, kLengthBytes> prefix{};
   SLIM_TRY(file.read_at(0, std::as_writable_bytes(std::span(prefix))));
@@ -36,12 +36,13 @@ Result<std::string> header_text(const File& file, int64_t size) {
   for (size_t i = 0; i < prefix.size(); ++i) length |= uint64_t{prefix[i]} << (8 * i);
   if (length > static_cast<uint64_t>(kMaxHeader)) {
     return corrupt_header("claims a header of " + std::to_string(length) + " bytes, at most " +
-                   std::to_string(kMaxHeader) + " are allowed: it is no safetensors file or damaged" +
-                   std::string(kAgain));
+                          std::to_string(kMaxHeader) + " are allowed: it is no safetensors file or damaged" +
+                          std::string(kAgain));
   }
   if (static_cast<int64_t>(length) > size - kLengthBytes) {
     return corrupt_header("claims a header of " + std::to_string(length) + " bytes, but only " +
-                   std::to_string(size - kLengthBytes) + " follow: it is truncated" + std::string(kAgain));
+                          std::to_string(size - kLengthBytes) + " follow: it is truncated" +
+                          std::string(kAgain));
   }
   std::string text(length, '\0');
   SLIM_TRY(file.read_at(kLengthBytes, std::as_writable_bytes(std::span(text))));
@@ -57,19 +58,22 @@ std::optional<int64_t> whole_number(const Json& value) {
 
 Result<std::vector<int64_t>> whole_numbers(const Json& object, const char* key) {
   const auto found = object.find(key);
-  if (found == object.end() || !found->is_array()) return corrupt_header("has no list '" + std::string(key) + "'");
+  if (found == object.end() || !found->is_array())
+    return corrupt_header("has no list '" + std::string(key) + "'");
   std::vector<int64_t> numbers;
   for (const Json& value : *found) {
     const auto number = whole_number(value);
     if (!number)
-      return corrupt_header("'" + std::string(key) + "' holds " + value.dump() + ", expected whole numbers from 0");
+      return corrupt_header("'" + std::string(key) + "' holds " + value.dump() +
+                            ", expected whole numbers from 0");
     numbers.push_back(*number);
   }
   return numbers;
 }
 
 Result<StoredTensor> parse_tensor(const std::string& name, const Json& entry) {
-  if (!entry.is_object()) return corrupt_header("is " + std::string(entry.type_name()) + ", expected an object");
+  if (!entry.is_object())
+    return corrupt_header("is " + std::string(entry.type_name()) + ", expected an object");
   StoredTensor tensor;
   tensor.spec.name = name;
   const auto dtype = entry.find("dtype");
@@ -87,10 +91,11 @@ Result<StoredTensor> parse_tensor(const std::string& name, const Json& entry) {
   if (tensor.begin > tensor.end) return corrupt_header("'data_offsets' " + range + " end before they begin");
   const auto bytes = byte_size(tensor.spec);
   const std::string what = std::string(dtype_name(*known)) + " " + shape_string(tensor.spec.shape);
-  if (!bytes) return corrupt_header(what + " is no size that can be: it overflows, or is no whole number of bytes");
+  if (!bytes)
+    return corrupt_header(what + " is no size that can be: it overflows, or is no whole number of bytes");
   if (tensor.end - tensor.begin != *bytes) {
     return corrupt_header("'data_offsets' " + range + " hold " + std::to_string(tensor.end - tensor.begin) +
-                   " bytes, but " + what + " needs " + std::to_string(*bytes));
+                          " bytes, but " + what + " needs " + std::to_string(*bytes));
   }
   return tensor;
 }
@@ -108,23 +113,25 @@ Status check_coverage(const std::vector<StoredTensor>& tensors, int64_t data_byt
   for (size_t i = 0; i < tensors.size(); ++i) {
     const auto& [spec, tensor_begin, tensor_end] = tensors[i];
     if (tensor_begin < end) {
-      return corrupt_header("tensor " + quoted(spec.name) + " begins at data byte " + std::to_string(tensor_begin) +
-                     " inside tensor " + quoted(tensors[i - 1].spec.name) + ", which ends at " +
-                     std::to_string(end) + std::string(kAgain));
+      return corrupt_header("tensor " + quoted(spec.name) + " begins at data byte " +
+                            std::to_string(tensor_begin) + " inside tensor " +
+                            quoted(tensors[i - 1].spec.name) + ", which ends at " + std::to_string(end) +
+                            std::string(kAgain));
     }
     if (tensor_begin > end) {
       return corrupt_header("data bytes " + std::to_string(end) + " to " + std::to_string(tensor_begin) +
-                     ", before tensor " + quoted(spec.name) + ", belong to no tensor" + std::string(kAgain));
+                            ", before tensor " + quoted(spec.name) + ", belong to no tensor" +
+                            std::string(kAgain));
     }
     end = tensor_end;
   }
   if (end > data_bytes) {
     return corrupt_header("is truncated: the header describes " + bytes_string(end) +
-                   " of tensor data, the file has " + bytes_string(data_bytes) + std::string(kAgain));
+                          " of tensor data, the file has " + bytes_string(data_bytes) + std::string(kAgain));
   }
   if (end < data_bytes) {
     return corrupt_header("has " + bytes_string(data_bytes - end) +
-                   " after the last tensor that belong to no tensor" + std::string(kAgain));
+                          " after the last tensor that belong to no tensor" + std::string(kAgain));
   }
   return {};
 }

@@ -29,7 +29,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kCopyChunk = 1 << 20;      // of bytes that are copied or hashed: they stay in the cache
+constexpr int64_t kCopyChunk = 1 << 20;  // of bytes that are copied or hashed: they stay in the cache
 constexpr int64_t kReserved = 16 << 20;  // at a time: writes to the same file wait for it
 constexpr int64_t kWriteback = 1 << 20;  // the least for which writing to the disk starts at once
 

@@ -134,13 +134,15 @@ Result<Parsed> parse(const CompressedWeight& stored, std::span<const uint8_t> st
   SLIM_TRY(check_info(stored.info, n, k));
   const Tiling tiling(n, k);
   if (static_cast<int64_t>(index.size()) / kIndexBytes != tiling.tiles() || index.size() % kIndexBytes != 0) {
-    return corrupt_weight("the index has " + std::to_string(index.size()) + " bytes, expected 8 for each of " +
-                   std::to_string(tiling.tiles()) + " tiles");
+    return corrupt_weight("the index has " + std::to_string(index.size()) +
+                          " bytes, expected 8 for each of " + std::to_string(tiling.tiles()) + " tiles");
   }
   if (static_cast<int64_t>(stream.size()) < kHeaderBytes)
     return corrupt_weight("has " + std::to_string(stream.size()) + " bytes, fewer than its header");
-  if (stream[0] != kVersion) return corrupt_weight("version " + std::to_string(stream[0]) + ", this slim reads 1");
-  if (load_u32(stream.data() + 1) != checksum(stored.info)) return corrupt_weight("info is not that of this stream");
+  if (stream[0] != kVersion)
+    return corrupt_weight("version " + std::to_string(stream[0]) + ", this slim reads 1");
+  if (load_u32(stream.data() + 1) != checksum(stored.info))
+    return corrupt_weight("info is not that of this stream");
   auto decoder = HuffmanDecoder::make(load_table(stream.data() + kTableBegin));
   if (!decoder.ok()) return corrupt_weight(decoder.status().message());
   Parsed parsed{n, k, *std::move(decoder), {static_cast<size_t>(kHeaderBytes)}};

@@ -136,9 +136,8 @@ at::Tensor scale_losses_reference(const at::Tensor& weight, const at::Tensor& sc
 
 GroupRanges gram_ranges(const at::Tensor& weight, const at::Tensor& blocks, const at::Tensor& coupling,
                         const Rounding& rounding) {
-  using Signature =
-      std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t,
-                                         bool, bool, at::ScalarType);
+  using Signature = std::tuple<at::Tensor, at::Tensor>(
+      const at::Tensor&, const at::Tensor&, const OptionalTensor&, int64_t, bool, bool, at::ScalarType);
   static const Operator<Signature> op("slim::gram_ranges");
   auto [low, high] = op(weight, blocks, optional(coupling), rounding.bits, rounding.e4m3, rounding.symmetric,
                         rounding.scale_dtype);

@@ -107,8 +107,8 @@ void gram_(at::Tensor acc, const at::Tensor& x) {
 }
 
 void mirror_upper_(const at::Tensor& matrix) {
-  TORCH_CHECK(matrix.dim() == 2 && matrix.size(0) == matrix.size(1), "mirror_upper_: expected a square matrix, found ",
-              matrix.sizes());
+  TORCH_CHECK(matrix.dim() == 2 && matrix.size(0) == matrix.size(1),
+              "mirror_upper_: expected a square matrix, found ", matrix.sizes());
   if (matrix.device().is_cpu() && matrix.scalar_type() == at::kFloat && matrix.stride(1) == 1) {
     mirror_tiles(matrix.mutable_data_ptr<float>(), matrix.size(0), matrix.stride(0));
   } else {

@@ -62,7 +62,8 @@ at::Tensor linear_in_fp32(const at::Tensor& x, const at::Tensor& weight, const a
     const int64_t rows = std::min(tile, out - begin);
     const at::Tensor part = weight.narrow(0, begin, rows).to(at::kFloat).t();
     result.narrow(1, begin, rows)
-        .copy_(offset.defined() ? at::addmm(offset.narrow(0, begin, rows), input, part) : at::mm(input, part));
+        .copy_(offset.defined() ? at::addmm(offset.narrow(0, begin, rows), input, part)
+                                : at::mm(input, part));
   }
   return result;
 }
@@ -70,7 +71,8 @@ at::Tensor linear_in_fp32(const at::Tensor& x, const at::Tensor& weight, const a
 }  // namespace
 
 at::ScalarType product_dtype(at::ScalarType dtype, at::Device device) {
-  const bool by_hand = device.is_cpu() && has_16_bits(dtype) && *instructions_for(dtype) == 0 && !left_to_libtorch();
+  const bool by_hand =
+      device.is_cpu() && has_16_bits(dtype) && *instructions_for(dtype) == 0 && !left_to_libtorch();
   return by_hand ? at::kFloat : dtype;
 }
 

@@ -71,8 +71,8 @@ class SweepSearch {
   at::Tensor errors_, codes_, columns_;  // written by every candidate
 };
 
-using SweepRangesSignature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, int64_t, bool,
-                                                     at::ScalarType);
+using SweepRangesSignature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, int64_t,
+                                                                bool, at::ScalarType);
 
 std::tuple<at::Tensor, at::Tensor> sweep_ranges_reference(const at::Tensor& weight, const at::Tensor& factor,
                                                           int64_t bits, bool symmetric,

@@ -25,7 +25,9 @@ constexpr uint16_t kMachine = EM_AARCH64;
 #error "slim knows the ELF machine number of x86-64 and aarch64 only"
 #endif
 
-Status broken_library(const std::string& what) { return Status(Code::kCorrupt, "broken shared library: " + what); }
+Status broken_library(const std::string& what) {
+  return Status(Code::kCorrupt, "broken shared library: " + what);
+}
 
 /// [offset, offset + size) of the file, or nullopt if it does not lie inside.
 std::optional<std::string_view> slice(std::string_view file, uint64_t offset, uint64_t size) {
@@ -59,7 +61,8 @@ Result<Elf64_Ehdr> read_header(std::string_view file) {
   }
   if (header->e_type != ET_DYN) return incompatible("an ELF file, but no shared library");
   if (header->e_shnum == 0) return Status(Code::kNotFound, "no slim plugin: it has no section headers");
-  if (header->e_shentsize != sizeof(Elf64_Shdr)) return broken_library("its section headers have an unknown size");
+  if (header->e_shentsize != sizeof(Elf64_Shdr))
+    return broken_library("its section headers have an unknown size");
   if (header->e_shstrndx >= header->e_shnum)
     return broken_library("its table of section names lies outside its sections");
   return *header;
@@ -94,7 +97,7 @@ Result<std::string_view> find_section(std::string_view file) {
     }
     if (section.sh_size > kLargestSection) {
       return broken_library("its section slim_meta has " + std::to_string(section.sh_size) +
-                     " bytes, expected at most " + std::to_string(kLargestSection));
+                            " bytes, expected at most " + std::to_string(kLargestSection));
     }
     const auto content = slice(file, section.sh_offset, section.sh_size);
     if (!content) return broken_library("its section slim_meta lies beyond its end (cut off?)");

@@ -388,7 +388,8 @@ Result<Swept> sweep(SweepRequest request) {
   return ColumnSweep(std::move(request)).run();
 }
 
-at::Tensor row_errors(const Swept& swept, const at::Tensor& weight, const InputFactor& factor, const Gram& gram) {
+at::Tensor row_errors(const Swept& swept, const at::Tensor& weight, const InputFactor& factor,
+                      const Gram& gram) {
   const at::Tensor delta = swept.weight - weight;
   if (!factor.added.defined()) return row_errors(delta, gram);
   return (swept.loss - at::mv(delta.square(), factor.added)).clamp_min_(0);

@@ -66,7 +66,8 @@ class BatchBuilder {
   /// The first sample is a batch of its own: folded scales are proved on the smallest one. Of a mixture a whole batch, which reaches more experts.
   size_t samples_of_batch() const {
     const auto& blocks = model_.plan.blocks;
-    const bool mixture = std::any_of(blocks.begin(), blocks.end(), [](const BlockPlan& block) { return block.moe.has_value(); });
+    const bool mixture = std::any_of(blocks.begin(), blocks.end(),
+                                     [](const BlockPlan& block) { return block.moe.has_value(); });
     return calibration_.batches.empty() && !mixture ? 1 : batch_size_;
   }
 

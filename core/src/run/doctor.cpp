@@ -77,7 +77,8 @@ Finding processor(const fs::path& root) {
 }
 
 Finding products() {
-  return {"products", ops::product_text(at::kBFloat16, at::kCPU) + "; " + ops::product_text(at::kHalf, at::kCPU), ""};
+  return {"products",
+          ops::product_text(at::kBFloat16, at::kCPU) + "; " + ops::product_text(at::kHalf, at::kCPU), ""};
 }
 
 Finding memory(const fs::path& root) {
@@ -176,8 +177,8 @@ std::vector<Finding> examine_plugins(PluginRegistry& registry, const std::vector
 }
 
 std::vector<Finding> examine(PluginRegistry& registry, const fs::path& root) {
-  std::vector<Finding> findings = {processor(root), products(), memory(root), libtorch(), nvidia_driver(root),
-                                   ascend_driver(root)};
+  std::vector<Finding> findings = {processor(root), products(),          memory(root),
+                                   libtorch(),      nvidia_driver(root), ascend_driver(root)};
   std::vector<Finding> plugins = examine_plugins(registry, registry.list());
   findings.insert(findings.end(), std::make_move_iterator(plugins.begin()),
                   std::make_move_iterator(plugins.end()));

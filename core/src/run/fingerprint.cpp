@@ -68,7 +68,8 @@ Status add_plugin(slim_kind kind, const std::string& name, PluginRegistry& regis
                   Fingerprint& fingerprint) {
   SLIM_ASSIGN(const PluginInfo info, registry.find(kind, name));
   SLIM_ASSIGN(const uint64_t hash, hash_file_at(info.path));
-  fingerprint["plugin " + info.id + " (" + std::to_string(info.kind) + ")"] = info.version + " " + hash_digits(hash);
+  fingerprint["plugin " + info.id + " (" + std::to_string(info.kind) + ")"] =
+      info.version + " " + hash_digits(hash);
   return {};
 }
 

@@ -159,8 +159,8 @@ Status Journal::record(const std::vector<std::map<std::string, uint64_t>>& tenso
   }
   if (!batches.empty()) SLIM_TRY(write_tensors(batches_path(blocks), batches));
   const nlohmann::json json = {{"calibration", calibration_json(state.calibration)},
-                     {"reports", state.reports},
-                     {"statistics", state.statistics}};
+                               {"reports", state.reports},
+                               {"statistics", state.statistics}};
   SLIM_TRY(write_text(state_path(blocks), json.dump()));
   SLIM_TRY(sync_folder(folder_));
   SLIM_TRY(append(nlohmann::json{{"blocks", blocks}, {"tensors", tensors}}.dump()));

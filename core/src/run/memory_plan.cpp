@@ -42,8 +42,10 @@ class BlockMemory {
     });
     copies_ = static_cast<int64_t>(outputs.size());
     const auto& blocks = model.plan.blocks;
-    const bool mixture = std::any_of(blocks.begin(), blocks.end(), [](const BlockPlan& other) { return other.moe.has_value(); });
-    proved_ = mixture ? batch_ : std::min(batch_, config.max_seq_length);  // the first sample is a batch of its own
+    const bool mixture = std::any_of(blocks.begin(), blocks.end(),
+                                     [](const BlockPlan& other) { return other.moe.has_value(); });
+    proved_ =
+        mixture ? batch_ : std::min(batch_, config.max_seq_length);  // the first sample is a batch of its own
     const auto dtype = model.compute_dtype(config.dtype);
     if (dtype.ok() && ops::product_dtype(*dtype, at::kCPU) != *dtype) products_ = ops::kLinearTileBytes;
   }
@@ -89,7 +91,8 @@ class BlockMemory {
     const bool single = size == kFloatBytes;
     // LibTorch's own products of 16 bits keep copies of what they multiply.
     const int64_t wide = single ? 2 : 4, narrow = single ? 7 : products_ > 0 ? 11 : 17;
-    return tokens * std::max(wide * widest_ + 5 * hidden(), narrow * hidden()) * size + (single ? 0 : products_);
+    return tokens * std::max(wide * widest_ + 5 * hidden(), narrow * hidden()) * size +
+           (single ? 0 : products_);
   }
 
   int64_t gathering() const { return weights_ + statistics_of_all() + (forward_ ? pass(size_) : 0); }

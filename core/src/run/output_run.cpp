@@ -294,11 +294,10 @@ at::Tensor OutputRun::in_model_dtype(const at::Tensor& weight) {
 Status OutputRun::put_later(const std::string& name, const at::Tensor& made) {
   written_.insert(name);
   const at::Tensor tensor = moved(made, at::kCPU);
-  return jobs_.submit(static_cast<int64_t>(tensor.nbytes()),
-                      [this, name, tensor] {
-                        const PhaseTimer timer(Phase::kWriting);
-                        return writer_->put(name, tensor);
-                      });
+  return jobs_.submit(static_cast<int64_t>(tensor.nbytes()), [this, name, tensor] {
+    const PhaseTimer timer(Phase::kWriting);
+    return writer_->put(name, tensor);
+  });
 }
 
 /// Tensors that stay in float but were changed by a fold, and float layers cut out of a tensor that is replaced.
@@ -383,11 +382,13 @@ Status OutputRun::finish() {
   return writer_->finish();
 }
 
-Report OutputRun::report(const Calibration& calibration, const std::string& products, at::Device device) const {
+Report OutputRun::report(const Calibration& calibration, const std::string& products,
+                         at::Device device) const {
   int64_t bytes = 0;
   for (const TensorSpec& spec : plan_.plan.outputs) bytes += byte_size(spec).value_or(0);
   return report_.finish(plan_.config, plan_.recipe, plan_.plan, calibration,
-                        model_.weights->checkpoint().total_bytes(), bytes, products, peak_device_memory(device));
+                        model_.weights->checkpoint().total_bytes(), bytes, products,
+                        peak_device_memory(device));
 }
 
 }  // namespace slim

@@ -87,8 +87,9 @@ struct TimeNeed {
 
   std::string text() const {
     char line[160];
-    std::snprintf(line, sizeof line, "time         about %.0f s on this processor (%.0f Gflop/s in fp32 products): ", sum(seconds),
-                  speed.products * 1e-9);
+    std::snprintf(line, sizeof line,
+                  "time         about %.0f s on this processor (%.0f Gflop/s in fp32 products): ",
+                  sum(seconds), speed.products * 1e-9);
     return line + phases_text(seconds, 0.05 * sum(seconds)) + "\n";
   }
   nlohmann::ordered_json json() const {
@@ -97,13 +98,16 @@ struct TimeNeed {
                                    {"forward_flops_per_second", speed.forward},
                                    {"bytes_per_second", speed.memory}};
     for (size_t i = 0; i < kPhases; ++i) {
-      if (seconds[i] > 0) json["phases"][std::string(phase_name(static_cast<Phase>(i)))] = {{"operations", operations.of[i]}, {"seconds", seconds[i]}};
+      if (seconds[i] > 0)
+        json["phases"][std::string(phase_name(static_cast<Phase>(i)))] = {{"operations", operations.of[i]},
+                                                                          {"seconds", seconds[i]}};
     }
     return json;
   }
 };
 
-Result<TimeNeed> time_need(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
+Result<TimeNeed> time_need(const RunConfig& config, const Model& model,
+                           const std::vector<OutputPlan>& outputs) {
   if (config.threads > 0) at::set_num_threads(config.threads);
   SLIM_ASSIGN(const at::ScalarType dtype, model.compute_dtype(config.dtype));
   TimeNeed need;
@@ -218,7 +222,8 @@ Result<Report> plan(const RunConfig& config, PluginRegistry& registry) {
   SLIM_ASSIGN(const std::optional<DeviceNeed> device, device_need(config, model, outputs, registry));
   SLIM_ASSIGN(const TimeNeed time, time_need(config, model, outputs));
   std::vector<Report> reports;
-  for (const OutputPlan& output : outputs) reports.push_back(describe(output, model, peak, least, device, time));
+  for (const OutputPlan& output : outputs)
+    reports.push_back(describe(output, model, peak, least, device, time));
   return join_reports(reports);
 }
 

@@ -132,7 +132,8 @@ Status RunReport::restore(const std::string& state) try {
   largest_proof_error_ = json.at("largest_proof_error").get<double>();
   expert_tokens_ = json.at("experts").get<decltype(expert_tokens_)>();
   for (const auto& time : json.at("blocks"))
-    blocks_.push_back({time.at(0).get<std::string>(), time.at(1).get<double>(), time.at(2).get<PhaseSeconds>()});
+    blocks_.push_back(
+        {time.at(0).get<std::string>(), time.at(1).get<double>(), time.at(2).get<PhaseSeconds>()});
   const auto kinds = json.value("notes", nlohmann::json::object());
   for (const auto& [name, kind] : kinds.items()) {
     notes.restore(name,
@@ -173,7 +174,8 @@ PhaseSeconds RunReport::phases_of_all() const {
 std::string RunReport::time_text() const {
   constexpr double kLeast = 0.05;  // shown as 0.1 s
   std::string text;
-  if (const std::string all = phases_text(phases_of_all(), kLeast); !all.empty()) text += "time               " + all + "\n";
+  if (const std::string all = phases_text(phases_of_all(), kLeast); !all.empty())
+    text += "time               " + all + "\n";
   for (const BlockTime& time : blocks_) {
     if (time.seconds < kLeast) continue;
     const std::string phases = phases_text(time.phases, kLeast);
@@ -212,7 +214,8 @@ Report RunReport::finish(const RunConfig& config, const Recipe& recipe, const Ru
   for (const auto& [where, values] : notes.metrics()) json["metrics"][where] = values;
   for (const auto& [tokens, name] : expert_tokens_) json["expert_tokens"][name] = tokens;
   for (const BlockTime& time : blocks_) {
-    json["blocks"].push_back({{"block", time.block}, {"seconds", time.seconds}, {"phases", phases_json(time.phases)}});
+    json["blocks"].push_back(
+        {{"block", time.block}, {"seconds", time.seconds}, {"phases", phases_json(time.phases)}});
   }
 
   Report report;

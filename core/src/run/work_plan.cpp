@@ -31,12 +31,14 @@ class WorkCounter {
   PlannedWork count(int passes) {
     work_.operations.add(Phase::kForward, passes * forward());
     for (const Port& port : block_.ports) {
-      if (passes > 0) work_.operations.add(Phase::kStatistics, observed_.operations(port.id, tokens_of(port)));
+      if (passes > 0)
+        work_.operations.add(Phase::kStatistics, observed_.operations(port.id, tokens_of(port)));
       const auto features = static_cast<double>(port.features);
       if (observed_.factorizes(port.id))
         work_.operations.add(Phase::kFactor, kFactorShare * features * features * features);
     }
-    for (const Layer& layer : block_.layers) work_.weights += static_cast<double>(layer.out) * static_cast<double>(layer.in);
+    for (const Layer& layer : block_.layers)
+      work_.weights += static_cast<double>(layer.out) * static_cast<double>(layer.in);
     for (const OutputPlan& output : outputs_) solve(output);
     return work_;
   }
@@ -48,14 +50,16 @@ class WorkCounter {
   /// Tokens that an expert sees, where they are spread evenly.
   double tokens_of(const Port& port) const {
     const auto experts = block_.moe ? static_cast<double>(block_.moe->experts.size()) : 0;
-    return port.parent >= 0 && experts > 0 && !config_.all_experts ? tokens_ * block_.moe->top_k / experts : tokens_;
+    return port.parent >= 0 && experts > 0 && !config_.all_experts ? tokens_ * block_.moe->top_k / experts
+                                                                   : tokens_;
   }
   const Port& input(const Layer& layer) const { return block_.ports[static_cast<size_t>(layer.input)]; }
 
   double forward() const {
     double operations = 0, widest_query = 0;
     for (const Layer& layer : block_.layers) {
-      operations += 2 * tokens_of(input(layer)) * static_cast<double>(layer.out) * static_cast<double>(layer.in);
+      operations +=
+          2 * tokens_of(input(layer)) * static_cast<double>(layer.out) * static_cast<double>(layer.in);
       if (layer.role == Role::kQuery) widest_query = static_cast<double>(layer.out);
     }
     return operations + 4 * tokens_ * static_cast<double>(config_.max_seq_length) * widest_query;
@@ -85,7 +89,9 @@ class WorkCounter {
 template <class F>
 double seconds_of(F&& call) {
   using Clock = std::chrono::steady_clock;
-  const auto seconds = [](Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); };
+  const auto seconds = [](Clock::time_point from) {
+    return std::chrono::duration<double>(Clock::now() - from).count();
+  };
   call();
   double least = 1e9;
   for (const auto begin = Clock::now(); seconds(begin) < 0.2;) {
@@ -98,7 +104,8 @@ double seconds_of(F&& call) {
 
 }  // namespace
 
-std::vector<PlannedWork> count_work(const RunConfig& config, const Model& model, const std::vector<OutputPlan>& outputs) {
+std::vector<PlannedWork> count_work(const RunConfig& config, const Model& model,
+                                    const std::vector<OutputPlan>& outputs) {
   // One counter at a time: those of a hundred blocks with a hundred experts each would take more memory than all the rest of a plan.
   size_t runs_until = 0;  // the block after the last that is observed
   const auto& blocks = model.plan.blocks;
@@ -129,11 +136,14 @@ MachineSpeed measure_machine(at::ScalarType dtype) {
 
 PhaseSeconds estimate_seconds(const PlannedWork& work, const MachineSpeed& speed) {
   /// What each phase reaches of the best matrix product, measured (docs/performance.md); operations that are no products are in it.
-  constexpr double kForward = 0.8, kStatistics = 0.8, kFactor = 0.5, kScaleSearch = 0.45, kRangeSearch = 0.45, kSweep = 0.45;
+  constexpr double kForward = 0.8, kStatistics = 0.8, kFactor = 0.5, kScaleSearch = 0.45, kRangeSearch = 0.45,
+                   kSweep = 0.45;
   /// Bytes moved for a weight by reading, conversions, rounding and packing.
   constexpr double kBytesOfWeight = 40;
   PhaseSeconds seconds{};
-  const auto add = [&](Phase phase, double rate) { seconds[static_cast<size_t>(phase)] = work.operations[phase] / rate; };
+  const auto add = [&](Phase phase, double rate) {
+    seconds[static_cast<size_t>(phase)] = work.operations[phase] / rate;
+  };
   add(Phase::kForward, kForward * speed.forward);
   add(Phase::kStatistics, kStatistics * speed.products);
   add(Phase::kFactor, kFactor * speed.products);

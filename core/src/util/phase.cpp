@@ -23,8 +23,8 @@ void count(Phase phase, int64_t begin, int64_t end) {
 
 std::string_view phase_name(Phase phase) {
   constexpr std::array<std::string_view, kPhases> kNames = {
-      "reading",      "forward passes", "statistics", "factors",  "scale search", "range search",
-      "column sweep", "rounding",       "encoding",   "writing",  "proof",        "spilling"};
+      "reading",      "forward passes", "statistics", "factors", "scale search", "range search",
+      "column sweep", "rounding",       "encoding",   "writing", "proof",        "spilling"};
   return kNames.at(static_cast<size_t>(phase));
 }
 

@@ -20,7 +20,8 @@ int main(int argc, char** argv) {
   let_waiting_threads_sleep();
   void* const library = dlopen("libslim_cli.so", RTLD_NOW | RTLD_GLOBAL);
   if (!library) {
-    std::fprintf(stderr, "slim: %s; install slim anew, or LibTorch where slim was built with it\n", dlerror());
+    std::fprintf(stderr, "slim: %s; install slim anew, or LibTorch where slim was built with it\n",
+                 dlerror());
     return 1;
   }
   using Main = int (*)(int, char**);
