@@ -3,6 +3,7 @@
 #include <sstream>
 
 #include "ops.h"
+#define SLIM_PLUGIN_SCORE 10
 #include "slim/plugin.hpp"
 
 namespace {

@@ -2,6 +2,7 @@
 
 #include "driver.h"
 #include "ops.h"
+#define SLIM_PLUGIN_SCORE 100
 #include "slim/plugin.hpp"
 
 namespace {

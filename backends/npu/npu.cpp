@@ -3,6 +3,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#define SLIM_PLUGIN_SCORE 90
 #include "slim/plugin.hpp"
 #include "torch_npu.h"
 

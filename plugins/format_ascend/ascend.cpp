@@ -1,4 +1,5 @@
 #include "description.h"
+#define SLIM_PLUGIN_CLAIMS "w8a8s"
 #include "slim/plugin.hpp"
 #include "storage.h"
 

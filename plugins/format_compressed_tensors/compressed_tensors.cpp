@@ -5,6 +5,7 @@
 #include "common/bit_stream.hpp"
 #include "common/stored_layer.hpp"
 #include "config.h"
+#define SLIM_PLUGIN_CLAIMS "*"
 #include "slim/plugin.hpp"
 #include "slim/quant.hpp"
 

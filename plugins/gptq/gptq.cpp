@@ -24,6 +24,7 @@ class Gptq final : public Algorithm {
   }
   void observe(const BlockPlan&, const std::vector<const Scheme*>& schemes, Observations&) const override;
   void count_operations(const Layer&, const Scheme&, double tokens, PhaseOperations&) const override;
+  bool transforms() const override { return false; }
   Result<Solved> solve(LayerContext&) override;
 
  private:

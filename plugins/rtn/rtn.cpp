@@ -29,6 +29,9 @@ class RoundToNearest final : public Algorithm {
       observations.want<ChannelMoments>(layer.input, plan.ports[static_cast<size_t>(layer.input)].features);
     }
   }
+  bool transforms() const override { return false; }
+  /// Rows are rounded as they lie in memory; the codes are new.
+  int64_t work_bytes(const Layer& layer, const Scheme&) const override { return layer.out * layer.in; }
   Result<Solved> solve(LayerContext& context) override {
     return quant::round_to_nearest(context, range_, arithmetic_);
   }

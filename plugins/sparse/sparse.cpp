@@ -40,6 +40,7 @@ class Sparse final : public Algorithm {
     counts.add(Phase::kSweep, static_cast<double>(layer.out) * static_cast<double>(layer.in) *
                                   static_cast<double>(layer.in));
   }
+  bool transforms() const override { return false; }
   Result<Solved> solve(LayerContext& context) override {
     return context.scheme().sparsity ? solve_pruning(prune_, context) : solve_low_bit(low_bit_, context);
   }

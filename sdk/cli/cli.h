@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "flags.h"
-#include "run/commands.h"
+#include "commands/commands.h"
 #include "slim/status.hpp"
 
 namespace slim::cli {

@@ -3,7 +3,7 @@
 
 #include "cli.h"
 #include "output.h"
-#include "run/compress.h"
+#include "commands/compress.h"
 
 namespace slim::cli {
 namespace {

@@ -1,7 +1,7 @@
 // slim doctor
 #include "cli.h"
 #include "output.h"
-#include "run/doctor.h"
+#include "commands/doctor.h"
 
 namespace slim::cli {
 namespace {

@@ -3,7 +3,7 @@
 
 #include "cli.h"
 #include "output.h"
-#include "run/commands.h"
+#include "commands/commands.h"
 
 namespace slim::cli {
 namespace {

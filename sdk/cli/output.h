@@ -1,7 +1,7 @@
 #pragma once
 #include <string>
 
-#include "run/commands.h"
+#include "commands/commands.h"
 #include "slim/status.hpp"
 
 namespace slim::cli {

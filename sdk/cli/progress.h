@@ -2,7 +2,7 @@
 #include <memory>
 #include <string>
 
-#include "run/commands.h"
+#include "commands/commands.h"
 
 namespace slim::cli {
 

@@ -4,7 +4,7 @@
 
 #include "config/run_config.h"
 #include "plugin/guard.h"
-#include "run/commands.h"
+#include "commands/commands.h"
 
 namespace slim {
 namespace {

@@ -6,7 +6,7 @@
                                       [--peer-limit 10]
 
 W4A16 in groups of 128. For each job: wall and processor seconds and peak memory of both programs, as whole processes, and their ratio;
-and for slim what each phase reaches of the best fp32 matrix product that `slim plan` measures in the same run, by the operations that it
+and for slim what each phase reaches of the best fp32 matrix product measured just before and after it, by the operations that `slim plan`
 counts. VENV: python3 -m venv VENV && VENV/bin/pip install llmcompressor==0.14.0.1 torch==2.11.0 torchvision pillow; it also makes the
 checkpoints. With --peer-limit the other program is stopped when it has taken so many times slim's wall time; its ratios are then at least those
 that are printed. awq,gptq has no counterpart: it is compared with slim's awq."""
@@ -55,23 +55,41 @@ def write_texts(path, samples, length, seed=0):
     path.write_text("".join(" ".join(draw.choice(words) for _ in range(length)) + "\n" for _ in range(samples)))
 
 
+BEST_PRODUCT = """
+import sys, time, torch
+torch.set_num_threads(int(sys.argv[1]))
+a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+def seconds():
+    start = time.perf_counter()
+    a @ b
+    return time.perf_counter() - start
+print(2 * 2048**3 / min(seconds() for _ in range(12)))
+"""
+
+
+def best_product(arguments, log):
+    """Operations per second of the best of some products of 2048 x 2048 matrices in fp32."""
+    return float(run([arguments.peer, "-c", BEST_PRODUCT, arguments.threads], arguments.threads, log)[1])
+
+
 def measure_slim(arguments, model, texts, length, samples, method, out, log):
     shutil.rmtree(out, ignore_errors=True)
     job = ["--plugin", method, "--model", model, "--calib", texts, "--max-seq-length", length, "--num-samples", samples, "--scheme", "w4a16",
            "--threads", arguments.threads, "--output", out, "--json"]
     slim = arguments.build / "bin/slim"
     planned = json.loads(run([slim, "plan", *job], arguments.threads, log)[1])
+    best = best_product(arguments, log)
     used, printed = run([slim, *job, "--quiet"], arguments.threads, log)
+    best = max(best, best_product(arguments, log))
     report = json.loads(printed)
     time_plan = planned["time"]
     phases = {}
     for name, seconds in report["phases"].items():
         operations = time_plan["phases"].get(name, {}).get("operations", 0)
-        phases[name] = dict(seconds=seconds, operations=operations, of_best=operations / seconds / time_plan["flops_per_second"] if seconds else 0)
+        phases[name] = dict(seconds=seconds, operations=operations, of_best=operations / seconds / best if seconds else 0)
     operations = sum(phase["operations"] for phase in phases.values())
     used.update(phases=phases, planned_seconds=time_plan["seconds"], planned_bytes=planned["peak_memory_bytes"],
-                flops_per_second=time_plan["flops_per_second"], operations=operations,
-                of_best=operations / report["seconds"] / time_plan["flops_per_second"],
+                flops_per_second=best, operations=operations, of_best=operations / report["seconds"] / best,
                 tokens=report["calibration"]["text_tokens"])
     return used
 

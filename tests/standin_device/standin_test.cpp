@@ -7,9 +7,9 @@
 
 #include <cstdlib>
 
-#include "run/device_copies.h"
-#include "run/device_memory.h"
-#include "run/device_moves.h"
+#include "model/device_copies.h"
+#include "model/device_memory.h"
+#include "util/device_moves.h"
 
 using namespace slim;
 

@@ -6,7 +6,7 @@
 #include <cstdio>
 
 #include "data/dataset.h"
-#include "run/model.h"
+#include "model/model.h"
 #include "tensor_files.h"
 
 using namespace slim;

@@ -7,7 +7,8 @@
 #include <cstdio>
 
 #include "checkpoint/checkpoint.h"
-#include "run/model.h"
+#include "model/model.h"
+#include "report/notes.h"
 #include "tensor_files.h"
 
 using namespace slim;
@@ -34,7 +35,8 @@ Status run(const std::string& folder, const std::string& samples_folder, const s
   SLIM_ASSIGN(const Model model, Model::open(folder, adapter, registry));
   SLIM_ASSIGN(const std::vector<Sample> samples, read_samples(samples_folder));
   SLIM_ASSIGN(const at::ScalarType dtype, model.compute_dtype(dtype_name));
-  ForwardPass pass(model, dtype, /*cache_bytes=*/0);
+  RunNotes notes;
+  ForwardPass pass(model, {.dtype = dtype}, /*cache_bytes=*/0, notes);
   std::vector<Carry> batches(1);
   SLIM_ASSIGN(batches[0], model.begin(samples, pass.exec()));
   SLIM_TRY(pass.run(batches, "", nullptr, nullptr));

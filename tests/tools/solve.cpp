@@ -7,8 +7,8 @@
 
 #include "checkpoint/checkpoint.h"
 #include "plugin/registry.h"
-#include "run/notes.h"
-#include "run/statistic_set.h"
+#include "report/notes.h"
+#include "statistics/statistic_set.h"
 #include "slim/quant.hpp"
 #include "tensor_files.h"
 

@@ -1,4 +1,4 @@
-#include "run/async_writer.h"
+#include "checkpoint/async_writer.h"
 
 #include <doctest/doctest.h>
 

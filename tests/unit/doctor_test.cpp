@@ -1,4 +1,4 @@
-#include "run/doctor.h"
+#include "commands/doctor.h"
 
 #include <doctest/doctest.h>
 #include <unistd.h>

@@ -3,7 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "plugin/registry.h"
-#include "run/commands.h"
+#include "commands/commands.h"
 #include "unit/checkpoint_files.h"
 
 using namespace slim;

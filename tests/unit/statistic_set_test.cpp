@@ -1,4 +1,4 @@
-#include "run/statistic_set.h"
+#include "statistics/statistic_set.h"
 
 #include <ATen/ATen.h>
 #include <doctest/doctest.h>

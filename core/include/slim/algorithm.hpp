@@ -136,8 +136,13 @@ class SLIM_API Algorithm {
   /// Adds an estimate of the floating-point operations that transform() and solve() take for one layer that they quantize, beyond a few for
   /// each weight: for the time that `slim plan` foretells, and for the weights of a progress bar. tokens: calibration tokens that reach it.
   virtual void count_operations(const Layer&, const Scheme&, double tokens, PhaseOperations&) const {}
+  /// Estimates the bytes that transform() or solve() holds at a time for one layer, beside its weight and its statistics, for memory plans
+  /// and `--max-memory`. Default: two copies of the weight in fp32, its codes, and slices of some more of at most 160 MiB.
+  virtual int64_t work_bytes(const Layer&, const Scheme&) const;
   /// Function-preserving changes of the block; in the order of the chain.
   virtual Status transform(BlockContext&) { return {}; }
+  /// False: transform() changes nothing. Else memory plans count the weights of a block that is observed in fp32, as folds leave them.
+  virtual bool transforms() const { return true; }
   /// False: the algorithm only transforms, and the next of the chain (or plain rounding) solves.
   virtual bool solves() const { return true; }
   /// The result for one layer. The last algorithm of the chain that solves is asked.

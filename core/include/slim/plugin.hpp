@@ -28,6 +28,14 @@
 #ifndef SLIM_PLUGIN_LICENSE
 #define SLIM_PLUGIN_LICENSE "Apache-2.0"
 #endif
+/// Of a backend: `--backend auto` opens the one of the highest score that can be opened. 0: only where it is asked for by name.
+#ifndef SLIM_PLUGIN_SCORE
+#define SLIM_PLUGIN_SCORE 0
+#endif
+/// Of a format: names of schemes, comma separated, that are stored in it where the user names no format; "*": all that no other format claims.
+#ifndef SLIM_PLUGIN_CLAIMS
+#define SLIM_PLUGIN_CLAIMS ""
+#endif
 
 namespace slim::detail {
 template <class Interface, class T>
@@ -64,7 +72,8 @@ void destroy(void* object) noexcept {
       "\0version=" SLIM_PLUGIN_VERSION "\0vendor=" SLIM_PLUGIN_VENDOR "\0license=" SLIM_PLUGIN_LICENSE                     \
       "\0api=" SLIM_STRINGIFY(SLIM_API_MAJOR) "." SLIM_STRINGIFY(SLIM_API_MINOR) "\0torch=" TORCH_VERSION                  \
       "\0cxx11_abi=" SLIM_STRINGIFY(_GLIBCXX_USE_CXX11_ABI) "\0gxx_abi=" SLIM_STRINGIFY(__GXX_ABI_VERSION)                 \
-      "\0compiler=" __VERSION__ "\0build_tag=" SLIM_BUILD_TAG "\0interface=" SLIM_INTERFACE
+      "\0compiler=" __VERSION__ "\0build_tag=" SLIM_BUILD_TAG "\0score=" SLIM_STRINGIFY(SLIM_PLUGIN_SCORE)                  \
+      "\0claims=" SLIM_PLUGIN_CLAIMS "\0interface=" SLIM_INTERFACE
 
 /// SCHEMA: a JSON Schema object; its "properties" have "type", "description", "default", "minimum", "maximum", "enum".
 #define SLIM_ALGORITHM_PLUGIN(ID, TYPE, SUMMARY, SCHEMA) \

@@ -46,6 +46,9 @@ class SLIM_API RoundingAlgorithm : public Algorithm {
  public:
   Status setup(const Options&) override;
   void observe(const BlockPlan&, const std::vector<const Scheme*>& schemes, Observations&) const override;
+  bool transforms() const override { return false; }
+  /// Rows are rounded as they lie in memory; the codes are new.
+  int64_t work_bytes(const Layer& layer, const Scheme&) const override { return layer.out * layer.in; }
   Result<Solved> solve(LayerContext&) override;
 
  private:

@@ -34,6 +34,9 @@ class SLIM_API Statistic {
   virtual bool normalizes_tokens() const { return false; }
   /// Estimates the floating-point operations of update() for so many rows, for the time that `slim plan` foretells. 0: too few to matter.
   virtual double operations(double tokens) const { return 0; }
+  /// Estimates the bytes that it holds after so many rows of numbers of `element_bytes` each, for memory plans and `--max-memory`. -1: not
+  /// told; the core then gives a few rows to a copy and extrapolates the size of its state().
+  virtual int64_t bytes(int64_t tokens, int64_t element_bytes) const { return -1; }
   /// An independent copy.
   virtual std::unique_ptr<Statistic> clone() const = 0;
   /// Everything needed to go on in another process.
@@ -56,6 +59,7 @@ class SLIM_API Gram final : public Statistic {
   double operations(double tokens) const override {
     return tokens * static_cast<double>(features_) * static_cast<double>(features_);
   }
+  int64_t bytes(int64_t, int64_t) const override { return features_ * features_ * 4; }
   std::unique_ptr<Statistic> clone() const override;
   TensorMap state() const override;
   Status restore(const TensorMap&) override;
@@ -81,6 +85,7 @@ class SLIM_API ChannelMoments final : public Statistic {
   std::unique_ptr<Statistic> clone() const override;
   TensorMap state() const override;
   Status restore(const TensorMap&) override;
+  int64_t bytes(int64_t, int64_t) const override { return 4 * features_ * 4; }
   at::Tensor mean_abs() const;     ///< E|x|
   at::Tensor mean_square() const;  ///< E[x²]
   at::Tensor min() const;          ///< 0 when no token was seen
@@ -105,6 +110,9 @@ class SLIM_API ActivationRows final : public Statistic {
   std::unique_ptr<Statistic> clone() const override;
   TensorMap state() const override;
   Status restore(const TensorMap&) override;
+  int64_t bytes(int64_t tokens, int64_t element_bytes) const override {
+    return (tokens < capacity_ ? tokens : capacity_) * features_ * element_bytes;
+  }
   /// [kept, features]; kept == tokens while tokens <= capacity.
   at::Tensor rows() const;
 
@@ -124,7 +132,7 @@ class SLIM_API Observations {
   void want(PortId port, Args... args) {
     add(port, S::kId, [=] { return std::make_unique<S>(args...); });
   }
-  /// Keep this region's inputs, so that BlockContext::replay and loss can run it again.
+  /// Keep this region's inputs, so that BlockContext::loss can run it again.
   virtual void keep_inputs(RegionId) = 0;
   /// Calibration tokens of the whole run (an estimate is enough: it chooses between Gram and rows). 0: data-free.
   virtual int64_t expected_tokens() const = 0;

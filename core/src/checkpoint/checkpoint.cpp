@@ -14,7 +14,7 @@
 #include "checkpoint/checksums.h"
 #include "checkpoint/file.h"
 #include "checkpoint/safetensors.h"
-#include "checkpoint/strict_json.h"
+#include "util/strict_json.h"
 
 namespace slim {
 namespace {
@@ -265,7 +265,7 @@ Result<at::Tensor> new_tensor(const auto& place, const std::vector<int64_t>& sha
   }
 }
 
-std::span<std::byte> bytes_of(const at::Tensor& tensor) {
+std::span<std::byte> writable_bytes(const at::Tensor& tensor) {
   return {static_cast<std::byte*>(tensor.data_ptr()), tensor.nbytes()};
 }
 
@@ -316,7 +316,7 @@ std::string Checkpoint::file_of(std::string_view name) const {
 Result<at::Tensor> Checkpoint::read(std::string_view name) const {
   SLIM_ASSIGN(const auto place, state_->find(name));
   SLIM_ASSIGN(at::Tensor tensor, new_tensor(place, place.stored->spec.shape));
-  SLIM_TRY(place.shard->file.read_at(place.stored->begin, bytes_of(tensor)));
+  SLIM_TRY(place.shard->file.read_at(place.stored->begin, writable_bytes(tensor)));
   return tensor;
 }
 
@@ -337,7 +337,7 @@ Result<at::Tensor> Checkpoint::read_rows(std::string_view name, const at::Tensor
     }
   }
   SLIM_ASSIGN(at::Tensor tensor, new_tensor(place, {rows.numel(), shape[1]}));
-  const std::span<std::byte> into = bytes_of(tensor);
+  const std::span<std::byte> into = writable_bytes(tensor);
   const size_t width = wanted.empty() ? 0 : into.size() / wanted.size();
   for (size_t i = 0; i < wanted.size(); ++i) {
     SLIM_TRY(place.shard->file.read_at(place.stored->begin + wanted[i] * static_cast<int64_t>(width),
@@ -355,7 +355,7 @@ Result<at::Tensor> Checkpoint::read_entry(std::string_view name, int64_t index) 
         "entry " + std::to_string(index) + " is asked for, the shape is " + shape_string(shape));
   }
   SLIM_ASSIGN(at::Tensor tensor, new_tensor(place, std::vector<int64_t>(shape.begin() + 1, shape.end())));
-  const std::span<std::byte> into = bytes_of(tensor);
+  const std::span<std::byte> into = writable_bytes(tensor);
   SLIM_TRY(place.shard->file.read_at(place.stored->begin + index * static_cast<int64_t>(into.size()), into));
   return tensor;
 }

@@ -8,7 +8,7 @@
 #include <filesystem>
 #include <span>
 
-#include "checkpoint/strict_json.h"
+#include "util/strict_json.h"
 #include "util/hash.h"
 
 namespace slim {

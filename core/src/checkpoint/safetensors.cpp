@@ -5,7 +5,7 @@
 #include <cstring>
 #include <optional>
 
-#include "checkpoint/strict_json.h"
+#include "util/strict_json.h"
 
 namespace slim {
 namespace {

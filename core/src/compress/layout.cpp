@@ -4,7 +4,7 @@
 #include <filesystem>
 
 #include "checkpoint/file.h"
-#include "checkpoint/strict_json.h"
+#include "util/strict_json.h"
 
 namespace slim::compressed {
 namespace {

@@ -1,5 +1,7 @@
 #include "config/keys.h"
 
+#include "config/dialects/angelslim.h"
+
 #include <algorithm>
 #include <charconv>
 #include <cstring>
@@ -36,16 +38,9 @@ Status set_max_memory(RunConfig& config, const std::string& text) {
   return set_bytes(config.max_memory, text);
 }
 
-/// AngelSlim names the model class; slim the adapter.
+/// Another tool names the model class; slim the adapter.
 Status set_model_name(RunConfig& config, const std::string& text) {
-  constexpr std::pair<const char*, const char*> kClasses[] = {
-      {"Qwen", "qwen"},         {"Llama", "qwen"},         {"QwenVL", "qwen2_5_vl"},
-      {"Qwen3VL", "qwen3vl"},   {"Qwen3VLMoE", "qwen3vl"}, {"HunyuanDense", "hunyuan"},
-      {"HunyuanMoE", "hunyuan"}};
-  config.adapter = text;
-  for (const auto& [name, adapter] : kClasses) {
-    if (text == name) config.adapter = adapter;
-  }
+  config.adapter = angelslim::adapter_of(text);
   return {};
 }
 
@@ -82,8 +77,7 @@ void add_model_keys(std::vector<ConfigKey>& keys) {
                   "name",
                   0,
                   INT64_MAX,
-                  "the same, by the class names of AngelSlim (Qwen, QwenVL, Qwen3VL, Qwen3VLMoE, "
-                  "HunyuanDense, HunyuanMoE, Llama)"});
+                  "the same, by the class names of AngelSlim (" + angelslim::model_classes() + ")"});
   keys.push_back({"model.device_map",
                   {},
                   &set_device_map,

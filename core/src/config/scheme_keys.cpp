@@ -1,7 +1,8 @@
-// What [compression.quantization] says of the scheme, in slim's words or AngelSlim's, made into one scheme name.
+// What [compression.quantization] says of the scheme, made into one scheme name.
 #include <charconv>
 #include <map>
 
+#include "config/dialects/angelslim.h"
 #include "config/keys.h"
 #include "slim/scheme.hpp"
 #include "util/nearest.h"
@@ -10,25 +11,6 @@ namespace slim {
 namespace {
 
 using Keys = std::map<std::string, std::string>;
-
-/// AngelSlim's names: what they mean here, and the algorithm they imply.
-struct Alias {
-  const char *name, *scheme, *asymmetric_scheme, *plugin;
-  bool asymmetric;  ///< without a word about zero_point
-};
-constexpr Alias kAliases[] = {{"int4_awq", "w4a16", "w4a16_asym", "awq", true},
-                              {"int4_gptq", "w4a16", "w4a16_asym", "gptq", false},
-                              {"int8_dynamic", "w8a8", nullptr, "int8", false},
-                              {"fp8_static", "fp8_static", nullptr, "fp8", false},
-                              {"fp8_dynamic", "fp8_dynamic", nullptr, "fp8", false},
-                              {"fp8_blockwise", "fp8_block", nullptr, "fp8", false}};
-
-const Alias* find_alias(const std::string& name) {
-  for (const Alias& alias : kAliases) {
-    if (name == alias.name) return &alias;
-  }
-  return nullptr;
-}
 
 std::string get(const Keys& keys, const char* key) {
   const auto found = keys.find(key);
@@ -53,7 +35,7 @@ Result<std::string> scheme_from_bits(const Keys& keys) {
                                             " activations; known: " + join(scheme_names()));
 }
 
-/// AngelSlim's FP8 names leave the granularity of weights to quant_method; here each has a scheme of its own.
+/// Names of other tools leave the granularity of weights to quant_method; here each has a scheme of its own.
 std::string with_granularity(const std::string& scheme, const Keys& keys) {
   const std::string weight = get(keys, "weight");
   if (scheme == "fp8_static" && weight == "per-channel") return "fp8_static_channel";
@@ -64,7 +46,7 @@ std::string with_granularity(const std::string& scheme, const Keys& keys) {
 Result<std::string> scheme_name(const Keys& keys) {
   const std::string name = get(keys, "name");
   if (name.empty()) return scheme_from_bits(keys);
-  const Alias* alias = find_alias(name);
+  const auto* const alias = angelslim::scheme_name(name);
   if (!alias) return name;
   const std::string zero_point = get(keys, "zero_point");
   const bool asymmetric = zero_point.empty() ? alias->asymmetric : zero_point == "true";
@@ -120,12 +102,10 @@ Status check_agreement(const Keys& keys, const Scheme& scheme) {
   return {};
 }
 
-/// AngelSlim's int4_awq names the algorithm too.
+/// Names of other tools name the algorithm too.
 Status imply_plugin(RunConfig& config) {
-  for (const char* generic : {"PTQ", "PTQWeightOnly", "quantization"}) {
-    if (config.plugins == std::vector<std::string>{generic}) config.plugins.clear();
-  }
-  const Alias* alias = find_alias(get(config.scheme_keys, "name"));
+  if (config.plugins.size() == 1 && angelslim::is_generic(config.plugins.front())) config.plugins.clear();
+  const auto* const alias = angelslim::scheme_name(get(config.scheme_keys, "name"));
   if (config.plugins.empty() && alias) config.plugins = {alias->plugin};
   return {};
 }

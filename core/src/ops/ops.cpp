@@ -23,15 +23,16 @@ void for_each_float_chunk(const at::Tensor& x, F&& f) {
 }
 
 // Only blocks on and above the diagonal are multiplied: half the work.
-constexpr int64_t kGramBlock = 1024;
+constexpr int64_t kGramBlock = 512;
 
 void gram_reference(at::Tensor acc, const at::Tensor& x) {
   const int64_t features = acc.size(0);
   for_each_float_chunk(x, [&](const at::Tensor& rows) {
     for (int64_t begin = 0; begin < features; begin += kGramBlock) {
       const int64_t size = std::min(kGramBlock, features - begin);
-      at::Tensor above = acc.narrow(0, 0, begin + size).narrow(1, begin, size);
-      above.addmm_(rows.narrow(1, 0, begin + size).t(), rows.narrow(1, begin, size));
+      const int64_t rest = features - begin;
+      at::Tensor above = acc.narrow(0, begin, size).narrow(1, begin, rest);
+      above.addmm_(rows.narrow(1, begin, size).t(), rows.narrow(1, begin, rest));
     }
   });
 }

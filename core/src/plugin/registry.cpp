@@ -106,8 +106,15 @@ bool has_id(const PluginInfo& info, const std::string& id) {
   return info.id == file_id;
 }
 
-bool serves(const PluginInfo& info, const std::string& model_type) {
-  return ("," + info.serves + ",").find("," + model_type + ",") != std::string::npos;
+/// True if a list "a,b" has the entry.
+bool lists(const std::string& list, const std::string& entry) {
+  return ("," + list + ",").find("," + entry + ",") != std::string::npos;
+}
+
+bool serves(const PluginInfo& info, const std::string& model_type) { return lists(info.serves, model_type); }
+
+bool usable(const PluginInfo& info, slim_kind kind) {
+  return info.kind == kind && info.shadowed_by.empty() && info.compatible.ok();
 }
 
 }  // namespace
@@ -172,6 +179,27 @@ Result<PluginInfo> PluginRegistry::adapter_for(const std::string& model_type) co
                                      "'; there are: " + (known.empty() ? "none" : join(known)) +
                                      "; searched: " + join(state_->search_path, ":") +
                                      "; if one of them fits all the same, name it with --adapter");
+}
+
+Result<PluginInfo> PluginRegistry::format_for(const std::string& scheme) const {
+  const std::vector<PluginInfo> plugins = list();
+  for (const std::string& claim : {scheme, std::string("*")}) {
+    for (const PluginInfo& info : plugins) {
+      if (usable(info, SLIM_FORMAT) && lists(info.claims, claim)) return info;
+    }
+  }
+  return Status(Code::kNotFound, "no format plugin claims scheme '" + scheme + "'; name one with --format (there are: " +
+                                     join(ids_of(plugins, SLIM_FORMAT)) + ")");
+}
+
+std::vector<PluginInfo> PluginRegistry::backends_by_score() const {
+  std::vector<PluginInfo> backends;
+  for (PluginInfo& info : list()) {
+    if (usable(info, SLIM_BACKEND) && info.score > 0) backends.push_back(std::move(info));
+  }
+  std::stable_sort(backends.begin(), backends.end(),
+                   [](const PluginInfo& a, const PluginInfo& b) { return a.score > b.score; });
+  return backends;
 }
 
 namespace {

@@ -16,7 +16,8 @@ namespace slim {
 struct PluginInfo {
   slim_kind kind = SLIM_ALGORITHM;
   std::string id, summary, serves, name, version, vendor, license, api, torch, compiler, build_tag, interface,
-      path;
+      claims, path;
+  int score = 0;            ///< of a backend: SLIM_PLUGIN_SCORE
   Status compatible;        ///< ok, or why this host cannot load it (both sides and the remedy)
   std::string shadowed_by;  ///< path of the file that is found first, or empty
 };
@@ -40,6 +41,10 @@ class SLIM_API PluginRegistry {
   Result<PluginInfo> find(slim_kind, const std::string& name) const;
   /// The adapter that serves a model_type; kNotFound lists the adapters and what they serve.
   Result<PluginInfo> adapter_for(const std::string& model_type) const;
+  /// The format that claims a scheme, by name or as one that takes all; kNotFound: none does.
+  Result<PluginInfo> format_for(const std::string& scheme) const;
+  /// The backends that "auto" may open, the highest score first.
+  std::vector<PluginInfo> backends_by_score() const;
 
   Result<Owned<Algorithm>> algorithm(const std::string& name);
   Result<Owned<ModelAdapter>> adapter(const std::string& name);

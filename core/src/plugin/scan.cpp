@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <boost/dll/runtime_symbol_info.hpp>
 #include <cerrno>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -88,6 +89,7 @@ Status fill(const std::map<std::string, std::string>& metadata, PluginInfo& info
                                                           {"torch", &info.torch},
                                                           {"compiler", &info.compiler},
                                                           {"build_tag", &info.build_tag},
+                                                          {"claims", &info.claims},
                                                           {"interface", &info.interface}};
   for (const auto& [key, value] : entries) {
     if (const auto found = metadata.find(key); found != metadata.end()) *value = found->second;
@@ -98,6 +100,8 @@ Status fill(const std::map<std::string, std::string>& metadata, PluginInfo& info
     return Status(Code::kCorrupt, "broken plugin: its section slim_meta lacks a valid kind or id");
   }
   info.kind = *kind;
+  if (const auto score = metadata.find("score"); score != metadata.end())
+    std::from_chars(score->second.data(), score->second.data() + score->second.size(), info.score);
   return {};
 }
 

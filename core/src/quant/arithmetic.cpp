@@ -11,7 +11,7 @@ at::Tensor rounded_to(const at::Tensor& x, at::ScalarType dtype) {
   return dtype == at::kFloat ? x : x.to(dtype).to(at::kFloat);
 }
 
-CodeRange code_range(int bits, bool e4m3, bool symmetric) {
+CodeRange range_of_bits(int bits, bool e4m3, bool symmetric) {
   if (e4m3) return {-kMaxE4M3, kMaxE4M3, true, true};
   const double half = static_cast<double>(int64_t{1} << (bits - 1));
   return {-half, half - 1, false, symmetric};
@@ -20,10 +20,10 @@ CodeRange code_range(int bits, bool e4m3, bool symmetric) {
 }  // namespace
 
 CodeRange code_range(const QuantArgs& args) {
-  return code_range(args.bits, args.type == NumberType::kFloat, args.symmetric);
+  return range_of_bits(args.bits, args.type == NumberType::kFloat, args.symmetric);
 }
 CodeRange code_range(const ops::Rounding& rounding) {
-  return code_range(static_cast<int>(rounding.bits), rounding.e4m3, rounding.symmetric);
+  return range_of_bits(static_cast<int>(rounding.bits), rounding.e4m3, rounding.symmetric);
 }
 
 FloatParams float_params(const at::Tensor& low, const at::Tensor& high, const CodeRange& codes,

@@ -1,0 +1,212 @@
+#include "model/weights.h"
+
+#include <ATen/ATen.h>
+
+#include "checkpoint/file.h"
+#include "util/strict_json.h"
+#include "plugin/guard.h"
+#include "slim/quant.hpp"
+
+namespace slim {
+namespace {
+
+constexpr std::string_view kWeightSuffix = ".weight";
+
+/// The float dtype that most elements have.
+at::ScalarType common_dtype(const std::map<std::string, TensorSpec>& tensors) {
+  std::map<at::ScalarType, int64_t> bytes;
+  for (const auto& [name, spec] : tensors) {
+    const auto type = to_scalar_type(spec.dtype);
+    if (type && at::isFloatingType(*type) && c10::elementSize(*type) > 1)
+      bytes[*type] += byte_size(spec).value_or(0);
+  }
+  at::ScalarType best = at::kFloat;
+  int64_t most = -1;
+  for (const auto& [type, count] : bytes) {
+    if (count > most) std::tie(best, most) = std::pair(type, count);
+  }
+  return best;
+}
+
+Result<at::Tensor> slice_of(const Layer& layer, at::Tensor stored) {
+  if (stored.dim() != 2) {
+    return Status(Code::kCorrupt, layer.weight.tensor + ": expected a matrix for layer " + layer.name +
+                                      ", found shape " + shape_string(stored.sizes().vec()));
+  }
+  if (layer.weight.transposed) stored = stored.t();
+  if (stored.size(1) != layer.in || stored.size(0) < layer.weight.row_begin + layer.out) {
+    return Status(Code::kCorrupt, layer.weight.tensor + ": layer " + layer.name + " needs " +
+                                      shape_string({layer.out, layer.in}) + " at row " +
+                                      std::to_string(layer.weight.row_begin) + ", found " +
+                                      shape_string(stored.sizes().vec()));
+  }
+  return stored.narrow(0, layer.weight.row_begin, layer.out).contiguous();
+}
+
+/// Formats parse it with parsers of their own: nothing malformed or nested too deep gets to them.
+Result<std::string> checked_json(std::string text, const std::string& where) {
+  const auto json = parse_strict_json(text);
+  if (!json.ok()) return json.status().in(where);
+  return text;
+}
+
+/// What a checkpoint says of its quantization, as JSON: config.json's "quantization_config", or else the file in which some formats
+/// describe it. Empty: nothing.
+Result<std::string> quantization_text(const Checkpoint& checkpoint) {
+  constexpr int64_t kLargest = 100'000'000;
+  constexpr const char* kKey = "quantization_config";
+  SLIM_ASSIGN(std::string config, config_value(checkpoint, kKey));
+  if (!config.empty())  // a string may hold whatever it likes
+    return checked_json(std::move(config), checkpoint.folder() + "/config.json, " + kKey);
+  for (const std::string& name : checkpoint.side_files()) {
+    if (!name.starts_with("quant_model_description") || !name.ends_with(".json")) continue;
+    const std::string path = checkpoint.folder() + "/" + name;
+    SLIM_ASSIGN(std::string text, read_text(path, kLargest));
+    return checked_json(std::move(text), path);
+  }
+  return config;
+}
+
+}  // namespace
+
+Result<std::string> config_value(const Checkpoint& checkpoint, const char* key) {
+  SLIM_ASSIGN(const auto config, parse_strict_json(checkpoint.config_json()));
+  const auto it = config.find(key);
+  if (it == config.end() || it->is_null()) return std::string();
+  return it->is_string() ? it->get<std::string>() : it->dump();
+}
+
+Result<std::string> adapter_name(const Checkpoint& checkpoint, const std::string& wanted,
+                                 PluginRegistry& registry) {
+  if (!wanted.empty()) return wanted;
+  SLIM_ASSIGN(const std::string model_type, config_value(checkpoint, "model_type"));
+  if (model_type.empty()) {
+    return Status(
+        Code::kInvalidArgument,
+        checkpoint.folder() +
+            "/config.json has no \"model_type\", so no adapter can be chosen; name one with --adapter");
+  }
+  SLIM_ASSIGN(const PluginInfo info, registry.adapter_for(model_type));
+  return info.id;
+}
+
+Result<std::unique_ptr<WeightSource>> WeightSource::open(const std::string& folder,
+                                                         PluginRegistry& registry) {
+  std::unique_ptr<WeightSource> source(new WeightSource());
+  SLIM_ASSIGN(source->checkpoint_, Checkpoint::open(folder));
+  source->dtype_ = common_dtype(source->checkpoint_->tensors());
+  source->logical_ = source->checkpoint_->tensors();
+  SLIM_TRY(source->find_stored_layers(registry));
+  return source;
+}
+
+Status WeightSource::find_stored_layers(PluginRegistry& registry) {
+  SLIM_ASSIGN(const std::string config, quantization_text(*checkpoint_));
+  for (const PluginInfo& info : registry.list()) {
+    if (info.kind != SLIM_FORMAT || !info.compatible.ok() || !info.shadowed_by.empty()) continue;
+    SLIM_ASSIGN(Owned<Format> format, registry.format(info.path));
+    if (!format->recognises(config, checkpoint_->side_files())) continue;
+    SLIM_ASSIGN(auto layers, guarded(info.id, [&] { return format->stored_layers(*checkpoint_, config); }));
+    const auto dtype = from_scalar_type(dtype_);
+    for (StoredLayer& layer : layers) {
+      for (const std::string& name : layer.tensors) logical_.erase(name);
+      if (layer.out == 0)
+        continue;  // the format's own tensors of a module that is no layer: scales of a key/value cache
+      const std::string weight = layer.name + std::string(kWeightSuffix);
+      logical_[weight] = {weight, *dtype, {layer.out, layer.in}};
+      stored_.emplace(layer.name, std::move(layer));
+    }
+    format_ = std::move(format);
+    return {};
+  }
+  if (config.empty()) return {};
+  return {Code::kUnsupported, checkpoint_->folder() + ": no format plugin reads its quantization " +
+                                  config.substr(0, 120) + "; see `slim plugins list`"};
+}
+
+const StoredLayer* WeightSource::stored(const std::string& layer_name) const {
+  const auto it = stored_.find(layer_name);
+  return it == stored_.end() ? nullptr : &it->second;
+}
+
+Result<at::Tensor> WeightSource::decoded(const StoredLayer& layer,
+                                         std::optional<ActivationQuantization>* activation) const {
+  SLIM_ASSIGN(const Solved solved, guarded(layer.name, [&] { return format_->decode(layer, *checkpoint_); }));
+  if (activation && layer.scheme.input) {
+    *activation = ActivationQuantization{*layer.scheme.input, solved.input_scale, solved.input_zero};
+  }
+  const auto* quantized = std::get_if<Quantized>(&solved.weight);
+  const at::Tensor weight = quantized ? quant::decode(*quantized) : std::get<Dense>(solved.weight).weight;
+  return weight.to(dtype_);
+}
+
+Result<at::Tensor> WeightSource::tensor(std::string_view name) const {
+  if (name.ends_with(kWeightSuffix)) {
+    if (const auto* layer = stored(std::string(name.substr(0, name.size() - kWeightSuffix.size())))) {
+      return decoded(*layer, nullptr);
+    }
+  }
+  return checkpoint_->read(name);
+}
+
+Result<at::Tensor> WeightSource::rows(std::string_view name, const at::Tensor& ids) const {
+  return checkpoint_->read_rows(name, ids);
+}
+
+Result<at::Tensor> WeightSource::matrix(const Layer& layer) const {
+  if (const StoredLayer* found = stored(layer.name)) return decoded(*found, nullptr);
+  if (layer.weight.index) {
+    SLIM_ASSIGN(at::Tensor entry, checkpoint_->read_entry(layer.weight.tensor, *layer.weight.index));
+    return slice_of(layer, std::move(entry));
+  }
+  SLIM_ASSIGN(at::Tensor whole, tensor(layer.weight.tensor));
+  return slice_of(layer, std::move(whole));
+}
+
+Result<BlockWeights> WeightSource::load(const BlockPlan& block) const {
+  BlockWeights weights;
+  for (const Layer& layer : block.layers) {
+    std::optional<ActivationQuantization> activation;
+    at::Tensor matrix;
+    if (const StoredLayer* found = stored(layer.name)) {
+      SLIM_ASSIGN(matrix, decoded(*found, &activation));
+    } else {
+      SLIM_ASSIGN(matrix, this->matrix(layer));
+    }
+    at::Tensor bias;
+    if (!layer.bias.empty()) {
+      SLIM_ASSIGN(bias, checkpoint_->read(layer.bias));
+    }
+    weights.weight.push_back(std::move(matrix));
+    weights.bias.push_back(std::move(bias));
+    weights.activation.push_back(std::move(activation));
+  }
+  for (const std::string& name : block.params) {
+    SLIM_ASSIGN(weights.params[name], tensor(name));
+  }
+  return weights;
+}
+
+void WeightSource::prefetch(const BlockPlan& block) const {
+  for (const Layer& layer : block.layers) {
+    const StoredLayer* found = stored(layer.name);
+    if (!found)
+      checkpoint_->prefetch(layer.weight.tensor);
+    else
+      for (const std::string& name : found->tensors) checkpoint_->prefetch(name);
+  }
+}
+
+BlockWeights moved(BlockWeights weights, at::Device device) {
+  for (at::Tensor& tensor : weights.weight) tensor = moved(tensor, device);
+  for (at::Tensor& tensor : weights.bias) tensor = moved(tensor, device);
+  for (auto& activation : weights.activation) {
+    if (!activation) continue;
+    activation->scale = moved(activation->scale, device);
+    activation->zero = moved(activation->zero, device);
+  }
+  weights.params = moved(std::move(weights.params), device);
+  return weights;
+}
+
+}  // namespace slim
