@@ -42,6 +42,19 @@ DecoderConfig read_decoder(const JsonConfig& config, const DecoderDefaults& defa
   return result;
 }
 
+void find_names(const std::map<std::string, TensorSpec>& tensors, const std::vector<std::string>& prefixes,
+                DecoderConfig& config) {
+  config.prefix = stored_prefix(tensors, prefixes, "layers.0.input_layernorm.weight");
+  const std::string head_prefix =
+      stored_prefix(tensors, {"", "language_model.", "model.", "model.language_model."}, "lm_head.weight");
+  config.head = head_prefix + "lm_head";
+  const std::string head = config.head + ".weight";
+  config.embedding = config.prefix + "embed_tokens.weight";
+  if (config.tied && !tensors.contains(config.embedding) && tensors.contains(head)) config.embedding = head;
+  config.head_copied = config.tied && config.embedding != head && tensors.contains(head);
+  config.has_head = config.tied || tensors.contains(head);
+}
+
 Decoder::Decoder(DecoderConfig config) : config_(std::move(config)), rotary_(config_.rope, config_.head_dim) {
   const auto function = activation(config_.activation);
   if (function.ok()) activation_ = *function;
@@ -50,8 +63,7 @@ Decoder::Decoder(DecoderConfig config) : config_(std::move(config)), rotary_(con
 // ---- plan -------------------------------------------------------------------------------------------------
 
 void Decoder::plan(PlanBuilder& plan) const {
-  const std::string embedding = config_.prefix + "embed_tokens.weight";
-  plan.global(embedding, {config_.vocabulary, config_.hidden});
+  plan.global(config_.embedding, {config_.vocabulary, config_.hidden});
   for (int64_t i = 0; i < config_.layers && plan.ok(); ++i) {
     auto block = plan.block(config_.prefix + "layers." + std::to_string(i), "language");
     plan_attention(block);
@@ -61,12 +73,14 @@ void Decoder::plan(PlanBuilder& plan) const {
   }
   auto head = plan.block(config_.head, "head");
   head.param(config_.prefix + "norm.weight", {config_.hidden});
+  if (!config_.has_head) return;
   LinearSpec spec{config_.head, config_.vocabulary, config_.hidden, head.port("head_input", config_.hidden),
                   Role::kHead};
-  // Some checkpoints store a tied head a second time: that copy then belongs to the plan.
-  if (config_.tied && !plan.has(config_.head + ".weight")) {
+  // Where a tied head is stored a second time, engines and slim use the embedding.
+  if (config_.head_copied) plan.leave_out(config_.head + ".weight", config_.embedding);
+  if (config_.tied) {
     WeightRef shared;
-    shared.tensor = embedding;
+    shared.tensor = config_.embedding;
     head.linear(spec, shared);
   } else {
     head.linear(spec);
@@ -133,7 +147,7 @@ std::vector<LayerId> Decoder::plan_gated(BlockBuilder& block, const std::string&
 // ---- forward ----------------------------------------------------------------------------------------------
 
 at::Tensor Decoder::embed(Exec& exec, const at::Tensor& ids) const {
-  return exec.rows(config_.prefix + "embed_tokens.weight", ids);
+  return exec.rows(config_.embedding, ids);
 }
 
 void Decoder::set_positions(Carry& carry, const at::Tensor& positions, Exec& exec) const {
@@ -214,6 +228,11 @@ at::Tensor Decoder::gated(const BlockPlan& block, const std::string& prefix, Exe
 }
 
 void Decoder::head(const BlockPlan& block, Exec& exec, Carry& carry) const {
+  if (!config_.has_head) {
+    throw ExecError(Status(Code::kUnsupported,
+                           "the model has no output layer (it embeds, ranks or rewards): it gives no "
+                           "probabilities of tokens, and can be quantized but not evaluated"));
+  }
   auto hidden = carry.at("hidden");
   if (const auto rows = carry.find("logit_rows"); rows != carry.end()) {
     hidden = hidden.index_select(0, rows->second.to(hidden.device()));

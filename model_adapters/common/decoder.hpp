@@ -16,6 +16,9 @@ namespace slim::model {
 struct DecoderConfig {
   std::string prefix = "model.";  ///< of embed_tokens, layers and norm: "model.language_model."
   std::string head = "lm_head";   ///< module name of the output layer
+  std::string embedding = "model.embed_tokens.weight";  ///< tensor name
+  bool has_head = true;     ///< false: a model that embeds, ranks or rewards
+  bool head_copied = false; ///< a tied head is stored a second time
   int64_t hidden = 0, intermediate = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, vocabulary = 0;
   double epsilon = 1e-6;
   bool qkv_bias = false, output_bias = false, mlp_bias = false;
@@ -39,6 +42,11 @@ struct DecoderDefaults {
 /// norms, tying and further biases are the caller's. Errors, also sizes that do not fit together, are kept in
 /// the JsonConfig.
 DecoderConfig read_decoder(const JsonConfig&, const DecoderDefaults&);
+
+/// Finds the names under which a checkpoint stores the decoder: the first of `prefixes` with which a norm of the first layer is there; the
+/// embedding, for which a tied model may store its head alone; and whether it has a head.
+void find_names(const std::map<std::string, TensorSpec>& tensors, const std::vector<std::string>& prefixes,
+                DecoderConfig&);
 
 /// Where the three matrices of a gated feed-forward part lie, if they are slices of other tensors.
 struct GatedWeights {

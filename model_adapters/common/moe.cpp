@@ -55,6 +55,9 @@ void MoeDecoder::plan_mlp(BlockBuilder& block, int64_t layer, const std::string&
   if (!moe_.shared_expert.empty()) {
     add_readers(plan_gated(block, prefix + moe_.shared_expert + ".", moe.shared, input, "shared_down_input"));
   }
+  if (!moe_.shared_gate.empty()) {
+    readers.push_back(block.linear({prefix + moe_.shared_gate, 1, config().hidden, input, Role::kRouter}));
+  }
   const auto pool = block.port("experts_down_input", moe.intermediate);
   block.plan().ports[pool].pooled = true;
   for (int32_t expert = 0; expert < moe.experts; ++expert) {
@@ -84,7 +87,10 @@ at::Tensor MoeDecoder::mlp(const BlockPlan& block, Exec& exec, const at::Tensor&
   if (!block.moe) return Decoder::mlp(block, exec, x);
   const auto mixed = experts(block, exec, x);
   if (moe_.shared_expert.empty()) return mixed;
-  return mixed + gated(block, block.name + ".mlp." + moe_.shared_expert + ".", exec, x);
+  const std::string prefix = block.name + ".mlp.";
+  const auto shared = gated(block, prefix + moe_.shared_expert + ".", exec, x);
+  if (moe_.shared_gate.empty()) return mixed + shared;
+  return mixed + at::sigmoid(exec.linear(layer_id(block, prefix + moe_.shared_gate), x)) * shared;
 }
 
 at::Tensor MoeDecoder::experts(const BlockPlan& block, Exec& exec, const at::Tensor& x) const {

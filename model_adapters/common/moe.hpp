@@ -21,6 +21,7 @@ struct MoeConfig {
   std::vector<MoeLayer> layers;  ///< one per decoder layer
   std::string router = "gate";   ///< module under "mlp."
   std::string shared_expert;     ///< module under "mlp.", empty: there is none
+  std::string shared_gate;       ///< module under "mlp.", whose sigmoid weighs the shared expert; empty: none
   bool router_in_float = false;  ///< fp32 whatever the compute dtype
   bool normalize = true;         ///< the weights of a token's experts add up to 1
 };

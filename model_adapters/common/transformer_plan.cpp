@@ -67,6 +67,35 @@ std::string edge_name(const std::string& producer, const BlockPlan& block,
   return name;
 }
 
+/// Buffers that old versions of transformers stored; engines compute them from config.json.
+bool is_rotary_table(const std::string& name) {
+  return name.ends_with("rotary_emb.inv_freq") || name.ends_with("rotary_emb.cos_cached") ||
+         name.ends_with("rotary_emb.sin_cached");
+}
+
+/// What names tell of a checkpoint that holds another thing than a model, and what to do; empty without a sign.
+std::string cure_for_names(const std::map<std::string, TensorSpec>& tensors) {
+  struct Wrapper {
+    const char *prefix, *cure;
+  };
+  constexpr Wrapper kWrappers[] = {
+      {"base_model.model.", "as peft wraps models: merge the adapter (merge_and_unload) and save the result"},
+      {"module.", "as DistributedDataParallel wraps models: save model.module instead"},
+      {"_orig_mod.", "as torch.compile wraps models: save model._orig_mod instead"},
+      {"_fsdp_wrapped_module.", "as FSDP wraps models: save its full state dict instead"}};
+  for (const auto& [name, spec] : tensors) {
+    if (name.find(".lora_A.") != std::string::npos || name.find(".base_layer.") != std::string::npos)
+      return "; the checkpoint holds LoRA tensors (" + name +
+             "): merge them first (merge_and_unload of peft), then save the model";
+  }
+  for (const Wrapper& wrapper : kWrappers) {
+    const auto first = tensors.lower_bound(wrapper.prefix);
+    if (first != tensors.end() && first->first.starts_with(wrapper.prefix))
+      return std::string("; names begin with \"") + wrapper.prefix + "\", " + wrapper.cure;
+  }
+  return "";
+}
+
 }  // namespace
 
 void BlockBuilder::norm_edge(const std::string& norm, bool bias, PortId port, std::vector<LayerId> consumers,
@@ -129,7 +158,8 @@ void PlanBuilder::claim(const std::string& tensor, const std::vector<int64_t>& s
   const auto broken = [&](const std::string& what) {
     fail(Status(Code::kCorrupt, "tensor " + tensor + what));
   };
-  if (!spec) return broken(" is missing, config.json says it has shape " + shape_string(shape));
+  if (!spec)
+    return broken(" is missing, config.json says it has shape " + shape_string(shape) + cure_for_names(tensors_));
   if (spec->shape != shape) {
     return broken(" has shape " + shape_string(spec->shape) + ", expected " + shape_string(shape) +
                   " from config.json");
@@ -148,19 +178,29 @@ void PlanBuilder::fail(Status status) {
   if (error_.ok()) error_ = std::move(status);
 }
 
+void PlanBuilder::leave_out(const std::string& tensor, const std::string& copy_of) {
+  if (!claimed_.insert(tensor).second) return;
+  plan_.left_out.push_back({tensor, copy_of});
+}
+
 Result<ModelPlan> PlanBuilder::finish() {
   SLIM_TRY(error_);
-  std::string first;
-  size_t unknown = 0;
   for (const auto& [name, spec] : tensors_) {
     if (claimed_.count(name)) continue;
-    if (unknown++ == 0)
-      first = name + " " + std::string(dtype_name(spec.dtype)) + " " + shape_string(spec.shape);
+    if (is_rotary_table(name))
+      plan_.left_out.push_back({name, ""});
+    else
+      plan_.beside.push_back(name);
   }
-  if (unknown == 0) return std::move(plan_);
-  const std::string more = unknown > 1 ? " (and " + std::to_string(unknown - 1) + " more)" : "";
-  return Status(Code::kUnsupported, "tensor " + first + more + " does not belong to a " + plan_.family +
-                                        " model as config.json describes it");
+  return std::move(plan_);
+}
+
+std::string stored_prefix(const std::map<std::string, TensorSpec>& tensors,
+                          const std::vector<std::string>& prefixes, const std::string& name) {
+  for (const std::string& prefix : prefixes) {
+    if (tensors.contains(prefix + name)) return prefix;
+  }
+  return prefixes.front();
 }
 
 LayerId layer_id(const BlockPlan& block, const std::string& name) {

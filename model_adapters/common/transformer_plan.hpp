@@ -54,6 +54,10 @@ class BlockBuilder {
   size_t index_;
 };
 
+/// The first of the prefixes with which `prefix + name` is a tensor; the first of all if none is.
+std::string stored_prefix(const std::map<std::string, TensorSpec>& tensors,
+                          const std::vector<std::string>& prefixes, const std::string& name);
+
 /// Collects the blocks of a plan. The first error (a tensor that is missing, of a wrong shape or dtype) is
 /// kept and returned by finish(), so that the description of an architecture reads without error handling.
 class PlanBuilder {
@@ -70,7 +74,9 @@ class PlanBuilder {
   void claim(const std::string& tensor, const std::vector<int64_t>& shape);
   void fail(Status);
   bool ok() const { return error_.ok(); }
-  /// Errors: the first one kept, or a tensor of the checkpoint that nothing has named.
+  /// Names a tensor that is not written: engines use `copy_of` in its place.
+  void leave_out(const std::string& tensor, const std::string& copy_of);
+  /// Errors: the first one kept. Tensors that nothing has named are copied beside the model; rotary tables are left out.
   Result<ModelPlan> finish();
 
  private:

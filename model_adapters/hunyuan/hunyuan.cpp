@@ -1,4 +1,4 @@
-#include "common/moe.hpp"
+#include "common/packed_experts.hpp"
 #include "common/text_adapter.hpp"
 #include "slim/plugin.hpp"
 
@@ -86,7 +86,8 @@ Result<ModelPlan> Hunyuan::plan(std::string_view config_json,
                                 const std::map<std::string, TensorSpec>& tensors) {
   SLIM_ASSIGN(const auto config, JsonConfig::parse(config_json, "config.json"));
   const auto family = config.text("model_type", "hunyuan_v1_dense");
-  const auto text = read_text(config);
+  auto text = read_text(config);
+  model::find_names(tensors, {"model.", ""}, text);
   refuse_variants(config);
   const bool mixture = is_mixture(config, family);
   const auto experts = mixture ? read_experts(config, text) : model::MoeConfig{};
@@ -94,7 +95,7 @@ Result<ModelPlan> Hunyuan::plan(std::string_view config_json,
 
   std::vector<std::string> ignore{"re:.*lm_head"};
   if (mixture) {
-    decoder_ = std::make_unique<model::MoeDecoder>(text, experts);
+    decoder_ = std::make_unique<model::PackedMoeDecoder>(text, experts);
     ignore.push_back("re:.*mlp\\.gate\\.wg$");
   } else {
     decoder_ = std::make_unique<model::Decoder>(text);

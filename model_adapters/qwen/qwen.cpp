@@ -1,4 +1,4 @@
-#include "common/moe.hpp"
+#include "common/packed_experts.hpp"
 #include "common/text_adapter.hpp"
 #include "slim/plugin.hpp"
 
@@ -19,9 +19,10 @@ namespace {
 DecoderConfig read_text(const JsonConfig& config, const std::string& family) {
   model::DecoderDefaults defaults;
   if (family == "llama") defaults.intermediate = 11008, defaults.vocabulary = 32000;
+  if (family == "mistral") defaults.intermediate = 14336, defaults.vocabulary = 32000, defaults.kv_heads = 8;
   if (family == "qwen3") defaults.head_dim = 128;
   auto result = model::read_decoder(config, defaults);
-  if (family == "qwen2") {
+  if (family.starts_with("qwen2") || family == "mimo") {
     result.qkv_bias = true;
     result.output_bias = false;
   }
@@ -31,10 +32,22 @@ DecoderConfig read_text(const JsonConfig& config, const std::string& family) {
   return result;
 }
 
+/// Qwen2-MoE adds an expert that computes every token, times a sigmoid of its own.
+model::MoeConfig read_experts(const JsonConfig& config, const std::string& family, int64_t layers) {
+  auto result = model::read_moe(config, layers, /*default_normalize=*/false);
+  if (family != "qwen2_moe") return result;
+  const int64_t width = config.integer("shared_expert_intermediate_size", 5632);
+  result.shared_expert = "shared_expert";
+  result.shared_gate = "shared_expert_gate";
+  for (model::MoeLayer& layer : result.layers) layer.shared = width;
+  return result;
+}
+
 /// 0 if every layer sees all earlier tokens. Dense models have windows from layer max_window_layers on.
 int64_t read_window(const JsonConfig& config, const std::string& family, int64_t layers) {
+  if (family == "mistral") return config.has("sliding_window") ? config.integer("sliding_window") : 0;
   if (!config.boolean("use_sliding_window", false) || !config.has("sliding_window")) return 0;
-  const bool used = family == "qwen3_moe" || config.integer("max_window_layers", 28, 0) < layers;
+  const bool used = family.ends_with("_moe") || config.integer("max_window_layers", 28, 0) < layers;
   return used ? config.integer("sliding_window") : 0;
 }
 
@@ -43,21 +56,23 @@ int64_t read_window(const JsonConfig& config, const std::string& family, int64_t
 Result<ModelPlan> Qwen::plan(std::string_view config_json, const std::map<std::string, TensorSpec>& tensors) {
   SLIM_ASSIGN(const auto config, JsonConfig::parse(config_json, "config.json"));
   const auto family = config.text("model_type", "qwen3");
-  const auto text = read_text(config, family);
+  auto text = read_text(config, family);
+  model::find_names(tensors, {"model.", "", "model.language_model.", "language_model.model.", "language_model."},
+                    text);
   const bool mixture = family.ends_with("_moe");
-  const auto experts =
-      mixture ? model::read_moe(config, text.layers, /*default_normalize=*/false) : model::MoeConfig{};
+  const auto experts = mixture ? read_experts(config, family, text.layers) : model::MoeConfig{};
   sliding_window_ = read_window(config, family, text.layers);
   SLIM_TRY(config.status());
 
   std::vector<std::string> ignore{"re:.*lm_head"};
   if (mixture) {
-    decoder_ = std::make_unique<model::MoeDecoder>(text, experts);
+    decoder_ = std::make_unique<model::PackedMoeDecoder>(text, experts);
     ignore.push_back("re:.*mlp\\.gate$");
+    if (!experts.shared_gate.empty()) ignore.push_back("re:.*shared_expert_gate$");
   } else {
     decoder_ = std::make_unique<model::Decoder>(text);
   }
-  end_of_turn_ = family == "llama" ? "</s>" : "<|im_end|>";
+  end_of_turn_ = family == "llama" || family == "mistral" ? "</s>" : "<|im_end|>";
   model::PlanBuilder builder(family, tensors);
   builder.ignore(ignore);
   decoder_->plan(builder);
@@ -66,5 +81,5 @@ Result<ModelPlan> Qwen::plan(std::string_view config_json, const std::map<std::s
 
 }  // namespace slim::qwen
 
-SLIM_ADAPTER_PLUGIN("qwen", slim::qwen::Qwen, "Qwen2, Qwen3, Qwen3-MoE and Llama",
-                    "qwen2,qwen3,qwen3_moe,llama")
+SLIM_ADAPTER_PLUGIN("qwen", slim::qwen::Qwen, "Qwen2 and Qwen3 with their mixtures, Llama, Mistral and MiMo",
+                    "qwen2,qwen2_moe,qwen3,qwen3_moe,llama,mistral,mimo")

@@ -22,11 +22,6 @@ class Qwen25Vl final : public model::MultimodalAdapter {
 
 namespace {
 
-bool has_prefix(const std::map<std::string, TensorSpec>& tensors, const std::string& prefix) {
-  const auto first = tensors.lower_bound(prefix);
-  return first != tensors.end() && first->first.starts_with(prefix);
-}
-
 /// The language model's keys stand in text_config, or in older files beside vision_config.
 model::DecoderConfig read_text(const JsonConfig& config) {
   const auto text = config.has("text_config") ? config.child("text_config") : config;
@@ -72,8 +67,8 @@ Result<ModelPlan> Qwen25Vl::plan(std::string_view config_json,
   tokens_ = read_tokens(config, vision);
   positions_in_seconds_ = vision.gated;
   SLIM_TRY(config.status());
-  if (has_prefix(tensors, "model.visual.")) vision.prefix = "model.visual.";
-  if (has_prefix(tensors, "model.language_model.")) text.prefix = "model.language_model.";
+  vision.prefix = model::stored_prefix(tensors, {"visual.", "model.visual."}, "patch_embed.proj.weight");
+  model::find_names(tensors, {"model.", "model.language_model.", "language_model.model.", "language_model.", ""}, text);
 
   auto tower = std::make_unique<VisionTower>(vision);
   decoder_ = std::make_unique<model::Decoder>(text);

@@ -2,7 +2,7 @@
 
 #include "common/multimodal_adapter.hpp"
 #include "common/multimodal_processor.hpp"
-#include "experts.hpp"
+#include "common/packed_experts.hpp"
 #include "slim/plugin.hpp"
 #include "vision.hpp"
 
@@ -38,7 +38,6 @@ model::DecoderDefaults defaults_of(bool mixture) {
 model::DecoderConfig read_text(const model::JsonConfig& config, bool mixture) {
   const auto text = config.child("text_config");
   auto result = model::read_decoder(text, defaults_of(mixture));
-  result.prefix = "model.language_model.";
   result.head_norm = model::DecoderConfig::HeadNorm::kBeforeRotary;
   result.tied = config.boolean("tie_word_embeddings", text.boolean("tie_word_embeddings", false));
   if (result.rope.sections.empty()) result.rope.sections = {24, 20, 20};
@@ -70,8 +69,10 @@ Result<ModelPlan> Qwen3Vl::plan(std::string_view config_json,
   SLIM_ASSIGN(const auto config, model::JsonConfig::parse(config_json, "config.json"));
   const auto family = config.text("model_type", "qwen3_vl");
   const bool mixture = family == "qwen3_vl_moe";
-  const auto vision = read_vision(config.child("vision_config"));
-  const auto text = read_text(config, mixture);
+  auto vision = read_vision(config.child("vision_config"));
+  auto text = read_text(config, mixture);
+  vision.prefix = model::stored_prefix(tensors, {"model.visual.", "visual."}, "patch_embed.proj.weight");
+  model::find_names(tensors, {"model.language_model.", "language_model.model.", "language_model.", "model."}, text);
   const auto experts = mixture ? read_experts(config.child("text_config"), text.layers) : model::MoeConfig{};
   if (config.status().ok() && vision.out_hidden != text.hidden) {
     config.fail("vision_config.out_hidden_size", "is " + std::to_string(vision.out_hidden) +
@@ -85,7 +86,7 @@ Result<ModelPlan> Qwen3Vl::plan(std::string_view config_json,
   model::PlanBuilder builder(family, tensors);
   std::vector<std::string> ignore{"re:.*visual\\..*", "re:.*lm_head"};
   if (mixture) {
-    decoder_ = std::make_unique<PackedMoeDecoder>(text, experts);
+    decoder_ = std::make_unique<model::PackedMoeDecoder>(text, experts);
     ignore.push_back("re:.*mlp\\.gate$");
   } else {
     decoder_ = std::make_unique<model::Decoder>(text);

@@ -14,17 +14,19 @@ using model::layer_id;
 using model::PlanBuilder;
 
 namespace {
-constexpr char kPatchWeight[] = "model.visual.patch_embed.proj.weight";
-constexpr char kPatchBias[] = "model.visual.patch_embed.proj.bias";
-constexpr char kPositions[] = "model.visual.pos_embed.weight";
-constexpr char kMerger[] = "model.visual.merger";
+constexpr char kPatchWeight[] = "patch_embed.proj.weight";
+constexpr char kPatchBias[] = "patch_embed.proj.bias";
+constexpr char kPositions[] = "pos_embed.weight";
+constexpr char kMerger[] = "merger";
 constexpr char kAttention[] = "attention";
 constexpr char kMlp[] = "mlp";
 constexpr double kEpsilon = 1e-6;
 
-std::string block_name(int64_t layer) { return "model.visual.blocks." + std::to_string(layer); }
-std::string deepstack_name(int64_t merger) {
-  return "model.visual.deepstack_merger_list." + std::to_string(merger);
+std::string block_name(const VisionConfig& config, int64_t layer) {
+  return config.prefix + "blocks." + std::to_string(layer);
+}
+std::string deepstack_name(const VisionConfig& config, int64_t merger) {
+  return config.prefix + "deepstack_merger_list." + std::to_string(merger);
 }
 
 at::Tensor layer_norm(Exec& exec, const std::string& name, const at::Tensor& x) {
@@ -72,17 +74,17 @@ VisionTower::VisionTower(VisionConfig config) : config_(std::move(config)) {
 
 void VisionTower::plan(PlanBuilder& plan) const {
   const auto& c = config_;
-  plan.global(kPatchWeight, {c.hidden, c.patch.channels, c.patch.temporal, c.patch.side, c.patch.side});
-  plan.global(kPatchBias, {c.hidden});
-  plan.global(kPositions, {c.positions, c.hidden});
+  plan.global(c.prefix + kPatchWeight, {c.hidden, c.patch.channels, c.patch.temporal, c.patch.side, c.patch.side});
+  plan.global(c.prefix + kPatchBias, {c.hidden});
+  plan.global(c.prefix + kPositions, {c.positions, c.hidden});
   for (int64_t i = 0; i < c.depth && plan.ok(); ++i) {
-    auto block = plan.block(block_name(i), "vision");
+    auto block = plan.block(block_name(c, i), "vision");
     plan_block(block);
     const auto feeds = std::find(c.deepstack.begin(), c.deepstack.end(), i);
-    if (feeds != c.deepstack.end()) plan_merger(block, deepstack_name(feeds - c.deepstack.begin()), true);
+    if (feeds != c.deepstack.end()) plan_merger(block, deepstack_name(c, feeds - c.deepstack.begin()), true);
   }
-  auto merger = plan.block(kMerger, "vision");
-  plan_merger(merger, kMerger, false);
+  auto merger = plan.block(c.prefix + kMerger, "vision");
+  plan_merger(merger, c.prefix + kMerger, false);
 }
 
 void VisionTower::plan_block(BlockBuilder& block) const {
@@ -125,7 +127,7 @@ void VisionTower::plan_merger(BlockBuilder& block, const std::string& name, bool
 void VisionTower::begin(const model::MultimodalBatch& batch, Exec& exec, Carry& carry) const {
   const auto& c = config_;
   const auto positions = model::patch_positions(batch.grid_thw, c.merge);
-  const auto patches = model::embed_patches(exec, batch.pixels, c.patch, kPatchWeight, kPatchBias);
+  const auto patches = model::embed_patches(exec, batch.pixels, c.patch, c.prefix + kPatchWeight, c.prefix + kPatchBias);
   carry["hidden"] = patches + position_embedding(batch.grid_thw, positions, exec).to(patches.scalar_type());
   const auto frames = batch.grid_thw.select(1, 0);
   carry["lengths"] = (batch.grid_thw.select(1, 1) * batch.grid_thw.select(1, 2)).repeat_interleave(frames);
@@ -136,7 +138,7 @@ void VisionTower::begin(const model::MultimodalBatch& batch, Exec& exec, Carry& 
 
 at::Tensor VisionTower::position_embedding(const at::Tensor& grid_thw, const at::Tensor& patch_positions,
                                            Exec& exec) const {
-  const auto table = exec.param(kPositions).to(at::kFloat);
+  const auto table = exec.param(config_.prefix + kPositions).to(at::kFloat);
   const auto patches = grid_thw.prod(1);
   at::Tensor tap[2][2], weight[2][2];  // [axis][floor, floor + 1]
   for (int64_t axis = 0; axis < 2; ++axis) {
@@ -161,19 +163,19 @@ at::Tensor VisionTower::position_embedding(const at::Tensor& grid_thw, const at:
 }
 
 void VisionTower::forward(const BlockPlan& block, Exec& exec, Carry& carry) const {
-  if (block.name == kMerger) {
-    carry["hidden"] = merger(block, kMerger, false, exec, carry.at("hidden"));
+  if (block.name == config_.prefix + kMerger) {
+    carry["hidden"] = merger(block, block.name, false, exec, carry.at("hidden"));
     return;
   }
   const auto hidden = model::add_regions(*this, block, exec, carry);
   carry["hidden"] = hidden;
   for (size_t i = 0; i < config_.deepstack.size(); ++i) {
-    if (block.name != block_name(config_.deepstack[i])) continue;
+    if (block.name != block_name(config_, config_.deepstack[i])) continue;
     // Features go to the language layers in the order in which the blocks make them, whatever the order of
     // the list.
     const auto layer = std::count_if(config_.deepstack.begin(), config_.deepstack.end(),
                                      [&](int64_t other) { return other < config_.deepstack[i]; });
-    carry[deepstack_key(layer)] = merger(block, deepstack_name(static_cast<int64_t>(i)), true, exec, hidden);
+    carry[deepstack_key(layer)] = merger(block, deepstack_name(config_, static_cast<int64_t>(i)), true, exec, hidden);
   }
 }
 

@@ -13,6 +13,7 @@
 namespace slim::qwen3vl {
 
 struct VisionConfig {
+  std::string prefix = "model.visual.";  ///< of every tensor of the tower
   int64_t depth = 0, hidden = 0, intermediate = 0, heads = 0, out_hidden = 0;
   model::PatchShape patch;
   int64_t merge = 2;                ///< patches per token, along height and along width
@@ -25,7 +26,7 @@ struct VisionConfig {
 /// Errors are kept in the JsonConfig.
 VisionConfig read_vision(const model::JsonConfig&);
 
-/// The vision tower: stage "vision", blocks model.visual.blocks.N and at last model.visual.merger.
+/// The vision tower: stage "vision", blocks PREFIXblocks.N and at last PREFIXmerger.
 /// Carry: "hidden" [patches, hidden], at the end [tokens, out_hidden]; "lengths" patches of each frame; "cos"
 /// and "sin" [patches, head_dim] fp32; "deepstack_K" [tokens, out_hidden], what language layer K adds.
 class VisionTower final : public model::VisionStage {

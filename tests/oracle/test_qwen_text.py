@@ -1,11 +1,11 @@
-"""The native forward pass of Qwen2, Qwen3, Qwen3-MoE and Llama against transformers: random tiny models of many shapes."""
+"""The native forward pass of Qwen2, Qwen3, their mixtures, Llama and Mistral against transformers: random tiny models of many shapes."""
 import os
 import sys
 
 import torch
 from kit import build_folder, exit_code
 from text_oracle import check_random_models
-from transformers import LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig
 
 COMMON = dict(vocab_size=96, hidden_size=48, intermediate_size=56, num_hidden_layers=3, max_position_embeddings=64,
               num_attention_heads=4, num_key_value_heads=2)
@@ -33,6 +33,13 @@ CONFIGS = {
     "llama llama3 rope": config(LlamaConfig, rope_parameters=rope(
         "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)),
     "llama linear rope tied": config(LlamaConfig, rope_parameters=rope("linear", factor=2.5), tie_word_embeddings=True),
+    "mistral": config(MistralConfig, head_dim=20, sliding_window=None),
+    "mistral, window unused": config(MistralConfig, sliding_window=40, num_key_value_heads=1),
+    "qwen2_moe shared expert": config(Qwen2MoeConfig, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24,
+                                      shared_expert_intermediate_size=40, norm_topk_prob=False),
+    "qwen2_moe some layers dense": config(Qwen2MoeConfig, num_experts=4, num_experts_per_tok=3, moe_intermediate_size=16,
+                                          shared_expert_intermediate_size=32, norm_topk_prob=True, decoder_sparse_step=2,
+                                          tie_word_embeddings=True),
     "qwen3_moe 8 top 2": config(Qwen3MoeConfig, head_dim=16, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24,
                                 norm_topk_prob=True),
     "qwen3_moe some layers dense": config(Qwen3MoeConfig, head_dim=16, num_experts=6, num_experts_per_tok=3,

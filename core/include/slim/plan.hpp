@@ -111,12 +111,21 @@ struct BlockPlan {
   std::optional<ExpertSet> moe;     ///< of a mixture of experts
 };
 
-/// Every tensor of the checkpoint is named exactly once: by a layer (weight, bias), a block's params, or globals.
+/// A tensor that is not written to the output.
+struct LeftOut {
+  std::string tensor;   ///< its name
+  std::string copy_of;  ///< the tensor that engines use in its place (a tied head that is stored twice); empty: they compute it themselves
+};
+
+/// Every tensor of the checkpoint is named exactly once: by a layer (weight, bias), a block's params, globals, beside or left_out.
 /// A packed tensor counts once however many layers are slices of it; a tied head names no tensor of its own.
 struct ModelPlan {
   std::string family;  ///< "qwen3_vl", as config.json's model_type
   std::vector<BlockPlan> blocks;  ///< in the order in which they run; blocks of one stage are contiguous
   std::vector<std::string> globals;  ///< tensors outside any block: embeddings, patch projection, unused heads
+  /// Tensors that the model as it is planned does not compute with (multi-token prediction, value heads, other towers): copied as they are.
+  std::vector<std::string> beside;
+  std::vector<LeftOut> left_out;  ///< rotary tables, second copies
   /// Module names that stay in float unless the user asks: lm_head, vision tower, routers ("re:..." as engines match them).
   std::vector<std::string> default_ignore;
 };

@@ -11,6 +11,7 @@
 #include "commands/eval_subject.h"
 #include "model/open_backend.h"
 #include "report/notes.h"
+#include "report/source_notes.h"
 #include "slim/ops.hpp"
 
 namespace slim {
@@ -55,6 +56,7 @@ class Evaluation {
     }
     SLIM_ASSIGN(processor_, guarded(model_->model().adapter_id,
                                     [&] { return model_->model().adapter->processor(config_.model); }));
+    if (!model_->model().weights->quantized()) SLIM_TRY(note_source(model_->model(), notes_));
     nlohmann::ordered_json json = {{"model", config_.model}, {"backend", backend_.id}};
     describe(*model_, json);
     if (reference_) describe(*reference_, json["reference"] = {{"model", config_.reference}});

@@ -12,6 +12,7 @@
 #include "report/join_reports.h"
 #include "model/open_backend.h"
 #include "plan/run_plan.h"
+#include "report/plan_text.h"
 #include "report/run_report.h"
 #include "statistics/statistic_set.h"
 #include "util/text.h"
@@ -59,6 +60,10 @@ struct DeviceNeed {
            bytes_text(least) + "\n";
   }
 };
+
+std::string left_out_text(const LeftOut& left) {
+  return left.copy_of.empty() ? "left out: engines compute it" : "left out: a copy of " + left.copy_of;
+}
 
 /// For a device that is named, also where it is not there; "auto" means the best that opens. Empty: the run is on the CPU.
 Result<std::optional<DeviceNeed>> device_need(const RunConfig& config, const Model& model,
@@ -144,6 +149,8 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
       row(name, action, byte_size(model.weights->logical().at(name)).value_or(0));
   };
   for (const std::string& name : model.plan.globals) keep(name, "copy");
+  for (const std::string& name : model.plan.beside) keep(name, "copy (beside the model)");
+  for (const LeftOut& left : model.plan.left_out) row(left.tensor, left_out_text(left), 0);
   for (const BlockPlan& block : model.plan.blocks) {
     for (const std::string& name : block.params) keep(name, "copy (a scale may be folded in)");
     for (const Layer& layer : block.layers) {
@@ -174,7 +181,8 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
   json["time"] = time.json();
   json["layers_of_scheme"] = plan.layers_of_scheme;
   json["ignore"] = plan.ignore;
-  json["indivisible"] = plan.indivisible;
+  json["indivisible"] = indivisible_json(plan);
+  json["common_group_size"] = plan.common_group;
 
   Report report;
   char line[512];
@@ -195,7 +203,7 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
   report.text += line;
   if (device) report.text += device->text();
   report.text += time.text();
-  for (const std::string& numbers : plan.indivisible) report.text += "group size   " + numbers + "\n";
+  report.text += led_by("group size   ", group_size_text(config, plan));
   report.json = json.dump();
   return report;
 }

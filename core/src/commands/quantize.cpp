@@ -7,6 +7,7 @@
 #include "commands/commands.h"
 #include "plan/job.h"
 #include "report/join_reports.h"
+#include "report/source_notes.h"
 #include "resume/recovery.h"
 #include "slim/ops.hpp"
 #include "solve/block_pipeline.h"
@@ -93,6 +94,7 @@ Result<Report> quantize(const RunConfig& config, PluginRegistry& registry, Progr
   const c10::NoGradGuard no_grad;
   SLIM_ASSIGN(std::unique_ptr<const Job> job, Job::open(config, registry));
   RunParts parts(std::move(job), progress);
+  SLIM_TRY(note_source(parts.job->model, parts.notes));
   note_measures(*parts.job, parts.notes);
   Recovery recovery(parts, registry);
   if (recovery.completed()) {

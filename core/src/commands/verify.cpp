@@ -117,6 +117,7 @@ class Verification {
                                        std::to_string(reference_.plan.blocks.size())};
     }
     compare_sets(model_.plan.globals, reference_.plan.globals);
+    compare_sets(model_.plan.beside, reference_.plan.beside);
     for (const BlockPlan& block : model_.plan.blocks) {
       const BlockPlan& other = reference_.plan.blocks[block.index];
       compare_sets(block.params, other.params);

@@ -178,10 +178,11 @@ void add_compression_keys(std::vector<ConfigKey>& keys) {
   keys.push_back({section + "group_size_fallback",
                   {},
                   &RunConfig::indivisible,
-                  "error|skip|channel",
+                  "auto|error|skip|channel",
                   0,
                   INT64_MAX,
-                  "what to do with a layer whose width the group size does not divide"});
+                  "a layer whose width the group size does not divide: error; skip (stays in float); channel (one scale a "
+                  "row); auto: an error where the size was asked for, else a smaller size that divides every layer, and skip"});
   keys.push_back({section + "save_name", {}, &RunConfig::format, "format", 0, INT64_MAX, "as output.format"});
   keys.push_back({section + "low_memory",
                   {},

@@ -50,7 +50,7 @@ struct RunConfig {
   std::vector<std::string> ignore_layers;  ///< names, globs, "re:..."; added to the adapter's defaults
   bool quant_vit = false;                  ///< quant_vit: the vision tower too
   std::string indivisible =
-      "error";  ///< group_size_fallback: "error", "skip" or "channel" where the group does not divide the width
+      "auto";  ///< group_size_fallback: "error", "skip", "channel" or "auto" where the group does not divide the width
   // [dataset]
   std::string calib;  ///< dataset.path
   int64_t num_samples = 128, max_seq_length = 2048, batch_size = 8;

@@ -109,6 +109,8 @@ Status check_complete(const ModelPlan& plan, const std::map<std::string, TensorS
     return {};
   };
   for (const std::string& name : plan.globals) SLIM_TRY(claim(name));
+  for (const std::string& name : plan.beside) SLIM_TRY(claim(name));
+  for (const LeftOut& left : plan.left_out) SLIM_TRY(claim(left.tensor));
   for (const BlockPlan& block : plan.blocks) {
     for (const std::string& name : block.params) SLIM_TRY(claim(name));
     for (const Layer& layer : block.layers) {

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "checkpoint/file.h"
 #include "util/strict_json.h"
 #include "plugin/guard.h"
@@ -117,11 +119,39 @@ Status WeightSource::find_stored_layers(PluginRegistry& registry) {
       stored_.emplace(layer.name, std::move(layer));
     }
     format_ = std::move(format);
+    format_id_ = info.id;
     return {};
   }
-  if (config.empty()) return {};
-  return {Code::kUnsupported, checkpoint_->folder() + ": no format plugin reads its quantization " +
-                                  config.substr(0, 120) + "; see `slim plugins list`"};
+  return config.empty() ? Status{} : pass_over(config);
+}
+
+/// What no format knows is stale where nothing is quantized, and else refused with what to do.
+Status WeightSource::pass_over(const std::string& quantization_config) {
+  const auto json = nlohmann::json::parse(quantization_config, nullptr, /*allow_exceptions=*/false);
+  const bool named = json.is_object() && json.contains("quant_method") && json["quant_method"].is_string();
+  const std::string method = named ? json["quant_method"].get<std::string>() : "unknown method";
+  const auto in_float = [](const auto& tensor) {
+    const auto type = to_scalar_type(tensor.second.dtype);
+    return type && at::isFloatingType(*type) && c10::elementSize(*type) > 1;
+  };
+  const auto& tensors = checkpoint_->tensors();
+  const bool matrices_in_float = std::all_of(tensors.begin(), tensors.end(), [&](const auto& tensor) {
+    return !tensor.first.ends_with(kWeightSuffix) || in_float(tensor);
+  });
+  if (matrices_in_float) {
+    stale_quantization_ = method;
+    return {};
+  }
+  return {Code::kUnsupported,
+          checkpoint_->folder() + ": its tensors are quantized by " + method +
+              ", which no format plugin reads (`slim plugins list`); give the float checkpoint that it was made of, or "
+              "decode it with transformers (model.dequantize(), then save_pretrained)"};
+}
+
+bool WeightSource::describes_quantization(std::string_view file) const {
+  if (!quantized()) return false;
+  return file.starts_with("quant_model_description") || file == "quantize_config.json" ||
+         file == "quant_config.json" || file == "hf_quant_config.json";
 }
 
 const StoredLayer* WeightSource::stored(const std::string& layer_name) const {
@@ -140,13 +170,16 @@ Result<at::Tensor> WeightSource::decoded(const StoredLayer& layer,
   return weight.to(dtype_);
 }
 
+const StoredLayer* WeightSource::layer_of(std::string_view weight) const {
+  if (!weight.ends_with(kWeightSuffix)) return nullptr;
+  return stored(std::string(weight.substr(0, weight.size() - kWeightSuffix.size())));
+}
+
+bool WeightSource::decodes(std::string_view name) const { return layer_of(name) != nullptr; }
+
 Result<at::Tensor> WeightSource::tensor(std::string_view name) const {
-  if (name.ends_with(kWeightSuffix)) {
-    if (const auto* layer = stored(std::string(name.substr(0, name.size() - kWeightSuffix.size())))) {
-      return decoded(*layer, nullptr);
-    }
-  }
-  return checkpoint_->read(name);
+  const StoredLayer* const layer = layer_of(name);
+  return layer ? decoded(*layer, nullptr) : checkpoint_->read(name);
 }
 
 Result<at::Tensor> WeightSource::rows(std::string_view name, const at::Tensor& ids) const {

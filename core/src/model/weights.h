@@ -41,10 +41,20 @@ class SLIM_API WeightSource {
   /// The layer's stored form; null if it is stored in float.
   const StoredLayer* stored(const std::string& layer_name) const;
   bool quantized() const { return !stored_.empty(); }
+  /// The id of the format in which it is quantized; empty if it is not.
+  const std::string& format_id() const { return format_id_; }
+  /// The method of a "quantization_config" that was passed over, since every tensor is in float: left by what quantized the model before it
+  /// was merged or decoded. Empty: there is none.
+  const std::string& stale_quantization() const { return stale_quantization_; }
+  /// True for side files that say how a quantized checkpoint is quantized: they do not hold for what is made of it.
+  bool describes_quantization(std::string_view file) const;
   /// The dtype of most of the model's elements, in which decoded weights are handed out too.
   at::ScalarType dtype() const { return dtype_; }
 
+  /// A tensor by its logical name.
   Result<at::Tensor> tensor(std::string_view name) const;
+  /// True if tensor() makes this one of what is stored quantized.
+  bool decodes(std::string_view name) const;
   Result<at::Tensor> rows(std::string_view name, const at::Tensor& ids) const;
   /// The layer's matrix [out, in], contiguous: slices of packed tensors cut out, quantized ones decoded.
   Result<at::Tensor> matrix(const Layer&) const;
@@ -56,10 +66,13 @@ class SLIM_API WeightSource {
  private:
   WeightSource() = default;
   Status find_stored_layers(PluginRegistry&);
+  const StoredLayer* layer_of(std::string_view weight) const;
+  Status pass_over(const std::string& quantization_config);
   Result<at::Tensor> decoded(const StoredLayer&, std::optional<ActivationQuantization>*) const;
 
   std::shared_ptr<const Checkpoint> checkpoint_;
   Owned<Format> format_;
+  std::string format_id_, stale_quantization_;
   std::map<std::string, StoredLayer, std::less<>> stored_;
   std::map<std::string, TensorSpec> logical_;
   at::ScalarType dtype_ = at::kFloat;

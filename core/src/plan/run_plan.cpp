@@ -47,6 +47,7 @@ class Planner {
     SLIM_ASSIGN(wanted_, parse_patterns(config_.ignore_layers));
     matched_.assign(wanted_.size(), false);
     rules_.assign(recipe_.rules.size(), {});
+    find_common_group();
     for (const BlockPlan& block : model_.plan.blocks) {
       plan_.layers.emplace_back();
       for (const Layer& layer : block.layers) {
@@ -82,7 +83,7 @@ class Planner {
     }
     decision.part = static_cast<size_t>(part);
     Scheme scheme = recipe_.parts[decision.part].scheme;
-    SLIM_TRY(fit_group(layer, scheme, decision));
+    SLIM_TRY(fit_group(layer, rule, scheme, decision));
     if (!decision.reason.empty()) return decision;
     const RecipePart& chain = recipe_.parts[decision.part];
     auto outputs = recipe_.layout(layer, scheme, chain, model_.weights->dtype());
@@ -131,29 +132,81 @@ class Planner {
     return reason;
   }
 
+  /// Sizes that engines have kernels for, the largest first.
+  static constexpr int64_t kUsualGroups[] = {128, 64, 32};
+
+  /// The widths of layers that are quantized in groups of a size that nobody asked for.
+  std::set<int64_t> widths_in_default_groups() {
+    std::set<int64_t> widths;
+    for (const BlockPlan& block : model_.plan.blocks) {
+      for (const Layer& layer : block.layers) {
+        int rule = -1;
+        const int part = recipe_.part_of(layer.name, rule);
+        if (!float_reason(layer, rule, part).empty() || asked_group(rule)) continue;
+        const auto& weight = recipe_.parts[static_cast<size_t>(part)].scheme.weight;
+        if (weight && weight->granularity == Granularity::kGroup) widths.insert(layer.in);
+      }
+    }
+    return widths;
+  }
+  /// With "auto": the largest usual group that divides every width which any of them divides.
+  void find_common_group() {
+    if (config_.indivisible != "auto") return;
+    std::set<int64_t> widths = widths_in_default_groups();
+    std::erase_if(widths, [](int64_t width) { return width % *std::rbegin(kUsualGroups) != 0; });
+    common_group_ = widths.empty() ? 0 : largest_group(widths);
+  }
+  static int64_t largest_group(const std::set<int64_t>& widths) {
+    for (const int64_t group : kUsualGroups) {
+      if (std::all_of(widths.begin(), widths.end(), [&](int64_t width) { return width % group == 0; }))
+        return group;
+    }
+    return 0;
+  }
+  bool asked_group(int rule) const {
+    if (rule >= 0 && recipe_.rules[static_cast<size_t>(rule)].rule.group_size != 0) return true;
+    return config_.group_size != 0;
+  }
+
   /// Where the group does not divide the width: the stated policy.
-  Status fit_group(const Layer& layer, Scheme& scheme, LayerDecision& decision) {
+  Status fit_group(const Layer& layer, int rule, Scheme& scheme, LayerDecision& decision) {
     auto& weight = scheme.weight;
-    if (!weight || weight->granularity != Granularity::kGroup || layer.in % weight->group_size == 0)
-      return {};
-    const std::string numbers = layer.name + " has " + std::to_string(layer.in) +
-                                " input channels, which groups of " + std::to_string(weight->group_size) +
-                                " do not divide";
-    if (config_.indivisible == "error") {
-      return {Code::kInvalidArgument,
-              numbers +
-                  "; choose another group_size, or group_size_fallback = \"skip\" (stays in float) or "
-                  "\"channel\" (one scale a row)"};
+    if (!weight || weight->granularity != Granularity::kGroup) return {};
+    const bool asked = asked_group(rule);
+    if (!asked && common_group_ > 0 && common_group_ < weight->group_size) {
+      plan_.common_group = weight->group_size = common_group_;
     }
-    plan_.indivisible.push_back(numbers);
-    if (config_.indivisible == "skip") {
-      decision.reason =
-          std::to_string(layer.in) + " channels, group size " + std::to_string(weight->group_size);
-      plan_.float_weights += layer.out * layer.in;
-    } else {
+    if (layer.in % weight->group_size == 0) return {};
+    if (config_.indivisible == "error" || (config_.indivisible == "auto" && asked))
+      return refuse_group(layer, weight->group_size);
+    plan_.indivisible.push_back({layer.name, layer.in, weight->group_size});
+    if (config_.indivisible == "channel") {
       weight->granularity = Granularity::kChannel;
+      return {};
     }
+    decision.reason =
+        std::to_string(layer.in) + " channels, group size " + std::to_string(weight->group_size);
+    plan_.float_weights += layer.out * layer.in;
     return {};
+  }
+
+  Status refuse_group(const Layer& layer, int64_t group_size) {
+    std::set<int64_t> widths;
+    for (const BlockPlan& block : model_.plan.blocks) {
+      for (const Layer& other : block.layers) {
+        int rule = -1;
+        const int part = recipe_.part_of(other.name, rule);
+        if (float_reason(other, rule, part).empty()) widths.insert(other.in);
+      }
+    }
+    const int64_t fits = largest_group(widths);
+    return {Code::kInvalidArgument,
+            layer.name + " has " + std::to_string(layer.in) + " input channels, which groups of " +
+                std::to_string(group_size) + " do not divide; " +
+                (fits > 0 ? "groups of " + std::to_string(fits) + " divide every layer: --group-size " +
+                                std::to_string(fits) + "; or "
+                          : "choose another group_size, or ") +
+                "group_size_fallback = \"skip\" (stays in float) or \"channel\" (one scale a row)"};
   }
 
   Status check_patterns() const {
@@ -217,6 +270,7 @@ class Planner {
         plan_.outputs.push_back(model_.weights->logical().at(name));
     };
     for (const std::string& name : model_.plan.globals) keep(name);
+    for (const std::string& name : model_.plan.beside) keep(name);
     for (const BlockPlan& block : model_.plan.blocks) {
       for (const std::string& name : block.params) keep(name);
       for (const Layer& layer : block.layers) {
@@ -296,9 +350,26 @@ class Planner {
   std::vector<NamePattern> defaults_, wanted_;
   std::vector<bool> matched_;
   std::vector<RuleUse> rules_;
+  int64_t common_group_ = 0;  ///< with "auto"; 0: none
 };
 
 }  // namespace
+
+std::string group_size_text(const RunConfig& config, const RunPlan& plan) {
+  std::string text;
+  if (plan.common_group > 0) {
+    text = "groups of " + std::to_string(plan.common_group) +
+           ", the largest that engines have and that divide every layer\n";
+  }
+  std::map<std::pair<int64_t, int64_t>, int64_t> layers;
+  for (const IndivisibleLayer& layer : plan.indivisible) ++layers[{layer.in, layer.group_size}];
+  for (const auto& [numbers, count] : layers) {
+    text += std::to_string(count) + (count == 1 ? " layer" : " layers") + " of " +
+            std::to_string(numbers.first) + " channels, which groups of " + std::to_string(numbers.second) +
+            " do not divide: " + (config.indivisible == "channel" ? "one scale a row" : "stay in float") + "\n";
+  }
+  return text;
+}
 
 std::vector<const Scheme*> RunPlan::schemes(int32_t block, size_t part) const {
   std::vector<const Scheme*> list;
@@ -328,10 +399,6 @@ OutputModel describe_output(const Model& model, const RunPlan& plan) {
 }
 
 Result<RunPlan> make_run_plan(const RunConfig& config, const Model& model, const Recipe& recipe) {
-  if (model.weights->quantized()) {
-    return Status(Code::kInvalidArgument,
-                  config.model + " is already quantized; give the original checkpoint");
-  }
   return Planner(config, model, recipe).run();
 }
 

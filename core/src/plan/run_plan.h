@@ -22,6 +22,12 @@ struct LayerDecision {
   std::vector<TensorSpec> outputs;  ///< what its weight becomes; empty: its tensor is written as it is
 };
 
+/// A layer whose width its group does not divide.
+struct IndivisibleLayer {
+  std::string name;
+  int64_t in = 0, group_size = 0;
+};
+
 /// Every decision of a run, made from headers alone: before any weight is read.
 struct RunPlan {
   std::vector<std::vector<LayerDecision>> layers;  ///< [block][layer]
@@ -31,7 +37,8 @@ struct RunPlan {
   std::set<std::string> replaced;
   int64_t quantized_weights = 0, float_weights = 0;  ///< elements of linear layers
   double quantized_bits = 0;                         ///< on disk, for the quantized_weights
-  std::vector<std::string> indivisible;  ///< layers whose width the group does not divide, with both numbers
+  std::vector<IndivisibleLayer> indivisible;
+  int64_t common_group = 0;  ///< group size that took the place of the scheme's, so that it divides every layer; 0: none
   std::map<std::string, int64_t> layers_of_scheme;  ///< how many layers have it
   bool kv_cache = false;                            ///< scales of an FP8 key/value cache are written
 
@@ -61,6 +68,9 @@ SLIM_API Status make_run_plans(std::vector<OutputPlan>&, const Model&);
 /// What formats are told of the whole output; valid while the model is.
 OutputModel describe_output(const Model&, const RunPlan&);
 SLIM_API Result<RunPlan> make_run_plan(const RunConfig&, const Model&, const Recipe&);
+
+/// What became of layers whose width the group does not divide, a line for each width; empty without any.
+std::string group_size_text(const RunConfig&, const RunPlan&);
 
 /// What the algorithms of an output, and its key/value cache, want to know of a block's activations.
 SLIM_API void observe(const OutputPlan&, const BlockPlan&, StatisticSet&);

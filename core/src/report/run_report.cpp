@@ -10,6 +10,7 @@
 
 #include "model/device_memory.h"
 #include "plan/work_plan.h"
+#include "report/plan_text.h"
 #include "util/text.h"
 
 namespace slim {
@@ -210,7 +211,8 @@ Report RunReport::finish(const OutputPlan& output, const Model& model, const Cal
                                  {"folds", folds_},
                                  {"scattered_groups", scattered_groups_},
                                  {"largest_proof_error", largest_proof_error_},
-                                 {"indivisible", plan.indivisible}};
+                                 {"indivisible", indivisible_json(plan)},
+                                 {"common_group_size", plan.common_group}};
   for (const auto& [name, kind] : notes.kinds())
     json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
   for (const auto& [where, values] : notes.metrics()) json["metrics"][where] = values;
@@ -233,7 +235,7 @@ Report RunReport::finish(const OutputPlan& output, const Model& model, const Cal
     report.text +=
         format("scales folded      %zu, float output unchanged to %.1e\n", folds_, largest_proof_error_);
   report.text += experts_text() + notes.text();
-  for (const std::string& line : plan.indivisible) report.text += "group size         " + line + "\n";
+  report.text += led_by("group size         ", group_size_text(config, plan));
   report.text += time_text();
   report.text += format("seconds, peak RAM  %.1f, %s\n", seconds, bytes_text(peak_resident_bytes()).c_str());
   report.text += "backend            " + config.backend +

@@ -31,6 +31,12 @@ class BlockClock {
   PhaseSeconds before_ = phase_seconds();
 };
 
+/// A source that was quantized computes with activations in float: what is served is quantized anew.
+BlockWeights in_float(BlockWeights weights) {
+  for (auto& activation : weights.activation) activation.reset();
+  return weights;
+}
+
 }  // namespace
 
 /// How far a block has come.
@@ -66,7 +72,7 @@ Status BlockPipeline::make_from_weights(BlockWeights weights, const BlockPlan& b
   Propagation& propagation = parts_.propagation;
   BlockAtWork work{{}, nullptr, &propagation.runner().exec(), &propagation};
   work.state.plan = &block;
-  work.state.weights = std::move(weights);
+  work.state.weights = in_float(std::move(weights));
   work.state.runs_again = job_.feeds_later(block) && !job_.float_inputs;
   if (block.index <= job_.last_forward && starts_stage(job_.model.plan, block))
     SLIM_TRY(propagation.enter(block));
@@ -106,7 +112,8 @@ Status BlockPipeline::make_on_host(BlockAtWork& work, Attempt& attempt, const St
   work.state.plan = &block;
   work.state.runs_again = runs_again;
   work.exec = &runner.host_exec();
-  SLIM_ASSIGN(work.state.weights, job_.model.weights->load(block));
+  SLIM_ASSIGN(BlockWeights weights, job_.model.weights->load(block));
+  work.state.weights = in_float(std::move(weights));
   auto& outputs = parts_.outputs;
   if (attempt.outputs_made < attempt.told.size())
     outputs[attempt.outputs_made]->report() = attempt.told[attempt.outputs_made];

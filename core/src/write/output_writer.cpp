@@ -112,9 +112,12 @@ Status OutputWriter::write_tensor(const std::string& name, const at::Tensor& mad
 
 Status OutputWriter::copy_tensor(const std::string& name) {
   if (output_.plan.replaced.contains(name) || !written_.insert(name).second) return {};
-  return jobs_.submit(0, [this, name] {
+  return jobs_.submit(0, [this, name]() -> Status {
     const PhaseTimer timer(Phase::kWriting);
-    return checkpoint_->copy(name, model_.weights->checkpoint(), name);
+    const Checkpoint& input = model_.weights->checkpoint();
+    if (!model_.weights->decodes(name)) return checkpoint_->copy(name, input, name);
+    SLIM_ASSIGN(const at::Tensor decoded, model_.weights->tensor(name));
+    return checkpoint_->put(name, decoded);
   });
 }
 
@@ -129,6 +132,7 @@ Status OutputWriter::copy_block(const BlockPlan& block) {
 
 Status OutputWriter::finish(bool scattered_groups) {
   for (const std::string& name : model_.plan.globals) SLIM_TRY(copy_tensor(name));
+  for (const std::string& name : model_.plan.beside) SLIM_TRY(copy_tensor(name));
   SLIM_TRY(jobs_.drain());
   SLIM_TRY(write_side_files(scattered_groups));
   return checkpoint_->finish();
@@ -143,7 +147,7 @@ Status OutputWriter::write_side_files(bool scattered_groups) {
   SLIM_ASSIGN(const auto made, format.side_files(output));
   SLIM_TRY(checkpoint_->write_file("config.json", config));
   for (const std::string& name : input.side_files()) {
-    if (name != "config.json" && !made.contains(name))
+    if (name != "config.json" && !made.contains(name) && !model_.weights->describes_quantization(name))
       SLIM_TRY(checkpoint_->copy_file(name, input.folder() + "/" + name));
   }
   for (const auto& [name, text] : made) SLIM_TRY(checkpoint_->write_file(name, text));

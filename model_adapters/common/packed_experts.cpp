@@ -1,9 +1,6 @@
-#include "experts.hpp"
+#include "common/packed_experts.hpp"
 
-namespace slim::qwen3vl {
-using model::BlockBuilder;
-using model::MoeLayer;
-
+namespace slim::model {
 namespace {
 
 using Shape = std::vector<int64_t>;
@@ -14,7 +11,7 @@ struct Packed {
   bool transposed = true;  ///< [experts, in, out]
 
   /// Claims both, once for all experts of a layer.
-  void claim(model::PlanBuilder& plan, const MoeLayer& moe, int64_t hidden) const {
+  void claim(PlanBuilder& plan, const MoeLayer& moe, int64_t hidden) const {
     const int64_t both = 2 * moe.intermediate;
     plan.claim(gate_up, transposed ? Shape{moe.experts, hidden, both} : Shape{moe.experts, both, hidden});
     plan.claim(down, transposed ? Shape{moe.experts, moe.intermediate, hidden}
@@ -30,7 +27,7 @@ struct Packed {
   }
 };
 
-Packed find_packed(const model::PlanBuilder& plan, const std::string& experts, const MoeLayer& moe,
+Packed find_packed(const PlanBuilder& plan, const std::string& experts, const MoeLayer& moe,
                    int64_t hidden) {
   Packed result{experts + "gate_up_proj", experts + "down_proj"};
   const auto has_shape = [&](const std::string& tensor, const Shape& shape) {
@@ -54,11 +51,11 @@ std::vector<LayerId> PackedMoeDecoder::plan_expert(BlockBuilder& block, const st
     return MoeDecoder::plan_expert(block, prefix, expert, moe, input, down_port);
   }
   if (expert == 0) packed.claim(plan, moe, config().hidden);
-  model::GatedWeights weights;
+  GatedWeights weights;
   weights.gate = packed.slice(packed.gate_up, expert, 0);
   weights.up = packed.slice(packed.gate_up, expert, moe.intermediate);
   weights.down = packed.slice(packed.down, expert, 0);
   return plan_gated(block, prefix, moe.intermediate, input, down_port, expert, &weights);
 }
 
-}  // namespace slim::qwen3vl
+}  // namespace slim::model
