@@ -8,16 +8,19 @@ namespace slim::model {
 
 MoeConfig read_moe(const JsonConfig& config, int64_t layers, bool default_normalize,
                    const std::optional<MoeLayer>& defaults) {
-  const auto read = [&](const char* key, int64_t MoeLayer::*field) {
-    return config.integer(key, defaults ? std::optional<int64_t>((*defaults).*field) : std::nullopt);
+  constexpr int64_t kLargest = std::numeric_limits<int32_t>::max(), kMostExperts = 8192;
+  const auto read = [&](const char* key, int64_t MoeLayer::*field, int64_t largest) {
+    return config.integer(key, defaults ? std::optional<int64_t>((*defaults).*field) : std::nullopt, 1,
+                          largest);
   };
   MoeConfig result;
   result.normalize = config.boolean("norm_topk_prob", default_normalize);
   MoeLayer sparse;
   sparse.experts =
-      read(config.has("num_local_experts") ? "num_local_experts" : "num_experts", &MoeLayer::experts);
-  sparse.top_k = read("num_experts_per_tok", &MoeLayer::top_k);
-  sparse.intermediate = read("moe_intermediate_size", &MoeLayer::intermediate);
+      read(config.has("num_local_experts") ? "num_local_experts" : "num_experts", &MoeLayer::experts,
+           kMostExperts);
+  sparse.top_k = read("num_experts_per_tok", &MoeLayer::top_k, kLargest);
+  sparse.intermediate = read("moe_intermediate_size", &MoeLayer::intermediate, kLargest);
   if (config.status().ok() && sparse.top_k > sparse.experts) {
     config.fail("num_experts_per_tok", "is more than num_experts");
   }

@@ -64,7 +64,10 @@ model::MoeConfig read_experts(const JsonConfig& config, const DecoderConfig& tex
   result.router = "gate.wg";
   result.router_in_float = true;
   if (config.boolean("use_mixed_mlp_moe", true)) result.shared_expert = "shared_mlp";
+  constexpr int64_t kMostExperts = 8192;
   for (int64_t i = 0; i < text.layers; ++i) {
+    if (experts[i] > kMostExperts)
+      config.fail("num_experts", "is more than " + std::to_string(kMostExperts));
     if (top_k[i] > experts[i]) config.fail("moe_topk", "is more than num_experts");
     result.layers.push_back({experts[i], top_k[i], widths[i], shared[i] * text.intermediate});
   }
@@ -93,16 +96,14 @@ Result<ModelPlan> Hunyuan::plan(std::string_view config_json,
   const auto experts = mixture ? read_experts(config, text) : model::MoeConfig{};
   SLIM_TRY(config.status());
 
-  std::vector<std::string> ignore{"re:.*lm_head"};
-  if (mixture) {
+  if (mixture)
     decoder_ = std::make_unique<model::PackedMoeDecoder>(text, experts);
-    ignore.push_back("re:.*mlp\\.gate\\.wg$");
-  } else {
+  else
     decoder_ = std::make_unique<model::Decoder>(text);
-  }
   end_of_turn_ = "<|eos|>";
   model::PlanBuilder builder(family, tensors);
-  builder.ignore(ignore);
+  using Names = std::vector<std::string>;
+  builder.ignore(mixture ? Names{"re:.*lm_head", "re:.*mlp\\.gate\\.wg$"} : Names{"re:.*lm_head"});
   decoder_->plan(builder);
   return builder.finish();
 }

@@ -22,9 +22,11 @@ class Qwen25Vl final : public model::MultimodalAdapter {
 
 namespace {
 
-/// The language model's keys stand in text_config, or in older files beside vision_config.
+/// The language model's keys stand in text_config, or in older files beside vision_config; some have a few of them in both places.
 model::DecoderConfig read_text(const JsonConfig& config) {
-  const auto text = config.has("text_config") ? config.child("text_config") : config;
+  const bool nested = config.has("text_config") &&
+                      (config.child("text_config").has("hidden_size") || !config.has("hidden_size"));
+  const auto text = nested ? config.child("text_config") : config;
   model::DecoderDefaults defaults;
   defaults.hidden = 8192, defaults.intermediate = 29568, defaults.layers = 80, defaults.heads = 64;
   defaults.vocabulary = 152064, defaults.epsilon = 1e-5, defaults.theta = 1e6;

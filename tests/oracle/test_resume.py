@@ -216,9 +216,17 @@ def check_changes(slim, work):
     weights.write_bytes(stored[:place] + bytes([stored[place] ^ 1]) + stored[place + 1:])
     slim.fails(re.escape(name) + ".*--resume", *AWQ, *go_on, code=1)
     weights.write_bytes(stored)
+    draw = random.Random(11)
+    for file in (next(journal.parent.glob("batches-*.safetensors")), next(journal.parent.glob("state-*.json"))):
+        stored = file.read_bytes()
+        for _ in range(6):
+            place = draw.randrange(len(stored))
+            file.write_bytes(stored[:place] + bytes([stored[place] ^ 1 << draw.randrange(8)]) + stored[place + 1:])
+            slim.fails(re.escape(file.name) + ": .*not those.*--resume", *AWQ, *go_on, code=1)
+        file.write_bytes(stored)
     slim.works(*AWQ, *go_on)
     same(work, "changed", "awq")
-    print("changes: configuration, data, model, plugins, threads and damage are refused and named")
+    print("changes: configuration, data, model, plugins, threads and damage, in weights and in the record, are refused and named")
 
 
 def check_signals(slim, work):

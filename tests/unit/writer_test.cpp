@@ -398,6 +398,7 @@ TEST_CASE("writer/ what a crash left is replaced, what another writer holds is n
   Model model;
   model.add("a", at::ones({2}));
   write_text(folder.path() / "out.partial/rubbish", "x");
+  fs::create_directory(folder.path() / "out.partial/.slim");
   {
     const auto writer = CheckpointWriter::create(into(folder / "out/"), model.specs);
     REQUIRE(writer.ok());
@@ -439,6 +440,52 @@ TEST_CASE("writer/ overwriting spares what is no checkpoint") {
   options.folder = folder / "home/letters.txt";
   check_message(write_all(model, options), Code::kInvalidArgument, "no checkpoint");
   CHECK(read_text_file(folder / "home/letters.txt") == "dear");
+}
+
+TEST_CASE("writer/ overwriting spares a folder with anything that slim did not write") {
+  Model model;
+  model.add("a", at::ones({2}));
+  for (const bool checksums : {false, true}) {
+    for (const char* foreign : {"src/main.py", "finetune/model.safetensors", "calib.jsonl", ".git/config"}) {
+      CAPTURE(checksums);
+      CAPTURE(foreign);
+      TempFolder folder;
+      WriterOptions options = into(folder / "out");
+      options.checksums = checksums;
+      REQUIRE(write_all(model, options).ok());
+      options.overwrite = true;
+      REQUIRE(write_all(model, options).ok());
+      write_text(folder.path() / "out" / foreign, "precious");
+      check_message(write_all(model, options), Code::kInvalidArgument, "slim did not write");
+      CHECK(read_text_file(folder / ("out/" + std::string(foreign))) == "precious");
+      CHECK(names_in(folder.path()) == std::vector<std::string>{"out"});
+    }
+  }
+}
+
+TEST_CASE("writer/ overwriting spares what the run reads") {
+  TempFolder folder;
+  Model model;
+  model.add("a", at::ones({2}));
+  WriterOptions options = into(folder / "out");
+  REQUIRE(write_all(model, options).ok());
+  options.overwrite = true;
+  options.kept = {"", folder / "out/config.json"};
+  check_message(write_all(model, options), Code::kInvalidArgument, "this run reads");
+  check_holds(folder / "out", model);
+}
+
+TEST_CASE("writer/ a folder in the way of the unfinished output is deleted only if slim began it") {
+  TempFolder folder;
+  Model model;
+  model.add("a", at::ones({2}));
+  write_text(folder.path() / "out.partial/thesis.txt", "precious");
+  const WriterOptions options = into(folder / "out");
+  check_message(write_all(model, options), Code::kInvalidArgument, "in the way");
+  CHECK(read_text_file(folder / "out.partial/thesis.txt") == "precious");
+  fs::remove(folder.path() / "out.partial/thesis.txt");
+  CHECK(write_all(model, options).ok());  // empty
+  CHECK(names_in(folder / "out") == std::vector<std::string>{"config.json", "model.safetensors"});
 }
 
 TEST_CASE("writer/ inputs are neither equal to, inside nor around the output") {

@@ -5,6 +5,7 @@
 #include <linux/magic.h>
 #include <sys/statvfs.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -42,6 +43,7 @@ bool contains(const fs::path& outer, const fs::path& inner) {
 Status check_inputs(const fs::path& target, const std::vector<std::string>& inputs) {
   std::error_code error;
   const fs::path output = fs::weakly_canonical(target, error);
+  if (error) return invalid(target.string() + ": cannot be an output folder: " + error.message());
   for (const auto& input : inputs) {
     const fs::path other = fs::weakly_canonical(input, error);
     if (contains(output, other) || contains(other, output)) {
@@ -52,13 +54,58 @@ Status check_inputs(const fs::path& target, const std::vector<std::string>& inpu
   return {};
 }
 
-// What overwriting deletes must be a checkpoint: a mistyped --output shall not cost a home folder.
-bool looks_like_checkpoint(const fs::path& folder) {
+// In the folder that is being written: makes it slim's, so that it may be deleted. The record of a run lies in it.
+constexpr const char* kMarker = ".slim";
+
+constexpr const char* kPartsFile = "slim_compress.json";
+
+/// True for a file that checkpoints have, and people do not write.
+bool is_usual(const fs::path& name) {
+  static const std::set<std::string> kNames = {"merges.txt", "vocab.txt", "README.md",     "LICENSE",
+                                               "LICENSE.txt", "NOTICE",    ".gitattributes"};
+  static const std::set<std::string> kExtensions = {".safetensors", ".json", ".jinja", ".model", ".tiktoken"};
+  return kNames.contains(name.string()) || kExtensions.contains(name.extension().string());
+}
+
+/// The first entry of a folder that slim did not write: what its list of checksums does not name, or without a list what no checkpoint
+/// has. Overwriting deletes the folder: a mistyped --output shall not cost a project.
+Result<std::string> foreign_entry(const fs::path& folder) {
+  SLIM_ASSIGN(const auto written, read_checksums(folder.string()));
+  std::error_code error;
+  const bool in_parts = fs::exists(folder / kPartsFile, error);  // for tensor parallelism: a folder for each device
+  for (auto entry = fs::recursive_directory_iterator(folder, error);
+       !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
+    const fs::path name = entry->path().lexically_relative(folder);
+    if (*name.begin() == kMarker) continue;
+    const bool link = entry->is_symlink(error), inside = name.has_parent_path();
+    if (!link && entry->is_directory(error) && (written || in_parts)) continue;  // its files are looked at
+    const bool file = !link && entry->is_regular_file(error);
+    const bool ours = written ? written->files.contains(name.string()) || name == kChecksumFile
+                              : (!inside || in_parts) && is_usual(name.filename());
+    if (!file || !ours) return name.string();
+  }
+  if (error) return Status(Code::kIo, folder.string() + ": cannot be read: " + error.message());
+  return std::string();
+}
+
+bool holds_checkpoint(const fs::path& folder) {
   std::error_code error;
   if (fs::is_empty(folder, error) || fs::exists(folder / "config.json", error)) return true;
   fs::directory_iterator entries(folder, error);
   return !error && std::any_of(begin(entries), end(entries),
                                [](const auto& entry) { return entry.path().extension() == ".safetensors"; });
+}
+
+/// What is read by the run is not deleted by it.
+Status check_kept(const fs::path& target, const std::vector<std::string>& kept) {
+  std::error_code error;
+  const fs::path output = fs::weakly_canonical(target, error);
+  for (const std::string& path : kept) {
+    if (!path.empty() && contains(output, fs::weakly_canonical(path, error)))
+      return invalid(target.string() + ": overwriting it would delete " + path +
+                     ", which this run reads; choose another output folder");
+  }
+  return {};
 }
 
 Status check_target(const fs::path& target, bool overwrite) {
@@ -67,11 +114,15 @@ Status check_target(const fs::path& target, bool overwrite) {
   if (!overwrite)
     return invalid(target.string() +
                    ": exists already; give --overwrite to replace it, or choose another output folder");
-  if (!fs::is_directory(target, error) || !looks_like_checkpoint(target)) {
+  if (!fs::is_directory(target, error) || !holds_checkpoint(target)) {
     return invalid(target.string() +
                    ": is no checkpoint folder, so it is not overwritten; choose another output folder");
   }
-  return {};
+  SLIM_ASSIGN(const std::string foreign, foreign_entry(target));
+  if (foreign.empty()) return {};
+  return invalid(target.string() + ": holds " + foreign +
+                 ", which slim did not write, so it is not overwritten; move that away, or choose another "
+                 "output folder");
 }
 
 struct ShardPlan {
@@ -269,6 +320,7 @@ struct CheckpointWriter::State {
     std::error_code error;
     if (options.resume) return adopt_partial();
     if (fs::symlink_status(partial, error).type() != fs::file_type::not_found) {
+      SLIM_TRY(check_partial());
       SLIM_ASSIGN(const File stale, File::open_folder(partial_name));
       SLIM_TRY(lock_folder(stale));
       fs::remove_all(partial, error);
@@ -283,7 +335,20 @@ struct CheckpointWriter::State {
     Status locked = lock_folder(*lock);
     owns_partial = locked.ok();
     if (owns_partial) add_leftover(partial_name);
-    return locked;
+    SLIM_TRY(locked);
+    if (!fs::create_directory(partial / kMarker, error))
+      return Status(Code::kIo, partial_name + ": cannot make a folder in it: " + error.message());
+    return {};
+  }
+
+  /// Only what slim has begun is deleted.
+  Status check_partial() const {
+    std::error_code error;
+    const bool ours = fs::is_directory(fs::symlink_status(partial / kMarker, error));
+    if (ours || (fs::is_directory(fs::symlink_status(partial, error)) && fs::is_empty(partial, error))) return {};
+    return invalid(partial_name +
+                   ": is in the way, and no unfinished output of slim; move it away, or choose another output "
+                   "folder");
   }
 
   Status adopt_partial() {
@@ -421,6 +486,8 @@ struct CheckpointWriter::State {
     return File::create((partial / path).string());
   }
 
+  Status exchange(const fs::path& aside) const;
+
   Status put_in_place() {
     std::error_code error;
     if (!options.overwrite || !fs::exists(fs::symlink_status(target, error))) {
@@ -431,11 +498,7 @@ struct CheckpointWriter::State {
     fs::path aside = target.string() + ".old";
     for (int i = 1; fs::exists(fs::symlink_status(aside, error)); ++i)
       aside = target.string() + ".old" + std::to_string(i);
-    SLIM_TRY(rename_folder(target, aside));
-    if (Status status = rename_folder(partial, target); !status.ok()) {
-      const Status back = rename_folder(aside, target);
-      return back.ok() ? status : std::move(status).in("the old output is now " + aside.string());
-    }
+    SLIM_TRY(exchange(aside));
     finished = true;
     SLIM_TRY(sync_folder(target.parent_path().string()));
     fs::remove_all(aside, error);
@@ -446,6 +509,20 @@ struct CheckpointWriter::State {
     return {};
   }
 };
+
+/// Gives the new output the name of the old one, which is then `aside`: in one step where the file system can, so that the name always
+/// has one of both.
+Status CheckpointWriter::State::exchange(const fs::path& aside) const {
+  if (::renameat2(AT_FDCWD, partial.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0)
+    return rename_folder(partial, aside);
+  if (errno != EINVAL && errno != ENOSYS && errno != ENOTSUP)
+    return system_error(partial_name, "exchange with " + target.string(), errno);
+  SLIM_TRY(rename_folder(target, aside));
+  Status status = rename_folder(partial, target);
+  if (status.ok()) return status;
+  const Status back = rename_folder(aside, target);
+  return back.ok() ? status : std::move(status).in("the old output is now " + aside.string());
+}
 
 CheckpointWriter::CheckpointWriter() : state_(std::make_unique<State>()) {}
 CheckpointWriter::~CheckpointWriter() = default;
@@ -464,6 +541,8 @@ Result<std::unique_ptr<CheckpointWriter>> CheckpointWriter::create(const WriterO
   SLIM_ASSIGN(const auto plans, plan_shards(tensors, options.max_shard_size));
   SLIM_TRY(check_inputs(state.target, options.inputs));
   SLIM_TRY(check_inputs(state.partial, options.inputs));
+  SLIM_TRY(check_kept(state.target, options.kept));
+  SLIM_TRY(check_kept(state.partial, options.kept));
   SLIM_TRY(check_target(state.target, options.overwrite));
   SLIM_TRY(state.make_parents());
   SLIM_TRY(state.take_partial());
@@ -560,6 +639,7 @@ Status CheckpointWriter::finish() {
   if (state.options.checksums) SLIM_TRY(write_file(kChecksumFile, checksums_text(state.checksums())));
   for (const auto& shard : state.shards) SLIM_TRY(shard->sync());
   for (const auto& folder : state.folders) SLIM_TRY(sync_folder(folder.string()));
+  ::rmdir((state.partial / kMarker).c_str());  // a run's record in it stays until the run ends
   SLIM_TRY(state.lock->sync());
   return state.put_in_place();
 }

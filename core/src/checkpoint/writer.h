@@ -19,6 +19,7 @@ struct WriterOptions {
   bool checksums = false;  ///< write kChecksumFile beside the tensors
   bool resume = false;     ///< go on in the FOLDER.partial of an earlier process, with the same tensors
   std::vector<std::string> inputs = {};  ///< folders that the output may not be, contain or lie in
+  std::vector<std::string> kept = {};    ///< files and folders that the output may not be or contain; empty ones do not count
 };
 
 /// Writes a checkpoint whose tensors are all known beforehand: headers, offsets and shard names are fixed at
@@ -31,9 +32,9 @@ struct WriterOptions {
 /// element size.
 class SLIM_API CheckpointWriter {
  public:
-  /// kInvalidArgument if the folder exists (without overwrite), is no checkpoint (with it), touches an input
-  /// or is being written by another process; kIo if the disk is too small, with both numbers. A
-  /// FOLDER.partial left by a crash is replaced.
+  /// kInvalidArgument if the folder exists (without overwrite), is no checkpoint or holds what slim did not write (with it), touches
+  /// an input or is being written by another process; kIo if the disk is too small, with both numbers. A FOLDER.partial that slim left in
+  /// a crash is replaced; any other is in the way.
   static Result<std::unique_ptr<CheckpointWriter>> create(const WriterOptions&,
                                                           const std::vector<TensorSpec>& tensors);
   ~CheckpointWriter();

@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/checksums.h"
 #include "checkpoint/writer.h"
 #include "checkpoint/tensor_file.h"
 #include "util/hash.h"
@@ -74,6 +75,13 @@ Status write_text(const std::string& path, const std::string& text) {
   return file.sync();
 }
 
+Result<std::string> checksum_of(const std::string& path) {
+  SLIM_ASSIGN(const File file, File::open_read(path));
+  SLIM_ASSIGN(const int64_t size, file.size());
+  SLIM_ASSIGN(const uint64_t hash, hash_file(file, 0, size));
+  return hash_digits(hash);
+}
+
 }  // namespace
 
 std::string Journal::folder_in(const std::string& output_folder) { return output_folder + "/.slim"; }
@@ -133,6 +141,7 @@ Status Journal::read_entry(const std::string& text) try {
   if (json.contains("step")) steps_.insert(json.at("step").get<std::string>());
   if (!json.contains("blocks")) return {};
   blocks_ = json.at("blocks").get<int64_t>();
+  checksums_ = json.at("checksums").get<std::map<std::string, std::string>>();
   const auto written = json.at("tensors").get<std::vector<std::map<std::string, uint64_t>>>();
   tensors_.resize(written.size());
   for (size_t i = 0; i < written.size(); ++i) tensors_[i].insert(written[i].begin(), written[i].end());
@@ -152,18 +161,24 @@ Status Journal::append(const std::string& json) {
 
 Status Journal::record(const std::vector<std::map<std::string, uint64_t>>& tensors, const RunState& state) {
   const int64_t blocks = blocks_ + 1;
+  const bool has_batches = !state.calibration.batches.empty();
   std::vector<std::pair<std::string, at::Tensor>> batches;
   for (size_t i = 0; i < state.calibration.batches.size(); ++i) {
     for (const auto& [key, tensor] : state.calibration.batches[i])
       batches.emplace_back(std::to_string(i) + "/" + key, tensor);
   }
-  if (!batches.empty()) SLIM_TRY(write_tensors(batches_path(blocks), batches));
+  nlohmann::json checksums = nlohmann::json::object();
+  if (has_batches) {
+    SLIM_TRY(write_tensors(batches_path(blocks), batches));
+    SLIM_ASSIGN(checksums["batches"], checksum_of(batches_path(blocks)));
+  }
   const nlohmann::json json = {{"calibration", recorded(state.calibration)},
                                {"reports", state.reports},
                                {"statistics", state.statistics}};
   SLIM_TRY(write_text(state_path(blocks), json.dump()));
+  checksums["state"] = hash_digits(hash_text(json.dump()));
   SLIM_TRY(sync_folder(folder_));
-  SLIM_TRY(append(nlohmann::json{{"blocks", blocks}, {"tensors", tensors}}.dump()));
+  SLIM_TRY(append(nlohmann::json{{"blocks", blocks}, {"tensors", tensors}, {"checksums", checksums}}.dump()));
   std::error_code ignored;
   fs::remove(batches_path(blocks_), ignored);
   fs::remove(state_path(blocks_), ignored);
@@ -171,12 +186,22 @@ Status Journal::record(const std::vector<std::map<std::string, uint64_t>>& tenso
   return {};
 }
 
+/// What another process wrote is read only if it is what it wrote.
+Status Journal::check(const std::string& kind, const std::string& path, const std::string& found) const {
+  const auto expected = checksums_.find(kind);
+  if (expected != checksums_.end() && expected->second == found) return {};
+  return {Code::kCorrupt, path + ": its bytes are not those that the interrupted run wrote; start again without --resume"};
+}
+
 Result<RunState> Journal::state() const try {
   SLIM_ASSIGN(const std::string text, read_text(state_path(blocks_), kLargestJournal));
+  SLIM_TRY(check("state", state_path(blocks_), hash_digits(hash_text(text))));
   const nlohmann::json json = nlohmann::json::parse(text);
   RunState state{calibration_from(json.at("calibration")), json.at("reports").get<std::vector<std::string>>(),
                  json.at("statistics").get<std::string>()};
   if (state.calibration.batches.empty()) return state;
+  SLIM_ASSIGN(const std::string found, checksum_of(batches_path(blocks_)));
+  SLIM_TRY(check("batches", batches_path(blocks_), found));
   SLIM_ASSIGN(const TensorMap batches, read_tensors(batches_path(blocks_)));
   for (const auto& [name, tensor] : batches) {
     const size_t slash = name.find('/');

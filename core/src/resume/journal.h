@@ -47,6 +47,7 @@ class SLIM_API Journal {
   static Result<std::unique_ptr<Journal>> read(const std::string& output_folder);
   Status append(const std::string& json);
   Status read_entry(const std::string& json);
+  Status check(const std::string& kind, const std::string& path, const std::string& found) const;
   std::string batches_path(int64_t blocks) const;
   std::string state_path(int64_t blocks) const;
 
@@ -55,6 +56,7 @@ class SLIM_API Journal {
   int64_t end_ = 0, blocks_ = 0;
   Fingerprint fingerprint_;
   std::vector<std::map<std::string, uint64_t>> tensors_;
+  std::map<std::string, std::string> checksums_;  ///< of the files of the last block
   std::set<std::string> steps_;
 };
 

@@ -35,6 +35,7 @@ Status OutputWriter::create(bool resume) {
   options.stem = output_.recipe.format->weights_stem(output_.recipe.scheme);
   options.overwrite = config.overwrite;
   options.inputs = {config.model};
+  options.kept = {config.calib, config.statistics, config.save_statistics};
   options.checksums = true;
   options.resume = resume;
   SLIM_ASSIGN(checkpoint_, CheckpointWriter::create(options, output_.plan.outputs));

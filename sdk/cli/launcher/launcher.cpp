@@ -1,6 +1,8 @@
 // The program `slim`: prepares the process for LibTorch, then loads the command line, which brings LibTorch with it. What LibTorch's
 // OpenMP reads of the environment it reads when it is loaded, which for a program that links it is before main().
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -14,9 +16,17 @@ void let_waiting_threads_sleep() {
   setenv("GOMP_SPINCOUNT", "500", /*overwrite=*/0);
 }
 
+/// Whoever starts a program may close its standard files; the next that is opened would then be taken for one of them.
+void open_standard_files() {
+  int file = open("/dev/null", O_RDWR);
+  while (file >= 0 && file <= STDERR_FILENO) file = open("/dev/null", O_RDWR);
+  if (file > STDERR_FILENO) close(file);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  open_standard_files();
   let_waiting_threads_sleep();
   void* const library = dlopen("libslim_cli.so", RTLD_NOW | RTLD_GLOBAL);
   if (!library) {
