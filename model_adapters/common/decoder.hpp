@@ -17,8 +17,8 @@ struct DecoderConfig {
   std::string prefix = "model.";  ///< of embed_tokens, layers and norm: "model.language_model."
   std::string head = "lm_head";   ///< module name of the output layer
   std::string embedding = "model.embed_tokens.weight";  ///< tensor name
-  bool has_head = true;     ///< false: a model that embeds, ranks or rewards
-  bool head_copied = false; ///< a tied head is stored a second time
+  bool has_head = true;                                 ///< false: a model that embeds, ranks or rewards
+  bool head_copied = false;                             ///< a tied head is stored a second time
   int64_t hidden = 0, intermediate = 0, layers = 0, heads = 0, kv_heads = 0, head_dim = 0, vocabulary = 0;
   double epsilon = 1e-6;
   bool qkv_bias = false, output_bias = false, mlp_bias = false;

@@ -16,9 +16,8 @@ MoeConfig read_moe(const JsonConfig& config, int64_t layers, bool default_normal
   MoeConfig result;
   result.normalize = config.boolean("norm_topk_prob", default_normalize);
   MoeLayer sparse;
-  sparse.experts =
-      read(config.has("num_local_experts") ? "num_local_experts" : "num_experts", &MoeLayer::experts,
-           kMostExperts);
+  sparse.experts = read(config.has("num_local_experts") ? "num_local_experts" : "num_experts",
+                        &MoeLayer::experts, kMostExperts);
   sparse.top_k = read("num_experts_per_tok", &MoeLayer::top_k, kLargest);
   sparse.intermediate = read("moe_intermediate_size", &MoeLayer::intermediate, kLargest);
   if (config.status().ok() && sparse.top_k > sparse.experts) {

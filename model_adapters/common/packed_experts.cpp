@@ -27,8 +27,7 @@ struct Packed {
   }
 };
 
-Packed find_packed(const PlanBuilder& plan, const std::string& experts, const MoeLayer& moe,
-                   int64_t hidden) {
+Packed find_packed(const PlanBuilder& plan, const std::string& experts, const MoeLayer& moe, int64_t hidden) {
   Packed result{experts + "gate_up_proj", experts + "down_proj"};
   const auto has_shape = [&](const std::string& tensor, const Shape& shape) {
     const TensorSpec* spec = plan.find(tensor);

@@ -16,9 +16,8 @@ class PackedMoeDecoder final : public MoeDecoder {
   using MoeDecoder::MoeDecoder;
 
  private:
-  std::vector<LayerId> plan_expert(BlockBuilder&, const std::string& prefix, int32_t expert,
-                                   const MoeLayer&, PortId input,
-                                   const std::string& down_port) const override;
+  std::vector<LayerId> plan_expert(BlockBuilder&, const std::string& prefix, int32_t expert, const MoeLayer&,
+                                   PortId input, const std::string& down_port) const override;
 };
 
 }  // namespace slim::model

@@ -159,7 +159,8 @@ void PlanBuilder::claim(const std::string& tensor, const std::vector<int64_t>& s
     fail(Status(Code::kCorrupt, "tensor " + tensor + what));
   };
   if (!spec)
-    return broken(" is missing, config.json says it has shape " + shape_string(shape) + cure_for_names(tensors_));
+    return broken(" is missing, config.json says it has shape " + shape_string(shape) +
+                  cure_for_names(tensors_));
   if (spec->shape != shape) {
     return broken(" has shape " + shape_string(spec->shape) + ", expected " + shape_string(shape) +
                   " from config.json");

@@ -66,8 +66,7 @@ model::MoeConfig read_experts(const JsonConfig& config, const DecoderConfig& tex
   if (config.boolean("use_mixed_mlp_moe", true)) result.shared_expert = "shared_mlp";
   constexpr int64_t kMostExperts = 8192;
   for (int64_t i = 0; i < text.layers; ++i) {
-    if (experts[i] > kMostExperts)
-      config.fail("num_experts", "is more than " + std::to_string(kMostExperts));
+    if (experts[i] > kMostExperts) config.fail("num_experts", "is more than " + std::to_string(kMostExperts));
     if (top_k[i] > experts[i]) config.fail("moe_topk", "is more than num_experts");
     result.layers.push_back({experts[i], top_k[i], widths[i], shared[i] * text.intermediate});
   }

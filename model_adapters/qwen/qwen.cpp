@@ -57,8 +57,8 @@ Result<ModelPlan> Qwen::plan(std::string_view config_json, const std::map<std::s
   SLIM_ASSIGN(const auto config, JsonConfig::parse(config_json, "config.json"));
   const auto family = config.text("model_type", "qwen3");
   auto text = read_text(config, family);
-  model::find_names(tensors, {"model.", "", "model.language_model.", "language_model.model.", "language_model."},
-                    text);
+  model::find_names(
+      tensors, {"model.", "", "model.language_model.", "language_model.model.", "language_model."}, text);
   const bool mixture = family.ends_with("_moe");
   const auto experts = mixture ? read_experts(config, family, text.layers) : model::MoeConfig{};
   sliding_window_ = read_window(config, family, text.layers);

@@ -70,7 +70,8 @@ Result<ModelPlan> Qwen25Vl::plan(std::string_view config_json,
   positions_in_seconds_ = vision.gated;
   SLIM_TRY(config.status());
   vision.prefix = model::stored_prefix(tensors, {"visual.", "model.visual."}, "patch_embed.proj.weight");
-  model::find_names(tensors, {"model.", "model.language_model.", "language_model.model.", "language_model.", ""}, text);
+  model::find_names(
+      tensors, {"model.", "model.language_model.", "language_model.model.", "language_model.", ""}, text);
 
   auto tower = std::make_unique<VisionTower>(vision);
   decoder_ = std::make_unique<model::Decoder>(text);

@@ -72,7 +72,8 @@ Result<ModelPlan> Qwen3Vl::plan(std::string_view config_json,
   auto vision = read_vision(config.child("vision_config"));
   auto text = read_text(config, mixture);
   vision.prefix = model::stored_prefix(tensors, {"model.visual.", "visual."}, "patch_embed.proj.weight");
-  model::find_names(tensors, {"model.language_model.", "language_model.model.", "language_model.", "model."}, text);
+  model::find_names(tensors, {"model.language_model.", "language_model.model.", "language_model.", "model."},
+                    text);
   const auto experts = mixture ? read_experts(config.child("text_config"), text.layers) : model::MoeConfig{};
   if (config.status().ok() && vision.out_hidden != text.hidden) {
     config.fail("vision_config.out_hidden_size", "is " + std::to_string(vision.out_hidden) +

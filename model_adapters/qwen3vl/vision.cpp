@@ -74,7 +74,8 @@ VisionTower::VisionTower(VisionConfig config) : config_(std::move(config)) {
 
 void VisionTower::plan(PlanBuilder& plan) const {
   const auto& c = config_;
-  plan.global(c.prefix + kPatchWeight, {c.hidden, c.patch.channels, c.patch.temporal, c.patch.side, c.patch.side});
+  plan.global(c.prefix + kPatchWeight,
+              {c.hidden, c.patch.channels, c.patch.temporal, c.patch.side, c.patch.side});
   plan.global(c.prefix + kPatchBias, {c.hidden});
   plan.global(c.prefix + kPositions, {c.positions, c.hidden});
   for (int64_t i = 0; i < c.depth && plan.ok(); ++i) {
@@ -127,7 +128,8 @@ void VisionTower::plan_merger(BlockBuilder& block, const std::string& name, bool
 void VisionTower::begin(const model::MultimodalBatch& batch, Exec& exec, Carry& carry) const {
   const auto& c = config_;
   const auto positions = model::patch_positions(batch.grid_thw, c.merge);
-  const auto patches = model::embed_patches(exec, batch.pixels, c.patch, c.prefix + kPatchWeight, c.prefix + kPatchBias);
+  const auto patches =
+      model::embed_patches(exec, batch.pixels, c.patch, c.prefix + kPatchWeight, c.prefix + kPatchBias);
   carry["hidden"] = patches + position_embedding(batch.grid_thw, positions, exec).to(patches.scalar_type());
   const auto frames = batch.grid_thw.select(1, 0);
   carry["lengths"] = (batch.grid_thw.select(1, 1) * batch.grid_thw.select(1, 2)).repeat_interleave(frames);
@@ -175,7 +177,8 @@ void VisionTower::forward(const BlockPlan& block, Exec& exec, Carry& carry) cons
     // the list.
     const auto layer = std::count_if(config_.deepstack.begin(), config_.deepstack.end(),
                                      [&](int64_t other) { return other < config_.deepstack[i]; });
-    carry[deepstack_key(layer)] = merger(block, deepstack_name(config_, static_cast<int64_t>(i)), true, exec, hidden);
+    carry[deepstack_key(layer)] =
+        merger(block, deepstack_name(config_, static_cast<int64_t>(i)), true, exec, hidden);
   }
 }
 

@@ -62,14 +62,18 @@ std::vector<TensorSpec> specs_of(const std::string& name, int64_t out, int64_t i
 
 Result<std::vector<TensorSpec>> Fp8Format::layout(const Layer& layer, const Scheme& scheme,
                                                   c10::ScalarType model_dtype) const {
-  const bool weight = is_e4m3(scheme.weight) && (in_blocks(scheme) || scheme.weight->granularity == Granularity::kTensor);
+  const bool weight =
+      is_e4m3(scheme.weight) && (in_blocks(scheme) || scheme.weight->granularity == Granularity::kTensor);
   if (!weight || !is_e4m3(scheme.input) || scheme.sparsity) {
-    return Status(Code::kUnsupported, layer.name + ": format fp8 holds E4M3 weights and activations, in blocks or per tensor "
-                                                   "(fp8_block, fp8_dynamic_tensor, fp8_static), not scheme " +
-                                          scheme.name);
+    return Status(Code::kUnsupported,
+                  layer.name +
+                      ": format fp8 holds E4M3 weights and activations, in blocks or per tensor "
+                      "(fp8_block, fp8_dynamic_tensor, fp8_static), not scheme " +
+                      scheme.name);
   }
   const auto scale = from_scalar_type(scale_dtype(scheme, model_dtype));
-  if (!scale) return Status(Code::kUnsupported, layer.name + ": format fp8 cannot store scales in the model's dtype");
+  if (!scale)
+    return Status(Code::kUnsupported, layer.name + ": format fp8 cannot store scales in the model's dtype");
   return specs_of(layer.name, layer.out, layer.in, scheme, *scale);
 }
 
@@ -95,8 +99,8 @@ Result<std::string> Fp8Format::quantization_config(const OutputModel& model) con
   const Scheme* first = nullptr;
   for (const auto& [name, scheme] : model.schemes) {
     if (first && !(scheme == *first))
-      return Status(Code::kUnsupported, "format fp8 holds one scheme for all layers, found " + first->name + " and " +
-                                            scheme.name + "; choose --format compressed-tensors");
+      return Status(Code::kUnsupported, "format fp8 holds one scheme for all layers, found " + first->name +
+                                            " and " + scheme.name + "; choose --format compressed-tensors");
     first = &scheme;
   }
   Json json = {{"quant_method", "fp8"},
@@ -124,7 +128,8 @@ Result<Scheme> read_scheme(std::string_view config) {
   const auto activation = json.find("activation_scheme");
   const bool fixed = activation != json.end() && *activation == "static";
   const auto size = json.find("weight_block_size");
-  if (size == json.end() || size->is_null()) return scheme_from_name(fixed ? "fp8_static" : "fp8_dynamic_tensor");
+  if (size == json.end() || size->is_null())
+    return scheme_from_name(fixed ? "fp8_static" : "fp8_dynamic_tensor");
   constexpr int64_t kLargest = 1 << 16;
   const auto side = [&](size_t i) {
     const Json& value = (*size)[i];
@@ -149,7 +154,8 @@ Status check_scale(const TensorSpec& found, const TensorSpec& expected) {
   if (found.dtype != Dtype::kBF16 && found.dtype != Dtype::kF16 && found.dtype != Dtype::kF32)
     return corrupt(found.name, "expected BF16, F16 or F32, found " + std::string(dtype_name(found.dtype)));
   if (!single && found.shape != expected.shape)
-    return corrupt(found.name, "expected shape " + shape_string(expected.shape) + ", found " + shape_string(found.shape));
+    return corrupt(found.name,
+                   "expected shape " + shape_string(expected.shape) + ", found " + shape_string(found.shape));
   return {};
 }
 
@@ -157,8 +163,8 @@ Result<StoredLayer> stored_layer(const std::string& module, const Scheme& scheme
                                  const std::map<std::string, TensorSpec>& tensors) {
   SLIM_ASSIGN(const TensorSpec weight, find_tensor(module, module + ".weight", tensors));
   if (weight.dtype != Dtype::kF8E4M3 || weight.shape.size() != 2)
-    return corrupt(weight.name, "expected F8_E4M3 with two dimensions, found " + std::string(dtype_name(weight.dtype)) +
-                                    " " + shape_string(weight.shape));
+    return corrupt(weight.name, "expected F8_E4M3 with two dimensions, found " +
+                                    std::string(dtype_name(weight.dtype)) + " " + shape_string(weight.shape));
   StoredLayer layer{module, weight.shape[0], weight.shape[1], scheme, {}};
   for (const TensorSpec& expected : specs_of(module, layer.out, layer.in, scheme, Dtype::kF32)) {
     SLIM_ASSIGN(const TensorSpec found, find_tensor(module, expected.name, tensors));
@@ -189,7 +195,8 @@ Result<Solved> Fp8Format::decode(const StoredLayer& layer, const TensorReader& r
   if (at::any(quantized.codes.view(at::kByte).bitwise_and(0x7f).eq(0x7f)).item<bool>())
     return corrupt(layer.name + ".weight", "holds NaN");
   const bool blocks = in_blocks(layer.scheme);
-  SLIM_ASSIGN(const at::Tensor scale, read_scale(reader, layer.name + std::string(blocks ? kBlockScale : kTensorScale)));
+  SLIM_ASSIGN(const at::Tensor scale,
+              read_scale(reader, layer.name + std::string(blocks ? kBlockScale : kTensorScale)));
   quantized.scale = blocks ? scale : scale.reshape({1, 1});
   Solved solved;
   solved.weight = std::move(quantized);

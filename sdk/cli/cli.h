@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "flags.h"
 #include "commands/commands.h"
+#include "flags.h"
 #include "slim/status.hpp"
 
 namespace slim::cli {

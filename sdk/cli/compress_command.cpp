@@ -2,8 +2,8 @@
 #include <ATen/Parallel.h>
 
 #include "cli.h"
-#include "output.h"
 #include "commands/compress.h"
+#include "output.h"
 
 namespace slim::cli {
 namespace {

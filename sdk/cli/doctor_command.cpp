@@ -1,7 +1,7 @@
 // slim doctor
 #include "cli.h"
-#include "output.h"
 #include "commands/doctor.h"
+#include "output.h"
 
 namespace slim::cli {
 namespace {

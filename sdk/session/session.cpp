@@ -2,9 +2,9 @@
 
 #include <atomic>
 
+#include "commands/commands.h"
 #include "config/run_config.h"
 #include "plugin/guard.h"
-#include "commands/commands.h"
 
 namespace slim {
 namespace {

@@ -19,7 +19,8 @@ at::Device device() {
   static const bool opened = [] {
     const char* const build = std::getenv("SLIM_BUILD_DIR");
     REQUIRE_MESSAGE(build, "SLIM_BUILD_DIR is not set");
-    return ::dlopen((std::string(build) + "/standin/libtorch_npu.so").c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr;
+    return ::dlopen((std::string(build) + "/standin/libtorch_npu.so").c_str(), RTLD_NOW | RTLD_GLOBAL) !=
+           nullptr;
   }();
   REQUIRE_MESSAGE(opened, ::dlerror());
   return {c10::kPrivateUse1, 0};
@@ -89,9 +90,13 @@ TEST_CASE("device_copies/ values arrive on the device and on the host, in anothe
   CHECK(at::equal(back, x + x));
 }
 
-TEST_CASE("batch_stream/ overlapping or in turn, every batch is made once, in order, and integers stay on the host") {
+TEST_CASE(
+    "batch_stream/ overlapping or in turn, every batch is made once, in order, and integers stay on the "
+    "host") {
   std::vector<Carry> batches;
-  for (int64_t i = 0; i < 5; ++i) batches.push_back({{"hidden", at::full({4, 3}, static_cast<double>(i))}, {"lengths", at::full({1}, i, at::kLong)}});
+  for (int64_t i = 0; i < 5; ++i)
+    batches.push_back(
+        {{"hidden", at::full({4, 3}, static_cast<double>(i))}, {"lengths", at::full({1}, i, at::kLong)}});
   for (const bool overlap : {false, true}) {
     std::vector<at::Tensor> made(batches.size());
     const BatchStream stream([&](size_t i) -> const Carry& { return batches[i]; },
@@ -115,7 +120,9 @@ TEST_CASE("batch_stream/ an error ends it, after what was begun has ended") {
   const Carry batch{{"hidden", at::ones({2, 2})}};
   int passes = 0, kept = 0;
   const BatchStream stream([&](size_t) -> const Carry& { return batch; },
-                           [&](size_t i, Carry&, const Status&) { return ++passes, i == 2 ? Status(Code::kNumeric, "third") : Status{}; },
+                           [&](size_t i, Carry&, const Status&) {
+                             return ++passes, i == 2 ? Status(Code::kNumeric, "third") : Status{};
+                           },
                            [&](size_t, Carry) { return ++kept, Status{}; });
   CHECK(stream.run(6, device(), true).message() == "third");
   CHECK(passes == 3);

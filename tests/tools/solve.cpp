@@ -8,8 +8,8 @@
 #include "checkpoint/checkpoint.h"
 #include "plugin/registry.h"
 #include "report/notes.h"
-#include "statistics/statistic_set.h"
 #include "slim/quant.hpp"
+#include "statistics/statistic_set.h"
 #include "tensor_files.h"
 
 using namespace slim;

@@ -2,8 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "plugin/registry.h"
 #include "commands/commands.h"
+#include "plugin/registry.h"
 #include "unit/checkpoint_files.h"
 
 using namespace slim;

@@ -2,9 +2,9 @@
 #include <string>
 #include <vector>
 
+#include "calibrate/spill.h"
 #include "config/run_config.h"
 #include "model/model.h"
-#include "calibrate/spill.h"
 
 namespace slim {
 

@@ -2,8 +2,8 @@
 
 #include <ATen/ATen.h>
 
-#include "util/device_moves.h"
 #include "slim/phase.hpp"
+#include "util/device_moves.h"
 
 namespace slim {
 namespace {
@@ -30,7 +30,9 @@ Status blame_weights(const BlockState& state, const Status& status) {
 /// Lets passes of an exec fill the statistics while it lives.
 class CollectingInto {
  public:
-  CollectingInto(BlockExec& exec, StatisticSet& statistics) : exec_(exec) { exec.set_statistics(&statistics); }
+  CollectingInto(BlockExec& exec, StatisticSet& statistics) : exec_(exec) {
+    exec.set_statistics(&statistics);
+  }
   ~CollectingInto() { exec_.set_statistics(nullptr); }
   CollectingInto(const CollectingInto&) = delete;
   CollectingInto& operator=(const CollectingInto&) = delete;
@@ -41,8 +43,8 @@ class CollectingInto {
 
 }  // namespace
 
-Propagation::Propagation(const ForwardRunner::Options& options, const Model& model, Spill spill,
-                         Notes& notes, Progress& progress)
+Propagation::Propagation(const ForwardRunner::Options& options, const Model& model, Spill spill, Notes& notes,
+                         Progress& progress)
     : model_(model),
       spill_(std::move(spill)),
       notes_(notes),
@@ -76,8 +78,8 @@ void Propagation::count_tokens(int64_t text, int64_t image) {
 // ---- block by block --------------------------------------------------------------------------------------------------
 
 Status Propagation::enter(const BlockPlan& block) {
-  return replace_each(block.name,
-                      [&](size_t, BlockExec& exec, Carry& there) { return model_.enter(block, exec, there); });
+  return replace_each(
+      block.name, [&](size_t, BlockExec& exec, Carry& there) { return model_.enter(block, exec, there); });
 }
 
 Status Propagation::advance(const BlockState& state) {

@@ -3,10 +3,10 @@
 #include <memory>
 #include <vector>
 
-#include "model/block_state.h"
 #include "calibrate/calibration.h"
-#include "model/forward_runner.h"
 #include "calibrate/spill.h"
+#include "model/block_state.h"
+#include "model/forward_runner.h"
 
 namespace slim {
 

@@ -5,8 +5,8 @@
 
 #include "checkpoint/file.h"
 #include "checkpoint/safetensors.h"
-#include "util/fingerprint.h"
 #include "statistics/statistic_set.h"
+#include "util/fingerprint.h"
 
 namespace slim {
 

@@ -8,8 +8,8 @@
 #include <filesystem>
 #include <span>
 
-#include "util/strict_json.h"
 #include "util/hash.h"
+#include "util/strict_json.h"
 
 namespace slim {
 namespace {

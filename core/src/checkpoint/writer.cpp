@@ -61,7 +61,7 @@ constexpr const char* kPartsFile = "slim_compress.json";
 
 /// True for a file that checkpoints have, and people do not write.
 bool is_usual(const fs::path& name) {
-  static const std::set<std::string> kNames = {"merges.txt", "vocab.txt", "README.md",     "LICENSE",
+  static const std::set<std::string> kNames = {"merges.txt",  "vocab.txt", "README.md",     "LICENSE",
                                                "LICENSE.txt", "NOTICE",    ".gitattributes"};
   static const std::set<std::string> kExtensions = {".safetensors", ".json", ".jinja", ".model", ".tiktoken"};
   return kNames.contains(name.string()) || kExtensions.contains(name.extension().string());
@@ -72,7 +72,8 @@ bool is_usual(const fs::path& name) {
 Result<std::string> foreign_entry(const fs::path& folder) {
   SLIM_ASSIGN(const auto written, read_checksums(folder.string()));
   std::error_code error;
-  const bool in_parts = fs::exists(folder / kPartsFile, error);  // for tensor parallelism: a folder for each device
+  const bool in_parts =
+      fs::exists(folder / kPartsFile, error);  // for tensor parallelism: a folder for each device
   for (auto entry = fs::recursive_directory_iterator(folder, error);
        !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
     const fs::path name = entry->path().lexically_relative(folder);
@@ -345,10 +346,12 @@ struct CheckpointWriter::State {
   Status check_partial() const {
     std::error_code error;
     const bool ours = fs::is_directory(fs::symlink_status(partial / kMarker, error));
-    if (ours || (fs::is_directory(fs::symlink_status(partial, error)) && fs::is_empty(partial, error))) return {};
-    return invalid(partial_name +
-                   ": is in the way, and no unfinished output of slim; move it away, or choose another output "
-                   "folder");
+    if (ours || (fs::is_directory(fs::symlink_status(partial, error)) && fs::is_empty(partial, error)))
+      return {};
+    return invalid(
+        partial_name +
+        ": is in the way, and no unfinished output of slim; move it away, or choose another output "
+        "folder");
   }
 
   Status adopt_partial() {

@@ -19,7 +19,8 @@ struct WriterOptions {
   bool checksums = false;  ///< write kChecksumFile beside the tensors
   bool resume = false;     ///< go on in the FOLDER.partial of an earlier process, with the same tensors
   std::vector<std::string> inputs = {};  ///< folders that the output may not be, contain or lie in
-  std::vector<std::string> kept = {};    ///< files and folders that the output may not be or contain; empty ones do not count
+  std::vector<std::string> kept =
+      {};  ///< files and folders that the output may not be or contain; empty ones do not count
 };
 
 /// Writes a checkpoint whose tensors are all known beforehand: headers, offsets and shard names are fixed at

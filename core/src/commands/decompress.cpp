@@ -4,11 +4,11 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/writer.h"
+#include "commands/compress.h"
 #include "compress/layout.h"
 #include "compress/rank_file.h"
 #include "compress/tensor_split.h"
 #include "compress/weight_codec.h"
-#include "commands/compress.h"
 
 namespace slim {
 namespace {

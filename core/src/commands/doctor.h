@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "plugin/registry.h"
 #include "commands/commands.h"
+#include "plugin/registry.h"
 
 namespace slim {
 

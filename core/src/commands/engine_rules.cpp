@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "util/strict_json.h"
 #include "util/nearest.h"
+#include "util/strict_json.h"
 
 namespace slim {
 namespace {

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <fstream>
 
-#include "plugin/guard.h"
 #include "model/device_memory.h"
+#include "plugin/guard.h"
 
 namespace slim {
 namespace {

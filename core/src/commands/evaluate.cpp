@@ -5,11 +5,11 @@
 
 #include <nlohmann/json.hpp>
 
-#include "plugin/guard.h"
 #include "commands/commands.h"
 #include "commands/eval_set.h"
 #include "commands/eval_subject.h"
 #include "model/open_backend.h"
+#include "plugin/guard.h"
 #include "report/notes.h"
 #include "report/source_notes.h"
 #include "slim/ops.hpp"
@@ -52,7 +52,8 @@ class Evaluation {
     ops::force_reference(config_.kernels == "reference");
     SLIM_ASSIGN(model_, EvalSubject::open(config_.model, config_, registry_, backend_.device, notes_));
     if (!config_.reference.empty()) {
-      SLIM_ASSIGN(reference_, EvalSubject::open(config_.reference, config_, registry_, backend_.device, notes_));
+      SLIM_ASSIGN(reference_,
+                  EvalSubject::open(config_.reference, config_, registry_, backend_.device, notes_));
     }
     SLIM_ASSIGN(processor_, guarded(model_->model().adapter_id,
                                     [&] { return model_->model().adapter->processor(config_.model); }));

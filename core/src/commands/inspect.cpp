@@ -8,8 +8,8 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/file.h"
-#include "util/strict_json.h"
 #include "commands/commands.h"
+#include "util/strict_json.h"
 
 namespace slim {
 namespace {

@@ -5,18 +5,18 @@
 
 #include <nlohmann/json.hpp>
 
-#include "plugin/guard.h"
 #include "commands/commands.h"
 #include "model/device_memory.h"
-#include "plan/device_plan.h"
-#include "report/join_reports.h"
 #include "model/open_backend.h"
+#include "plan/device_plan.h"
 #include "plan/run_plan.h"
+#include "plan/work_plan.h"
+#include "plugin/guard.h"
+#include "report/join_reports.h"
 #include "report/plan_text.h"
 #include "report/run_report.h"
 #include "statistics/statistic_set.h"
 #include "util/text.h"
-#include "plan/work_plan.h"
 
 namespace slim {
 namespace {

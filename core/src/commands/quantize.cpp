@@ -62,14 +62,12 @@ Status make_blocks(RunParts& parts, Recovery& recovery) {
 }
 
 Report completed_report(const std::string& folder) {
-  return {folder + ": was complete already\n",
-          nlohmann::json{{"output", folder}, {"complete", true}}.dump()};
+  return {folder + ": was complete already\n", nlohmann::json{{"output", folder}, {"complete", true}}.dump()};
 }
 
 Report final_report(RunParts& parts) {
   const Job& job = *parts.job;
-  const std::string products =
-      job.runs_forward() ? ops::product_text(job.dtype, job.backend.device) : "";
+  const std::string products = job.runs_forward() ? ops::product_text(job.dtype, job.backend.device) : "";
   std::vector<Report> reports;
   for (const auto& output : parts.outputs) {
     reports.push_back(output->report().finish(output->output(), job.model, parts.propagation.calibration(),

@@ -6,12 +6,12 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/checksums.h"
-#include "plugin/guard.h"
-#include "solve/block_context.h"
 #include "commands/commands.h"
 #include "commands/engine_rules.h"
 #include "model/model.h"
+#include "plugin/guard.h"
 #include "report/run_report.h"
+#include "solve/block_context.h"
 
 namespace slim {
 namespace {

@@ -181,8 +181,10 @@ void add_compression_keys(std::vector<ConfigKey>& keys) {
                   "auto|error|skip|channel",
                   0,
                   INT64_MAX,
-                  "a layer whose width the group size does not divide: error; skip (stays in float); channel (one scale a "
-                  "row); auto: an error where the size was asked for, else a smaller size that divides every layer, and skip"});
+                  "a layer whose width the group size does not divide: error; skip (stays in float); channel "
+                  "(one scale a "
+                  "row); auto: an error where the size was asked for, else a smaller size that divides every "
+                  "layer, and skip"});
   keys.push_back({section + "save_name", {}, &RunConfig::format, "format", 0, INT64_MAX, "as output.format"});
   keys.push_back({section + "low_memory",
                   {},

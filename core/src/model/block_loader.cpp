@@ -4,8 +4,8 @@
 #include <c10/core/GradMode.h>
 
 #include "plugin/guard.h"
-#include "util/device_moves.h"
 #include "slim/phase.hpp"
+#include "util/device_moves.h"
 
 namespace slim {
 

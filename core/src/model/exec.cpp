@@ -2,10 +2,10 @@
 
 #include <ATen/ATen.h>
 
-#include "util/device_moves.h"
 #include "slim/ops.hpp"
 #include "slim/phase.hpp"
 #include "slim/quant.hpp"
+#include "util/device_moves.h"
 
 namespace slim {
 

@@ -2,10 +2,10 @@
 #include <map>
 #include <vector>
 
-#include "statistics/statistic_set.h"
 #include "model/weights.h"
 #include "slim/adapter.hpp"
 #include "slim/algorithm.hpp"
+#include "statistics/statistic_set.h"
 
 namespace slim {
 

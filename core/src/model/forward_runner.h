@@ -31,7 +31,8 @@ class SLIM_API ForwardRunner {
   /// noted under `where`: `pass` must leave nothing behind when it fails.
   Status run(const std::string& where, size_t count, const Batch& batch, const Pass& pass, const Keep& keep);
   /// Runs `pass` over `count` batches with one exec, which this runner owns; being out of memory is an error.
-  Status run_with(BlockExec& exec, size_t count, const Batch& batch, const Pass& pass, const Keep& keep) const;
+  Status run_with(BlockExec& exec, size_t count, const Batch& batch, const Pass& pass,
+                  const Keep& keep) const;
 
   /// Computes on the device of the options.
   BlockExec& exec() { return exec_; }

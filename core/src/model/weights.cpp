@@ -5,9 +5,9 @@
 #include <algorithm>
 
 #include "checkpoint/file.h"
-#include "util/strict_json.h"
 #include "plugin/guard.h"
 #include "slim/quant.hpp"
+#include "util/strict_json.h"
 
 namespace slim {
 namespace {
@@ -142,10 +142,10 @@ Status WeightSource::pass_over(const std::string& quantization_config) {
     stale_quantization_ = method;
     return {};
   }
-  return {Code::kUnsupported,
-          checkpoint_->folder() + ": its tensors are quantized by " + method +
-              ", which no format plugin reads (`slim plugins list`); give the float checkpoint that it was made of, or "
-              "decode it with transformers (model.dequantize(), then save_pretrained)"};
+  return {Code::kUnsupported, checkpoint_->folder() + ": its tensors are quantized by " + method +
+                                  ", which no format plugin reads (`slim plugins list`); give the float "
+                                  "checkpoint that it was made of, or "
+                                  "decode it with transformers (model.dequantize(), then save_pretrained)"};
 }
 
 bool WeightSource::describes_quantization(std::string_view file) const {

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "util/text.h"
 #include "statistics/statistic_set.h"
+#include "util/text.h"
 
 namespace slim {
 namespace {
@@ -60,7 +60,8 @@ StatisticSizes statistics_of(const BlockPlan& block, const RunConfig& config,
     sizes.held += kVectors * 8 * port.features;
     const int64_t held = observed.bytes(port.id, tokens, element_bytes, measured);
     const int64_t gram = observed.find(port.id, Gram::kId) ? square : 0;
-    constexpr int64_t kCopiesOfOther = 6;  // what algorithms make of statistics that are no sums of products: fp32 copies
+    constexpr int64_t kCopiesOfOther =
+        6;  // what algorithms make of statistics that are no sums of products: fp32 copies
     sizes.held += gram + kCopiesOfOther * (held - gram);
     if (gram == 0) continue;
     sizes.factors += square;

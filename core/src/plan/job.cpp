@@ -44,8 +44,7 @@ Status Job::decide_propagation() {
 Status Job::fit_device() {
   device_mode.batch_size = asked.batch_size;
   if (backend.device.is_cpu()) return {};
-  SLIM_ASSIGN(device_mode,
-              choose_device_mode(config, model, outputs, free_device_memory(backend.device)));
+  SLIM_ASSIGN(device_mode, choose_device_mode(config, model, outputs, free_device_memory(backend.device)));
   reset_peak_device_memory(backend.device);
   config.batch_size = device_mode.batch_size;
   return {};

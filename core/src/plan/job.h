@@ -24,7 +24,7 @@ struct SLIM_API Job {
   at::ScalarType dtype = at::kFloat;  ///< of forward passes
   std::vector<PlannedWork> work;      ///< by block
   bool float_inputs = false;          ///< later blocks see the activations of the float model
-  int32_t last_forward = -1;          ///< the block up to which statistics are wanted, and the model runs; -1: none
+  int32_t last_forward = -1;  ///< the block up to which statistics are wanted, and the model runs; -1: none
 
   /// Opens plugins, backend and model, and decides everything. kInvalidArgument, kUnsupported or kOutOfMemory name what cannot be done.
   static Result<std::unique_ptr<Job>> open(const RunConfig&, PluginRegistry&);

@@ -3,10 +3,10 @@
 
 #include "checkpoint/async_writer.h"
 #include "plan/run_plan.h"
-#include "util/text.h"
-#include "statistics/statistic_set.h"
 #include "slim/feedback.hpp"
 #include "slim/ops.hpp"
+#include "statistics/statistic_set.h"
+#include "util/text.h"
 
 namespace slim {
 namespace {
@@ -82,7 +82,9 @@ class BlockMemory {
   }
 
   int64_t statistics(const Port& port) const { return statistics_[port.id]; }
-  int64_t statistics_of_all() const { return std::accumulate(statistics_.begin(), statistics_.end(), int64_t{0}); }
+  int64_t statistics_of_all() const {
+    return std::accumulate(statistics_.begin(), statistics_.end(), int64_t{0});
+  }
   int64_t hidden() const { return block_.ports.empty() ? 0 : block_.ports.front().features; }
 
   /// The hidden states of all samples, or of a batch on its way in and out, and inputs that are kept for a replay.

@@ -4,9 +4,9 @@
 
 #include "config/run_config.h"
 #include "plugin/registry.h"
-#include "util/name_match.h"
 #include "slim/algorithm.hpp"
 #include "slim/format.hpp"
+#include "util/name_match.h"
 
 namespace slim {
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "plugin/guard.h"
-#include "statistics/statistic_set.h"
 #include "slim/statistic.hpp"
+#include "statistics/statistic_set.h"
 #include "util/nearest.h"
 
 namespace slim {
@@ -31,7 +31,8 @@ Result<std::vector<NamePattern>> default_ignore(const ModelPlan& plan, bool quan
   if (!quantize_vision) return patterns;
   const bool has_tower = std::any_of(plan.blocks.begin(), plan.blocks.end(),
                                      [](const BlockPlan& block) { return block.stage == kVisionStage; });
-  if (!has_tower) return Status(Code::kInvalidArgument, "quant_vit: the model has no vision tower; leave it out");
+  if (!has_tower)
+    return Status(Code::kInvalidArgument, "quant_vit: the model has no vision tower; leave it out");
   std::erase_if(patterns, [&](const NamePattern& pattern) { return covers_vision_alone(pattern, plan); });
   return patterns;
 }
@@ -366,7 +367,8 @@ std::string group_size_text(const RunConfig& config, const RunPlan& plan) {
   for (const auto& [numbers, count] : layers) {
     text += std::to_string(count) + (count == 1 ? " layer" : " layers") + " of " +
             std::to_string(numbers.first) + " channels, which groups of " + std::to_string(numbers.second) +
-            " do not divide: " + (config.indivisible == "channel" ? "one scale a row" : "stay in float") + "\n";
+            " do not divide: " + (config.indivisible == "channel" ? "one scale a row" : "stay in float") +
+            "\n";
   }
   return text;
 }

@@ -38,7 +38,8 @@ struct RunPlan {
   int64_t quantized_weights = 0, float_weights = 0;  ///< elements of linear layers
   double quantized_bits = 0;                         ///< on disk, for the quantized_weights
   std::vector<IndivisibleLayer> indivisible;
-  int64_t common_group = 0;  ///< group size that took the place of the scheme's, so that it divides every layer; 0: none
+  int64_t common_group =
+      0;  ///< group size that took the place of the scheme's, so that it divides every layer; 0: none
   std::map<std::string, int64_t> layers_of_scheme;  ///< how many layers have it
   bool kv_cache = false;                            ///< scales of an FP8 key/value cache are written
 

@@ -7,8 +7,8 @@
 #include <cstdio>
 #include <numeric>
 
-#include "statistics/statistic_set.h"
 #include "slim/ops.hpp"
+#include "statistics/statistic_set.h"
 
 namespace slim {
 namespace {

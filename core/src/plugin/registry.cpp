@@ -188,8 +188,9 @@ Result<PluginInfo> PluginRegistry::format_for(const std::string& scheme) const {
       if (usable(info, SLIM_FORMAT) && lists(info.claims, claim)) return info;
     }
   }
-  return Status(Code::kNotFound, "no format plugin claims scheme '" + scheme + "'; name one with --format (there are: " +
-                                     join(ids_of(plugins, SLIM_FORMAT)) + ")");
+  return Status(Code::kNotFound,
+                "no format plugin claims scheme '" + scheme +
+                    "'; name one with --format (there are: " + join(ids_of(plugins, SLIM_FORMAT)) + ")");
 }
 
 std::vector<PluginInfo> PluginRegistry::backends_by_score() const {

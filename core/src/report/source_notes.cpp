@@ -22,7 +22,8 @@ Status note_source(const Model& model, Notes& notes) {
   const WeightSource& weights = *model.weights;
   const Checkpoint& checkpoint = weights.checkpoint();
   if (weights.quantized())
-    notes.note("the source was quantized before: its rounding stays", checkpoint.folder(), weights.format_id());
+    notes.note("the source was quantized before: its rounding stays", checkpoint.folder(),
+               weights.format_id());
   if (!weights.stale_quantization().empty())
     notes.note("quantization_config passed over: every weight is in float", checkpoint.folder(),
                weights.stale_quantization());

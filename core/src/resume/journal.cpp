@@ -6,8 +6,8 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/checksums.h"
-#include "checkpoint/writer.h"
 #include "checkpoint/tensor_file.h"
+#include "checkpoint/writer.h"
 #include "util/hash.h"
 
 namespace slim {
@@ -190,7 +190,8 @@ Status Journal::record(const std::vector<std::map<std::string, uint64_t>>& tenso
 Status Journal::check(const std::string& kind, const std::string& path, const std::string& found) const {
   const auto expected = checksums_.find(kind);
   if (expected != checksums_.end() && expected->second == found) return {};
-  return {Code::kCorrupt, path + ": its bytes are not those that the interrupted run wrote; start again without --resume"};
+  return {Code::kCorrupt,
+          path + ": its bytes are not those that the interrupted run wrote; start again without --resume"};
 }
 
 Result<RunState> Journal::state() const try {

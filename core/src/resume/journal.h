@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "checkpoint/file.h"
 #include "calibrate/calibration.h"
+#include "checkpoint/file.h"
 #include "util/fingerprint.h"
 
 namespace slim {

@@ -109,16 +109,15 @@ Status Recovery::open_statistics() {
   SLIM_TRY(statistics.open());
   if (!statistics.given()) return {};
   parts_.propagation.count_tokens(statistics.text_tokens(), statistics.image_tokens());
-  parts_.notes.note("statistics from a file", job_.asked.statistics,
-                    std::to_string(parts_.propagation.calibration().tokens()) + " tokens of " +
-                        statistics.source());
+  parts_.notes.note(
+      "statistics from a file", job_.asked.statistics,
+      std::to_string(parts_.propagation.calibration().tokens()) + " tokens of " + statistics.source());
   return {};
 }
 
 Status Recovery::create_statistics() {
   if (job_.asked.save_statistics.empty()) return {};
-  if (!job_.runs_forward())
-    return {Code::kInvalidArgument, "--save-statistics: the algorithm collects none"};
+  if (!job_.runs_forward()) return {Code::kInvalidArgument, "--save-statistics: the algorithm collects none"};
   int64_t count = 0;
   for (const BlockPlan& block : job_.model.plan.blocks) {
     SLIM_TRY(job_.observations(block, 0)->for_each([&](const Port&, const std::string&, Statistic&) {
@@ -147,8 +146,7 @@ bool Recovery::stopped() const {
 }
 
 Status Recovery::finish_block() {
-  const bool waits =
-      job_.runs_forward() || parts_.statistics.kept() || job_.asked.stop_after_blocks > 0;
+  const bool waits = job_.runs_forward() || parts_.statistics.kept() || job_.asked.stop_after_blocks > 0;
   if (waits) SLIM_TRY(parts_.jobs.drain());  // a slow disk must not let finished blocks pile up
   SLIM_ASSIGN(RunState state, state_now());
   if (waits) return record(state);

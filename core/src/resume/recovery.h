@@ -14,7 +14,8 @@ namespace slim {
 class Recovery {
  public:
   /// Both must outlive it.
-  Recovery(RunParts& parts, PluginRegistry& registry) : parts_(parts), job_(*parts.job), registry_(registry) {}
+  Recovery(RunParts& parts, PluginRegistry& registry)
+      : parts_(parts), job_(*parts.job), registry_(registry) {}
 
   /// True if an earlier process made the whole output, and ended before the end of the record.
   bool completed() const;

@@ -12,12 +12,12 @@
 
 #include "checkpoint/checksums.h"
 #include "checkpoint/file.h"
-#include "util/strict_json.h"
 #include "config/keys.h"
 #include "slim/ops.hpp"
 #include "slim/version.hpp"
 #include "util/file_stamps.h"
 #include "util/hash.h"
+#include "util/strict_json.h"
 
 namespace slim {
 namespace {

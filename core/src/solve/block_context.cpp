@@ -3,9 +3,9 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include "calibrate/spill.h"
 #include "plugin/guard.h"
 #include "util/device_moves.h"
-#include "calibrate/spill.h"
 
 namespace slim {
 namespace {

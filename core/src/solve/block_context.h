@@ -4,11 +4,11 @@
 #include <string>
 #include <vector>
 
-#include "quant/quantize.h"
 #include "model/block_state.h"
 #include "model/model.h"
-#include "report/notes.h"
 #include "plan/run_plan.h"
+#include "quant/quantize.h"
+#include "report/notes.h"
 #include "statistics/statistic_set.h"
 
 namespace slim {

@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "util/device_moves.h"
 #include "slim/phase.hpp"
+#include "util/device_moves.h"
 
 namespace slim {
 namespace {

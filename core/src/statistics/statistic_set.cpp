@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "util/device_moves.h"
 #include "slim/phase.hpp"
+#include "util/device_moves.h"
 
 namespace slim {
 namespace {
@@ -139,8 +139,8 @@ int64_t StatisticSet::bytes(PortId port, int64_t tokens, int64_t element_bytes,
   for (const auto& [key, statistic] : statistics_) {
     if (key.first != port) continue;
     const int64_t told = statistic->bytes(tokens, element_bytes);
-    bytes += told >= 0 ? told
-                       : measured.bytes(key.second, block_.ports.at(port).features, *statistic, tokens);
+    bytes +=
+        told >= 0 ? told : measured.bytes(key.second, block_.ports.at(port).features, *statistic, tokens);
   }
   return bytes;
 }

@@ -33,7 +33,7 @@ Status set_entry(Json& root, const std::string& path, const std::string& text) {
 }  // namespace
 
 Result<std::string> output_config_json(const std::string& config_json, const Format& output_format,
-                                  const OutputModel& output) {
+                                       const OutputModel& output) {
   SLIM_ASSIGN(Json config, parse_strict_json(config_json));
   if (!config.is_object()) return Status(Code::kCorrupt, "config.json is not a JSON object");
   SLIM_ASSIGN(const std::string quantization, output_format.quantization_config(output));

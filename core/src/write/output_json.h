@@ -8,6 +8,7 @@ namespace slim {
 /// The output's config.json: the input's, its key order kept, with what the format says of the model: "quantization_config" (left
 /// out where the format has none) and its further entries. An entry of a part that the model does not have ("text_config.quantize"
 /// without a text_config) is left out.
-SLIM_API Result<std::string> output_config_json(const std::string& config_json, const Format&, const OutputModel&);
+SLIM_API Result<std::string> output_config_json(const std::string& config_json, const Format&,
+                                                const OutputModel&);
 
 }  // namespace slim

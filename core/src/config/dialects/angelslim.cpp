@@ -8,8 +8,9 @@ namespace slim::angelslim {
 namespace {
 
 constexpr std::pair<const char*, const char*> kClasses[] = {
-    {"Qwen", "qwen"},       {"QwenVL", "qwen2_5_vl"},    {"Qwen3VL", "qwen3vl"}, {"Qwen3VLMoE", "qwen3vl"},
-    {"HunyuanDense", "hunyuan"}, {"HunyuanMoE", "hunyuan"}, {"Llama", "qwen"}};
+    {"Qwen", "qwen"},          {"QwenVL", "qwen2_5_vl"},    {"Qwen3VL", "qwen3vl"},
+    {"Qwen3VLMoE", "qwen3vl"}, {"HunyuanDense", "hunyuan"}, {"HunyuanMoE", "hunyuan"},
+    {"Llama", "qwen"}};
 
 constexpr SchemeName kSchemes[] = {{"int4_awq", "w4a16", "w4a16_asym", "awq", true},
                                    {"int4_gptq", "w4a16", "w4a16_asym", "gptq", false},
@@ -34,8 +35,8 @@ std::string model_classes() {
 }
 
 const SchemeName* scheme_name(const std::string& name) {
-  const auto found =
-      std::find_if(std::begin(kSchemes), std::end(kSchemes), [&](const SchemeName& entry) { return name == entry.name; });
+  const auto found = std::find_if(std::begin(kSchemes), std::end(kSchemes),
+                                  [&](const SchemeName& entry) { return name == entry.name; });
   return found == std::end(kSchemes) ? nullptr : found;
 }
 
