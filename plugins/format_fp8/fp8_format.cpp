@@ -180,8 +180,14 @@ Result<StoredLayer> stored_layer(const std::string& module, const Scheme& scheme
 Result<std::vector<StoredLayer>> Fp8Format::stored_layers(const TensorReader& reader,
                                                           std::string_view quantization_config) const {
   SLIM_ASSIGN(const Scheme scheme, read_scheme(quantization_config));
+  std::set<std::string> modules = modules_with(reader.tensors(), kSuffixes);
+  constexpr std::string_view kWeight = ".weight";
+  for (const auto& [name, spec] : reader.tensors()) {  // a weight whose scale is missing, too
+    if (spec.dtype == Dtype::kF8E4M3 && name.ends_with(kWeight))
+      modules.insert(name.substr(0, name.size() - kWeight.size()));
+  }
   std::vector<StoredLayer> layers;
-  for (const std::string& module : modules_with(reader.tensors(), kSuffixes)) {
+  for (const std::string& module : modules) {
     SLIM_ASSIGN(StoredLayer layer, stored_layer(module, scheme, reader.tensors()));
     layers.push_back(std::move(layer));
   }

@@ -81,6 +81,22 @@ def include_error(root, path, kind, name):
     return None  # std and POSIX
 
 
+# Rooms of core/src, as core/src/README.md describes them: each includes those before it.
+ROOMS = ("util", "plugin", "data", "checkpoint", "compress", "quant", "ops", "statistics", "config", "model", "plan", "calibrate", "report", "write",
+         "solve", "resume", "commands")
+
+
+def room_error(path, kind, name):
+    """Why a file of core/src may not include one of another room, or None."""
+    parts = path.split("/")
+    if kind != '"' or path.count("/") < 3 or not path.startswith("core/src/") or name.split("/")[0] not in ROOMS:
+        return None
+    if parts[2] not in ROOMS:
+        return f"core/src/{parts[2]} is no room: see core/src/README.md"
+    later = ROOMS.index(name.split("/")[0]) > ROOMS.index(parts[2])
+    return f"room {parts[2]} comes before {name.split('/')[0]}" if later else None
+
+
 def include_errors(root):
     files = sorted(p for top in ("core", "plugins", "model_adapters", "backends", "sdk") for p in (root / top).rglob("*")
                    if p.suffix in SUFFIXES and p.is_file())
@@ -90,7 +106,7 @@ def include_errors(root):
         if area_of(path) is None or "/template/" in path:
             continue
         for kind, name in INCLUDE.findall(file.read_text(encoding="utf-8")):
-            why = include_error(root, path, kind, name)
+            why = include_error(root, path, kind, name) or room_error(path, kind, name)
             if why:
                 errors.append(f"{path}: includes {name}: {why}")
     return files, errors
@@ -136,6 +152,7 @@ SELF_TEST = (("core/src/util/dtype.cpp", "<torch/torch.h>", False), ("core/src/u
              ("core/include/slim/plan.hpp", '"data/dataset.h"', False), ("core/include/slim/plan.hpp", "<ATen/ATen.h>", False),
              ("core/include/slim/plan.hpp", "<ATen/core/Tensor.h>", True), ("core/src/model/exec.h", "<ATen/ATen.h>", False),
              ("core/src/model/exec.cpp", "<ATen/ATen.h>", True), ("core/src/util/dtype.cpp", "<vector>", True),
+             ("core/src/util/dtype.cpp", '"plan/job.h"', False), ("core/src/plan/job.cpp", '"solve/run_parts.h"', False),
              ("core/src/util/dtype.cpp", "<cuda_runtime.h>", False), ("plugins/rtn/rtn.cpp", '"data/dataset.h"', False),
              ("plugins/rtn/rtn.cpp", '"slim/quant.hpp"', True), ("plugins/rtn/rtn.cpp", '"common/transformer.hpp"', False),
              ("plugins/format_awq/awq_format.cpp", '"common/bit_stream.hpp"', True), ("plugins/rtn/rtn.cpp", '"awq/clip.h"', False),
@@ -149,7 +166,8 @@ SELF_TEST = (("core/src/util/dtype.cpp", "<torch/torch.h>", False), ("core/src/u
 def self_test_errors():
     errors = []
     for path, include, allowed in SELF_TEST:
-        if (include_error(ROOT, path, include[0], include[1:-1]) is None) != allowed:
+        kind, name = include[0], include[1:-1]
+        if ((include_error(ROOT, path, kind, name) or room_error(path, kind, name)) is None) != allowed:
             errors.append(f"self-test: {path} with {include}: expected {'no ' if allowed else 'an '}error")
     return errors
 
