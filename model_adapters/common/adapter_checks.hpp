@@ -80,6 +80,19 @@ struct RandomModel {
   ModelPlan plan;
 };
 
+/// A checkpoint without a head is planned too: adds the tensor of one that is not the embedding's.
+inline void give_head(RandomModel& model, const std::string& config) {
+  if (!model.plan.blocks.back().layers.empty()) return;
+  const auto embedding = std::find_if(model.specs.begin(), model.specs.end(), [](const auto& entry) {
+    return entry.first.ends_with("embed_tokens.weight");
+  });
+  REQUIRE(embedding != model.specs.end());
+  model.specs["lm_head.weight"] = {"lm_head.weight", Dtype::kF32, embedding->second.shape};
+  const auto plan = model.adapter->plan(config, model.specs);
+  REQUIRE_MESSAGE(plan.ok(), plan.status().message());
+  model.plan = *plan;
+}
+
 /// Learns which tensors the architecture wants from what plan() says is missing.
 inline RandomModel random_model(ModelAdapter* adapter, const std::string& config,
                                 std::map<std::string, TensorSpec> specs = {}) {
@@ -101,6 +114,7 @@ inline RandomModel random_model(ModelAdapter* adapter, const std::string& config
       spec.shape.push_back(std::stoll(it->str()));
     REQUIRE(model.specs.emplace(spec.name, spec).second);
   }
+  give_head(model, config);
   at::manual_seed(1);
   for (const auto& [name, spec] : model.specs) {
     const auto noise = at::randn(spec.shape);

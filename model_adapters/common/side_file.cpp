@@ -32,7 +32,8 @@ bool nested_too_deep(std::string_view text) {
 Result<std::string> read_side_file(const std::filesystem::path& path, int64_t most) {
   const std::string where = path.string();
   std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) return Status(Code::kNotFound, where + ": no such file");
+  if (!std::filesystem::is_regular_file(path, error))
+    return Status(Code::kNotFound, where + ": no such file");
   const uintmax_t size = std::filesystem::file_size(path, error);
   if (!error && size > static_cast<uintmax_t>(most)) {
     return Status(Code::kCorrupt, where + ": has " + std::to_string(size) + " bytes, over the limit of " +
@@ -53,7 +54,8 @@ Result<nlohmann::json> parse_side_json(std::string_view text, std::string_view w
     return Status(Code::kCorrupt, prefix + ": nested deeper than " + std::to_string(kMaxDepth) + " levels");
   }
   auto value = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (value.is_discarded()) return Status(Code::kCorrupt, prefix + ": not valid JSON; download the file again");
+  if (value.is_discarded())
+    return Status(Code::kCorrupt, prefix + ": not valid JSON; download the file again");
   return value;
 }
 

@@ -73,6 +73,17 @@ bool is_rotary_table(const std::string& name) {
          name.ends_with("rotary_emb.sin_cached");
 }
 
+/// The names of numbered blocks without their numbers, "model.layers.": what lies there takes part in the function.
+std::set<std::string> block_stems(const ModelPlan& plan) {
+  std::set<std::string> stems;
+  for (const BlockPlan& block : plan.blocks) {
+    const size_t last = block.name.find_last_not_of("0123456789");
+    if (last != std::string::npos && last + 1 < block.name.size())
+      stems.insert(block.name.substr(0, last + 1));
+  }
+  return stems;
+}
+
 /// What names tell of a checkpoint that holds another thing than a model, and what to do; empty without a sign.
 std::string cure_for_names(const std::map<std::string, TensorSpec>& tensors) {
   struct Wrapper {
@@ -186,10 +197,19 @@ void PlanBuilder::leave_out(const std::string& tensor, const std::string& copy_o
 
 Result<ModelPlan> PlanBuilder::finish() {
   SLIM_TRY(error_);
+  const std::set<std::string> stems = block_stems(plan_);
+  const auto in_blocks = [&](const std::string& name) {
+    return std::any_of(stems.begin(), stems.end(),
+                       [&](const std::string& stem) { return name.starts_with(stem); });
+  };
   for (const auto& [name, spec] : tensors_) {
     if (claimed_.count(name)) continue;
     if (is_rotary_table(name))
       plan_.left_out.push_back({name, ""});
+    else if (in_blocks(name))
+      return Status(Code::kUnsupported, "tensor " + name + " " + std::string(dtype_name(spec.dtype)) + " " +
+                                            shape_string(spec.shape) + " does not belong to a " +
+                                            plan_.family + " model as config.json describes it");
     else
       plan_.beside.push_back(name);
   }

@@ -76,7 +76,8 @@ class PlanBuilder {
   bool ok() const { return error_.ok(); }
   /// Names a tensor that is not written: engines use `copy_of` in its place.
   void leave_out(const std::string& tensor, const std::string& copy_of);
-  /// Errors: the first one kept. Tensors that nothing has named are copied beside the model; rotary tables are left out.
+  /// Errors: the first one kept, or a tensor in a numbered block that nothing has named. Others that nothing has named are copied beside
+  /// the model; rotary tables are left out.
   Result<ModelPlan> finish();
 
  private:

@@ -80,8 +80,23 @@ TEST_CASE("qwen3vl/ missing, misshapen, quantized and unknown tensors are told b
   specs.at(name).dtype = Dtype::kF8E4M3;
   CHECK(plan_error(plugin.adapter, config_of(), specs).find("F8_E4M3") != std::string::npos);
   specs = model.specs;
-  specs["extra"] = {"extra", Dtype::kF32, {3}};
-  CHECK(plan_error(plugin.adapter, config_of(), specs).find("tensor extra F32 [3] does not belong") == 0);
+  const std::string inside = "model.language_model.layers.1.extra";
+  specs[inside] = {inside, Dtype::kF32, {3}};
+  CHECK(
+      plan_error(plugin.adapter, config_of(), specs).find("tensor " + inside + " F32 [3] does not belong") ==
+      0);
+}
+
+TEST_CASE("qwen3vl/ tensors outside of its blocks are copied beside the model, rotary tables are left out") {
+  PluginAdapter plugin(slim_plugin_v1);
+  auto specs = random_model(plugin.adapter, config_of()).specs;
+  for (const char* name : {"extra", "model.language_model.layers.0.self_attn.rotary_emb.inv_freq"})
+    specs[name] = {name, Dtype::kF32, {3}};
+  const auto plan = plugin.adapter->plan(config_of(), specs);
+  REQUIRE_MESSAGE(plan.ok(), plan.status().message());
+  CHECK(plan->beside == std::vector<std::string>{"extra"});
+  REQUIRE(plan->left_out.size() == 1);
+  CHECK(plan->left_out[0].tensor == "model.language_model.layers.0.self_attn.rotary_emb.inv_freq");
 }
 
 TEST_CASE("qwen3vl/ contradictions in config.json are told by key") {

@@ -21,9 +21,9 @@ CALIBRATION = SAMPLES / "calib.jsonl"
 CHATS = 8
 
 
-def compress(build, plugin, scheme, output, *more, model=TOY):
+def compress(build, plugin, scheme, output, *more, model=TOY, **environment):
     """The report of a run."""
-    return json.loads(slim(build, "--plugin", plugin, "--scheme", scheme, "--model", model, "--output", output, "--json", *more))
+    return json.loads(slim(build, "--plugin", plugin, "--scheme", scheme, "--model", model, "--output", output, "--json", *more, **environment))
 
 
 def same(a, b):

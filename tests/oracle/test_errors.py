@@ -229,7 +229,6 @@ def checkpoint_cases(work):
     yield Case("model is a file", ["--plugin", "rtn", "--model", TOY / "config.json"], ["config.json", "folder"], code=2)
     (work.path("empty")).mkdir()
     yield Case("empty model folder", ["--plugin", "rtn", "--model", work.path("empty")], ["empty"])
-    yield Case("quantized input", ["--plugin", "rtn", "--model", work.path("rtn")], ["rtn", "already quantized", "original"], code=2)
 
 
 def data_cases(work):

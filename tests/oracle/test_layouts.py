@@ -96,6 +96,10 @@ def check_beside(test):
     test.check("both are counted", sorted(counts.values()) == [1, 3], str(counts))
 
 
+    inside = {**values, "model.layers.1.self_attn.q_proj.bias": torch.ones(128).bfloat16()}
+    test.refused("a tensor inside a block that the model does not have", test.folder(inside, config), "q_proj.bias", "does not belong")
+
+
 def check_heads_and_prefixes(test):
     values, config = random_checkpoint(test.work / "heads", tie_word_embeddings=False)
     expected = logits_of_transformers(test.work / "heads")
@@ -202,6 +206,15 @@ def check_stale_and_foreign(test):
     test.refused("files of bitsandbytes", test.folder(bits, {**config, "quantization_config": left_over}), "bitsandbytes", "dequantize")
 
 
+def check_other_folders(test):
+    lora, hub = test.work / "lora", test.work / "models--org--name"
+    for folder, name in ((lora, "adapter_config.json"), (hub / "snapshots/0123abc", "config.json")):
+        folder.mkdir(parents=True)
+        (folder / name).write_text("{}")
+    test.refused("the folder of a LoRA", lora, "LoRA adapter", "merge")
+    test.refused("the root of a model in the Hub's cache", hub, "snapshots/0123abc")
+
+
 def check_group_sizes(test):
     _, config = random_checkpoint(test.work / "groups", hidden_size=192, intermediate_size=576, num_attention_heads=6)
     folder = test.work / "groups"
@@ -221,7 +234,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         test = Layouts(build_folder(), Path(name))
         for part in (check_tied_heads, check_beside, check_heads_and_prefixes, check_packed_experts, check_fp8_sources, check_fp8_output,
-                     check_stale_and_foreign, check_group_sizes):
+                     check_stale_and_foreign, check_other_folders, check_group_sizes):
             part(test)
         return test.exit_code()
 

@@ -88,3 +88,51 @@ TEST_CASE(
                     std::get<0>((x * sizes).max(0))));
   }
 }
+
+namespace {
+
+/// A statistic of a plugin that does not tell its bytes: keeps every row, or a matrix of its own.
+class Untold final : public Statistic {
+ public:
+  static constexpr std::string_view kId = "test.untold";
+  explicit Untold(bool keeps_rows) : keeps_rows_(keeps_rows) {}
+  void update(const at::Tensor& x) override {
+    if (keeps_rows_)
+      kept_ = kept_.defined() ? at::cat({kept_, x}) : x.clone();
+    else if (!kept_.defined())
+      kept_ = at::zeros({x.size(1), 3 * x.size(1)});
+    tokens += static_cast<double>(x.size(0));
+  }
+  void merge(const Statistic&, double) override {}
+  bool rescale(const at::Tensor&) override { return false; }
+  std::unique_ptr<Statistic> clone() const override { return std::make_unique<Untold>(*this); }
+  TensorMap state() const override { return {{"kept", kept_}}; }
+  Status restore(const TensorMap&) override { return {}; }
+
+ private:
+  bool keeps_rows_;
+  at::Tensor kept_;
+};
+
+}  // namespace
+
+TEST_CASE(
+    "statistic_set/ bytes are those that statistics tell, or what a few rows of them take, extrapolated") {
+  constexpr int64_t kTokens = 1000, kFeatures = 4;
+  const BlockPlan plan = block();
+  MeasuredStatistics measured;
+  const auto bytes = [&](auto&& want) {
+    StatisticSet set(plan, kTokens);
+    want(set);
+    return set.bytes(2, kTokens, /*element_bytes=*/2, measured);
+  };
+  CHECK(bytes([](StatisticSet&) {}) == 0);
+  CHECK(bytes([](StatisticSet& set) { set.want<Gram>(2, kFeatures); }) == kFeatures * kFeatures * 4);
+  CHECK(bytes([](StatisticSet& set) { set.want<ActivationRows>(2, kFeatures, 100); }) == 100 * kFeatures * 2);
+  CHECK(bytes([](StatisticSet& set) { set.want<Untold>(2, true); }) == kTokens * kFeatures * 4);
+  MeasuredStatistics fresh;
+  StatisticSet fixed(plan, kTokens);
+  fixed.want<Untold>(2, false);
+  CHECK(fixed.bytes(2, kTokens, 2, fresh) == 3 * kFeatures * kFeatures * 4);
+  CHECK(static_cast<const Untold*>(fixed.find(2, Untold::kId))->tokens == 0);  // measured on a copy
+}

@@ -166,12 +166,28 @@ Result<Layout> find_layout(const fs::path& folder, const std::vector<std::string
                                      ") but no model.safetensors.index.json that says which are meant");
 }
 
+/// What else a folder without config.json may be, and what to give instead; empty if it is nothing known.
+std::string what_it_is(const fs::path& folder) {
+  std::error_code error;
+  if (fs::exists(folder / "adapter_config.json", error))
+    return "; this is a LoRA adapter: merge it into its model (merge_and_unload of peft) and give the result";
+  std::set<std::string> snapshots;
+  for (const auto& entry : fs::directory_iterator(folder / "snapshots", error)) {
+    if (fs::exists(entry.path() / "config.json", error)) snapshots.insert(entry.path().string());
+  }
+  if (snapshots.empty()) return "";
+  return "; this is the root of a model in the Hub's cache: give " + *snapshots.begin() +
+         (snapshots.size() > 1 ? ", or another of its " + std::to_string(snapshots.size()) + " snapshots"
+                               : "");
+}
+
 Result<std::string> read_config(const fs::path& folder) {
   const std::string path = (folder / "config.json").string();
   auto text = read_text(path, kMaxConfig);
   if (!text.ok() && text.status().code() == Code::kNotFound) {
-    return Status(Code::kNotFound,
-                  folder.string() + ": has no config.json; a Hugging Face checkpoint folder is expected");
+    return Status(Code::kNotFound, folder.string() +
+                                       ": has no config.json; a Hugging Face checkpoint folder is expected" +
+                                       what_it_is(folder));
   }
   if (!text.ok()) return text;
   const auto json = parse_strict_json(*text);

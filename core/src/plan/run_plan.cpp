@@ -40,7 +40,7 @@ Result<std::vector<NamePattern>> default_ignore(const ModelPlan& plan, bool quan
 /// Decides one layer after another, and remembers what the patterns and policies did.
 class Planner {
  public:
-  Planner(const RunConfig& config, const Model& model, const Recipe& recipe)
+  Planner(const RunConfig& config, const ModelFacts& model, const Recipe& recipe)
       : config_(config), model_(model), recipe_(recipe) {}
 
   Result<RunPlan> run() {
@@ -87,7 +87,7 @@ class Planner {
     SLIM_TRY(fit_group(layer, rule, scheme, decision));
     if (!decision.reason.empty()) return decision;
     const RecipePart& chain = recipe_.parts[decision.part];
-    auto outputs = recipe_.layout(layer, scheme, chain, model_.weights->dtype());
+    auto outputs = recipe_.layout(layer, scheme, chain, model_.dtype);
     if (!outputs.ok()) return refused(outputs.status(), layer, scheme, chain);
     decision.outputs = *std::move(outputs);
     for (const TensorSpec& spec : decision.outputs) plan_.quantized_bits += 8.0 * byte_size(spec).value_or(0);
@@ -259,7 +259,7 @@ class Planner {
     });
     for_layers([&](const Layer& layer, LayerDecision& decision) {
       if (decision.scheme || layer.tied || !plan_.replaced.contains(layer.weight.tensor)) return;
-      const Dtype dtype = model_.weights->logical().at(layer.weight.tensor).dtype;
+      const Dtype dtype = model_.tensors.at(layer.weight.tensor).dtype;
       decision.outputs = {{layer.name + ".weight", dtype, {layer.out, layer.in}}};
     });
   }
@@ -268,7 +268,7 @@ class Planner {
     std::set<std::string> written;
     const auto keep = [&](const std::string& name) {
       if (!plan_.replaced.contains(name) && written.insert(name).second)
-        plan_.outputs.push_back(model_.weights->logical().at(name));
+        plan_.outputs.push_back(model_.tensors.at(name));
     };
     for (const std::string& name : model_.plan.globals) keep(name);
     for (const std::string& name : model_.plan.beside) keep(name);
@@ -290,7 +290,7 @@ class Planner {
   Status list_cache_scales(const BlockPlan& block) {
     for (const CacheSite& site : block.caches) {
       SLIM_ASSIGN(const auto specs, guarded(recipe_.format_id, [&] {
-                    return recipe_.format->cache_layout(site, model_.weights->dtype());
+                    return recipe_.format->cache_layout(site, model_.dtype);
                   }));
       plan_.outputs.insert(plan_.outputs.end(), specs.begin(), specs.end());
       plan_.kv_cache = true;
@@ -302,7 +302,7 @@ class Planner {
   Status refused(const Status& status, const Layer& layer, const Scheme& scheme,
                  const RecipePart& part) const {
     if (status.code() != Code::kUnsupported) return status;
-    const auto others = recipe_.formats_that_hold(layer, scheme, part, model_.weights->dtype());
+    const auto others = recipe_.formats_that_hold(layer, scheme, part, model_.dtype);
     return {status.code(), status.message() + (others.empty() ? "; no other format can"
                                                               : "; choose --format " + join(others, " or "))};
   }
@@ -345,7 +345,7 @@ class Planner {
   }
 
   const RunConfig& config_;
-  const Model& model_;
+  const ModelFacts& model_;
   const Recipe& recipe_;
   RunPlan plan_;
   std::vector<NamePattern> defaults_, wanted_;
@@ -385,11 +385,15 @@ bool RunPlan::quantizes(int32_t block) const {
                      [](const auto& decision) { return decision.scheme.has_value(); });
 }
 
-OutputModel describe_output(const Model& model, const RunPlan& plan) {
+ModelFacts facts_of(const Model& model) {
+  return {model.plan, model.weights->logical(), model.weights->dtype(), model.adapter_id};
+}
+
+OutputModel describe_output(const ModelFacts& model, const RunPlan& plan) {
   OutputModel output;
   output.plan = &model.plan;
   output.ignore = plan.ignore;
-  output.dtype = model.weights->dtype();
+  output.dtype = model.dtype;
   output.kv_cache = plan.kv_cache;
   for (const TensorSpec& spec : plan.outputs) output.tensors[spec.name] = spec;
   for (const BlockPlan& block : model.plan.blocks) {
@@ -400,7 +404,7 @@ OutputModel describe_output(const Model& model, const RunPlan& plan) {
   return output;
 }
 
-Result<RunPlan> make_run_plan(const RunConfig& config, const Model& model, const Recipe& recipe) {
+Result<RunPlan> make_run_plan(const RunConfig& config, const ModelFacts& model, const Recipe& recipe) {
   return Planner(config, model, recipe).run();
 }
 
@@ -420,7 +424,7 @@ Result<std::vector<OutputPlan>> make_recipes(const RunConfig& config, PluginRegi
 
 Status make_run_plans(std::vector<OutputPlan>& outputs, const Model& model) {
   for (OutputPlan& output : outputs) {
-    auto plan = make_run_plan(output.config, model, output.recipe);
+    auto plan = make_run_plan(output.config, facts_of(model), output.recipe);
     if (!plan.ok())
       return outputs.size() == 1 ? plan.status() : plan.status().in("output " + output.config.output);
     output.plan = *std::move(plan);

@@ -63,15 +63,25 @@ struct OutputPlan {
   RunPlan plan;
 };
 
+/// What a run is planned from: no file is read for it. Must outlive what is made with it.
+struct ModelFacts {
+  const ModelPlan& plan;
+  const std::map<std::string, TensorSpec>& tensors;  ///< by their logical names
+  at::ScalarType dtype = at::kBFloat16;              ///< of most elements
+  std::string adapter_id;                            ///< for messages
+};
+ModelFacts facts_of(const Model&);
+
 /// The recipe of each output of the configuration; their plans are made with the model.
 SLIM_API Result<std::vector<OutputPlan>> make_recipes(const RunConfig&, PluginRegistry&);
 SLIM_API Status make_run_plans(std::vector<OutputPlan>&, const Model&);
 /// What formats are told of the whole output; valid while the model is.
-OutputModel describe_output(const Model&, const RunPlan&);
-SLIM_API Result<RunPlan> make_run_plan(const RunConfig&, const Model&, const Recipe&);
+OutputModel describe_output(const ModelFacts&, const RunPlan&);
+/// Decides what becomes of every tensor. kInvalidArgument or kUnsupported names the layer, pattern or rule that cannot be.
+SLIM_API Result<RunPlan> make_run_plan(const RunConfig&, const ModelFacts&, const Recipe&);
 
 /// What became of layers whose width the group does not divide, a line for each width; empty without any.
-std::string group_size_text(const RunConfig&, const RunPlan&);
+SLIM_API std::string group_size_text(const RunConfig&, const RunPlan&);
 
 /// What the algorithms of an output, and its key/value cache, want to know of a block's activations.
 SLIM_API void observe(const OutputPlan&, const BlockPlan&, StatisticSet&);

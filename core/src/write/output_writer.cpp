@@ -140,7 +140,7 @@ Status OutputWriter::finish(bool scattered_groups) {
 }
 
 Status OutputWriter::write_side_files(bool scattered_groups) {
-  OutputModel output = describe_output(model_, output_.plan);
+  OutputModel output = describe_output(facts_of(model_), output_.plan);
   output.scattered_groups = scattered_groups;
   const Format& format = *output_.recipe.format;
   const Checkpoint& input = model_.weights->checkpoint();

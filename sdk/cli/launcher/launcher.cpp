@@ -6,6 +6,8 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
+#include <new>
 
 namespace {
 
@@ -23,9 +25,23 @@ void open_standard_files() {
   if (file > STDERR_FILENO) close(file);
 }
 
+/// Memory may end where nobody can hand an error on: while LibTorch is loaded, or in a thread of its own.
+[[noreturn]] void end_without_memory() {
+  try {
+    if (const std::exception_ptr error = std::current_exception()) std::rethrow_exception(error);
+  } catch (const std::bad_alloc&) {
+    constexpr char kMessage[] =
+        "slim: error: the process may not have as much memory as it needs; raise its limit (ulimit -v)\n";
+    _exit(write(STDERR_FILENO, kMessage, sizeof kMessage - 1) < 0 ? 2 : 1);
+  } catch (...) {
+  }
+  std::abort();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::set_terminate(end_without_memory);
   open_standard_files();
   let_waiting_threads_sleep();
   void* const library = dlopen("libslim_cli.so", RTLD_NOW | RTLD_GLOBAL);
