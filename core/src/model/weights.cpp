@@ -7,6 +7,7 @@
 #include "checkpoint/file.h"
 #include "plugin/guard.h"
 #include "slim/quant.hpp"
+#include "util/device_moves.h"
 #include "util/strict_json.h"
 
 namespace slim {
