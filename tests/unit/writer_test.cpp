@@ -463,6 +463,26 @@ TEST_CASE("writer/ overwriting spares a folder with anything that slim did not w
   }
 }
 
+TEST_CASE(
+    "writer/ an output is unfinished until it has its name, and an old one that gave its name away is not "
+    "it") {
+  TempFolder folder;
+  Model model;
+  model.add("a", at::ones({2}));
+  {
+    const auto writer = CheckpointWriter::create(into(folder / "out"), model.specs);
+    REQUIRE(writer.ok());
+    CHECK(CheckpointWriter::is_unfinished(folder / "out"));
+  }
+  CHECK(!CheckpointWriter::is_unfinished(folder / "out"));
+  REQUIRE(write_all(model, into(folder / "out")).ok());
+  CHECK(!CheckpointWriter::is_unfinished(folder / "out"));
+  CHECK(names_in(folder / "out") == std::vector<std::string>{"config.json", "model.safetensors"});
+  fs::rename(folder.path() / "out",
+             folder.path() / "out.partial");  // killed between the exchange of names and the next step
+  CHECK(!CheckpointWriter::is_unfinished(folder / "out"));
+}
+
 TEST_CASE("writer/ overwriting spares what the run reads") {
   TempFolder folder;
   Model model;

@@ -154,7 +154,7 @@ Result<Layout> find_layout(const fs::path& folder, const std::vector<std::string
   if (weights.empty()) {
     const bool others = std::ranges::any_of(
         files, [](const std::string& file) { return !is_side_file(file) && file != "config.json"; });
-    if (have(files, "slim_compress.json"))
+    if (have(files, kPartsFile))
       return Status(Code::kNotFound,
                     folder.string() + ": is compressed; unpack it with `slim compress --decompress`");
     return Status(Code::kNotFound,

@@ -10,6 +10,9 @@
 
 namespace slim {
 
+/// In a folder that `slim compress` has cut into parts for tensor parallelism: says how.
+inline constexpr const char* kPartsFile = "slim_compress.json";
+
 /// A Hugging Face checkpoint folder, opened for reading: one `*.safetensors` or shards with an index, real
 /// files or a hub cache's symlinks. Opening reads and checks every header (lengths, offsets, dtypes, shapes,
 /// overlaps, duplicates, index against shards) and no tensor bytes. Thread-safe.

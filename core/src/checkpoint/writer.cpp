@@ -54,11 +54,6 @@ Status check_inputs(const fs::path& target, const std::vector<std::string>& inpu
   return {};
 }
 
-// In the folder that is being written: makes it slim's, so that it may be deleted. The record of a run lies in it.
-constexpr const char* kMarker = ".slim";
-
-constexpr const char* kPartsFile = "slim_compress.json";
-
 /// True for a file that checkpoints have, and people do not write.
 bool is_usual(const fs::path& name) {
   static const std::set<std::string> kNames = {"merges.txt",  "vocab.txt", "README.md",     "LICENSE",
@@ -77,7 +72,7 @@ Result<std::string> foreign_entry(const fs::path& folder) {
   for (auto entry = fs::recursive_directory_iterator(folder, error);
        !error && entry != fs::recursive_directory_iterator(); entry.increment(error)) {
     const fs::path name = entry->path().lexically_relative(folder);
-    if (*name.begin() == kMarker) continue;
+    if (*name.begin() == kRecordFolder) continue;
     const bool link = entry->is_symlink(error), inside = name.has_parent_path();
     if (!link && entry->is_directory(error) && (written || in_parts)) continue;  // its files are looked at
     const bool file = !link && entry->is_regular_file(error);
@@ -337,7 +332,7 @@ struct CheckpointWriter::State {
     owns_partial = locked.ok();
     if (owns_partial) add_leftover(partial_name);
     SLIM_TRY(locked);
-    if (!fs::create_directory(partial / kMarker, error))
+    if (!fs::create_directory(partial / kRecordFolder, error))
       return Status(Code::kIo, partial_name + ": cannot make a folder in it: " + error.message());
     return {};
   }
@@ -345,7 +340,7 @@ struct CheckpointWriter::State {
   /// Only what slim has begun is deleted.
   Status check_partial() const {
     std::error_code error;
-    const bool ours = fs::is_directory(fs::symlink_status(partial / kMarker, error));
+    const bool ours = fs::is_directory(fs::symlink_status(partial / kRecordFolder, error));
     if (ours || (fs::is_directory(fs::symlink_status(partial, error)) && fs::is_empty(partial, error)))
       return {};
     return invalid(
@@ -491,18 +486,24 @@ struct CheckpointWriter::State {
 
   Status exchange(const fs::path& aside) const;
 
+  /// The output has its name. A run's record in the marker stays until the run ends.
+  void end() {
+    finished = true;
+    ::rmdir((target / kRecordFolder).c_str());
+  }
+
   Status put_in_place() {
     std::error_code error;
     if (!options.overwrite || !fs::exists(fs::symlink_status(target, error))) {
       SLIM_TRY(rename_folder(partial, target));
-      finished = true;
+      end();
       return sync_folder(target.parent_path().string());
     }
     fs::path aside = target.string() + ".old";
     for (int i = 1; fs::exists(fs::symlink_status(aside, error)); ++i)
       aside = target.string() + ".old" + std::to_string(i);
     SLIM_TRY(exchange(aside));
-    finished = true;
+    end();
     SLIM_TRY(sync_folder(target.parent_path().string()));
     fs::remove_all(aside, error);
     if (error)
@@ -642,7 +643,6 @@ Status CheckpointWriter::finish() {
   if (state.options.checksums) SLIM_TRY(write_file(kChecksumFile, checksums_text(state.checksums())));
   for (const auto& shard : state.shards) SLIM_TRY(shard->sync());
   for (const auto& folder : state.folders) SLIM_TRY(sync_folder(folder.string()));
-  ::rmdir((state.partial / kMarker).c_str());  // a run's record in it stays until the run ends
   SLIM_TRY(state.lock->sync());
   return state.put_in_place();
 }
@@ -684,6 +684,11 @@ void CheckpointWriter::keep_partial(bool keep) {
 Status CheckpointWriter::check_unused(const std::string& partial_folder) {
   const auto folder = File::open_folder(partial_folder);
   return folder.ok() ? lock_folder(*folder) : Status{};
+}
+
+bool CheckpointWriter::is_unfinished(const std::string& folder) {
+  std::error_code error;
+  return fs::exists(partial_of(folder) + "/" + kRecordFolder, error);
 }
 
 std::string CheckpointWriter::partial_of(const std::string& folder) {

@@ -9,6 +9,9 @@
 
 namespace slim {
 
+/// In a folder that is being written: makes it slim's, so that it may be deleted. The record of a run lies in it.
+inline constexpr const char* kRecordFolder = ".slim";
+
 struct WriterOptions {
   std::string folder;  ///< what the output is called at the end
   int64_t max_shard_size =
@@ -60,6 +63,8 @@ class SLIM_API CheckpointWriter {
   Status finish();
   /// Where the files of an output are before finish().
   static std::string partial_of(const std::string& folder);
+  /// True while a folder that slim began waits for this output's name: not for an old output that gave its name away.
+  static bool is_unfinished(const std::string& folder);
   /// kInvalidArgument while another process writes into it.
   static Status check_unused(const std::string& partial_folder);
   const std::string& partial_folder() const;

@@ -144,7 +144,7 @@ class Compression {
     for (const std::string& name : input().side_files()) {
       if (name != kDescriptionFile) SLIM_TRY(writer_->copy_file(name, config_.input + "/" + name));
     }
-    SLIM_TRY(writer_->write_file(kManifestFile, manifest_text({tag_, config_.ranks, splits_})));
+    SLIM_TRY(writer_->write_file(kPartsFile, manifest_text({tag_, config_.ranks, splits_})));
     SLIM_ASSIGN(const std::string description,
                 description_text(config_.input + "/" + kDescriptionFile, rank_types(), tag_));
     for (int64_t rank = 0; rank < config_.ranks; ++rank) {

@@ -89,14 +89,14 @@ std::string manifest_text(const Manifest& manifest) {
 }
 
 Result<Manifest> read_manifest(const std::string& folder) {
-  const std::string path = folder + "/" + kManifestFile;
+  const std::string path = folder + "/" + kPartsFile;
   std::error_code error;
   if (!fs::is_directory(folder, error))
     return Status(Code::kNotFound, folder + ": no such folder; the output of `slim compress` is expected");
   auto read = read_object(path);
   if (!read.ok() && read.status().code() == Code::kNotFound) {
     return Status(Code::kNotFound,
-                  folder + ": has no " + kManifestFile + "; the output of `slim compress` is expected");
+                  folder + ": has no " + kPartsFile + "; the output of `slim compress` is expected");
   }
   if (!read.ok()) return read.status();
   const Json& json = *read;
@@ -138,7 +138,7 @@ Result<std::vector<std::string>> other_files(const std::string& folder) {
     const bool of_rank = name.starts_with("part") && name.find("-of-") != std::string::npos;
     if (entry->is_directory(error)) {
       if (of_rank) entry.disable_recursion_pending();
-    } else if (name != "config.json" && name != kManifestFile && !of_rank) {
+    } else if (name != "config.json" && name != kPartsFile && !of_rank) {
       files.push_back(name);
     }
   }

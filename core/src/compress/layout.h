@@ -4,13 +4,13 @@
 #include <string_view>
 #include <vector>
 
+#include "checkpoint/checkpoint.h"
 #include "compress/tensor_split.h"
 
 /// Names and descriptions of compressed checkpoints.
 namespace slim::compressed {
 
 constexpr char kDescriptionFile[] = "quant_model_description.json";
-constexpr char kManifestFile[] = "slim_compress.json";
 constexpr char kPlainTag[] = "W8A8S", kCannTag[] = "W8A8SC", kSlimTag[] = "W8A8S_SLIM";
 constexpr char kPlainStem[] = "quant_model_weight_w8a8s";
 

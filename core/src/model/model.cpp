@@ -156,7 +156,10 @@ Status ForwardPass::run(std::vector<Carry>& batches, std::string_view first_stag
       if (enters) SLIM_TRY(model_.enter(block, exec, there));
       exec.set_block(&block, loaded);
       exec.set_cache(caches ? &(*caches)[i] : nullptr);
-      SLIM_TRY(model_.forward(block, exec, there));
+      const MemoryCache before = caches && !exec.device().is_cpu() ? (*caches)[i] : MemoryCache();
+      Status status = model_.forward(block, exec, there);
+      if (!status.ok() && caches && !exec.device().is_cpu()) (*caches)[i] = before;  // the host begins anew
+      SLIM_TRY(std::move(status));
       return progress && progress->cancelled() ? Status(Code::kCancelled, "interrupted") : Status{};
     };
     const auto keep = [&](size_t i, Carry made) {

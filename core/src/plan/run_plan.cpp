@@ -152,7 +152,10 @@ class Planner {
   }
   /// With "auto": the largest usual group that divides every width which any of them divides.
   void find_common_group() {
-    if (config_.indivisible != "auto") return;
+    const bool groups = std::any_of(recipe_.parts.begin(), recipe_.parts.end(), [](const RecipePart& part) {
+      return part.scheme.weight && part.scheme.weight->granularity == Granularity::kGroup;
+    });
+    if (config_.indivisible != "auto" || config_.group_size != 0 || !groups) return;
     std::set<int64_t> widths = widths_in_default_groups();
     std::erase_if(widths, [](int64_t width) { return width % *std::rbegin(kUsualGroups) != 0; });
     common_group_ = widths.empty() ? 0 : largest_group(widths);

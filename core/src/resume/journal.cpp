@@ -84,7 +84,9 @@ Result<std::string> checksum_of(const std::string& path) {
 
 }  // namespace
 
-std::string Journal::folder_in(const std::string& output_folder) { return output_folder + "/.slim"; }
+std::string Journal::folder_in(const std::string& output_folder) {
+  return output_folder + "/" + kRecordFolder;
+}
 std::string Journal::batches_path(int64_t blocks) const {
   return folder_ + "/batches-" + std::to_string(blocks) + ".safetensors";
 }

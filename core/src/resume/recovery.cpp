@@ -206,7 +206,7 @@ Status Recovery::finish() {
 
 bool Recovery::output_done(size_t output) const {
   return journal_->announced(step_of(output)) &&
-         !exists(CheckpointWriter::partial_of(parts_.outputs[output]->folder()));
+         !CheckpointWriter::is_unfinished(parts_.outputs[output]->folder());
 }
 
 Status Recovery::remove_record() const {
