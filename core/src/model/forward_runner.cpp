@@ -1,6 +1,7 @@
 #include "model/forward_runner.h"
 
 #include "model/device_memory.h"
+#include "util/device_moves.h"
 
 namespace slim {
 
@@ -19,7 +20,7 @@ Status ForwardRunner::run(const std::string& where, size_t count, const Batch& b
     Status status = moved.ok() ? pass(i, exec_, there) : moved;
     if (status.code() != Code::kOutOfMemory || exec_.device().is_cpu()) return status;
     notes_.note("batches computed on the CPU: out of the device's memory", where, status.message());
-    there = batch(i);
+    there = carry_on(batch(i), at::kCPU);  // the entry of the model may have left it on the device
     release_device_memory(exec_.device());
     status = pass(i, host_exec_, there);
     host_exec_.release_globals();
