@@ -3,7 +3,7 @@
 runs out all the same, the rest is computed on the CPU, which the report tells, with the same bytes. Interrupted runs and kept statistics
 know no device."""
 from device_runs import CALIB, CHAIN, Device, need, on_cpu, same
-from kit import DATA, run_checks
+from kit import DATA, SAMPLES, run_checks, unpacked
 
 MODEL = ["--model", DATA / "toy-qwen3vl"]
 
@@ -51,5 +51,16 @@ def exhausted(checks, build, work):
         checks.expect(counts["out_of_memory"] > 0 and told, f"{share} of the memory: it is told what was computed on the CPU", (counts, told))
 
 
+def evaluated(checks, build, work):
+    """Answers are the same where batches, with the keys and values that were kept, go on on the CPU."""
+    device = Device(build, work)
+    words = ["eval", unpacked(build, "toy-hunyuan-dense"), "--data", SAMPLES / "eval_textqa.jsonl", "--limit", 24, "--batch-size", 24]
+    whole, counts = device.slim(*words)
+    little, less = device.slim(*words, memory=int(0.45 * counts["peak_bytes"]))
+    told = [kind for kind in little.get("notes", {}) if "out of the device's memory" in kind]
+    checks.expect(less["out_of_memory"] > 0 and told, "an evaluation tells what was computed on the CPU", (less, told))
+    checks.expect(whole["files"] == little["files"], "an evaluation with little memory gives the same figures", (whole["files"], little["files"]))
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_checks(interrupted, budgets, exhausted))
+    raise SystemExit(run_checks(interrupted, budgets, exhausted, evaluated))
