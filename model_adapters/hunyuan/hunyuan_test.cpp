@@ -1,6 +1,6 @@
 #include <doctest/doctest.h>
 
-#include "common/adapter_checks.hpp"
+#include "common/models/adapter_checks.hpp"
 
 using namespace slim;
 using namespace slim::model;

@@ -1,5 +1,5 @@
-#include "common/packed_experts.hpp"
-#include "common/text_adapter.hpp"
+#include "common/models/packed_experts.hpp"
+#include "common/models/text_adapter.hpp"
 #include "slim/plugin.hpp"
 
 namespace slim::qwen {

@@ -1,5 +1,5 @@
-#include "common/multimodal_adapter.hpp"
-#include "common/multimodal_processor.hpp"
+#include "common/input/multimodal_processor.hpp"
+#include "common/models/multimodal_adapter.hpp"
 #include "slim/plugin.hpp"
 #include "vision.hpp"
 

@@ -1,6 +1,6 @@
 #include <numeric>
 
-#include "common/adapter_checks.hpp"
+#include "common/models/adapter_checks.hpp"
 
 #include <doctest/doctest.h>
 

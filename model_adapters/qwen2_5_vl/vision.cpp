@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/attention.hpp"
-#include "common/rotary.hpp"
+#include "common/layers/attention.hpp"
+#include "common/layers/rotary.hpp"
 
 namespace slim::qwen2_5_vl {
 using model::BlockBuilder;

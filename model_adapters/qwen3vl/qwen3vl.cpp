@@ -1,8 +1,8 @@
 #include <ATen/ATen.h>
 
-#include "common/multimodal_adapter.hpp"
-#include "common/multimodal_processor.hpp"
-#include "common/packed_experts.hpp"
+#include "common/input/multimodal_processor.hpp"
+#include "common/models/multimodal_adapter.hpp"
+#include "common/models/packed_experts.hpp"
 #include "slim/plugin.hpp"
 #include "vision.hpp"
 

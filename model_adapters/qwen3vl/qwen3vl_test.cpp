@@ -1,4 +1,4 @@
-#include "common/adapter_checks.hpp"
+#include "common/models/adapter_checks.hpp"
 
 #include <doctest/doctest.h>
 

@@ -3,11 +3,11 @@
 #include <string>
 #include <vector>
 
-#include "common/json_config.hpp"
-#include "common/multimodal.hpp"
-#include "common/transformer.hpp"
-#include "common/transformer_plan.hpp"
-#include "common/vision_tower.hpp"
+#include "common/files/json_config.hpp"
+#include "common/layers/transformer.hpp"
+#include "common/models/multimodal.hpp"
+#include "common/models/transformer_plan.hpp"
+#include "common/models/vision_tower.hpp"
 #include "slim/adapter.hpp"
 
 namespace slim::qwen3vl {

@@ -1,4 +1,4 @@
-#include "common/chat.hpp"
+#include "common/chat/chat.hpp"
 #include "input.h"
 
 using namespace slim;

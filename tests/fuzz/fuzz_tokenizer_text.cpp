@@ -1,4 +1,4 @@
-#include "common/tokenizer.hpp"
+#include "common/text/tokenizer.hpp"
 #include "input.h"
 
 using slim::model::Tokenizer;

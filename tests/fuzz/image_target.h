@@ -1,5 +1,5 @@
 #pragma once
-#include "common/image_codecs.hpp"
+#include "common/image/image_codecs.hpp"
 #include "input.h"
 
 namespace slim::fuzz {

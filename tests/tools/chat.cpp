@@ -4,8 +4,8 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
-#include "common/chat.hpp"
-#include "common/jinja.hpp"
+#include "common/chat/chat.hpp"
+#include "common/chat/jinja.hpp"
 
 namespace {
 

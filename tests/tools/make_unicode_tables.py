@@ -1,6 +1,6 @@
-"""Writes model_adapters/common/unicode_tables.cpp: where the tokenizers library's Unicode differs from Unicode 14.0.
+"""Writes model_adapters/common/text/unicode_tables.cpp: where the tokenizers library's Unicode differs from Unicode 14.0.
 
-usage: python tests/tools/make_unicode_tables.py > model_adapters/common/unicode_tables.cpp
+usage: python tests/tools/make_unicode_tables.py > model_adapters/common/text/unicode_tables.cpp
 Needs a Python whose unicodedata is Unicode 14.0 (3.11), the oldest version that PCRE2 10.40 and later know.
 """
 import unicodedata
@@ -49,7 +49,7 @@ def main():
     category = {c: name for name in CATEGORIES for c in members(r"\p{%s}" % name)}
     changes = ranges((c, category[c]) for c in CODE_POINTS if category[c] != unicodedata.category(chr(c)))
     print("// Written by tests/tools/make_unicode_tables.py.")
-    print('#include "common/unicode.hpp"\n\nnamespace slim::model::unicode_tables {\n')
+    print('#include "common/text/unicode.hpp"\n\nnamespace slim::model::unicode_tables {\n')
     print('const char* const kCategories = "%s";\n' % "".join(CATEGORIES))
     print("// General categories of the tokenizers library that are not those of Unicode 14.0.")
     print("const CategoryRange kCategoryChanges[] = {")

@@ -6,9 +6,9 @@
 
 #include <nlohmann/json.hpp>
 
-#include "common/image.hpp"
-#include "common/resize.hpp"
-#include "common/vision_processor.hpp"
+#include "common/image/image.hpp"
+#include "common/image/resize.hpp"
+#include "common/input/vision_processor.hpp"
 
 using namespace slim;
 using namespace slim::model;

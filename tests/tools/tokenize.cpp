@@ -6,7 +6,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
-#include "common/tokenizer.hpp"
+#include "common/text/tokenizer.hpp"
 
 namespace {
 

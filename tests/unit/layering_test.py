@@ -85,16 +85,25 @@ def include_error(root, path, kind, name):
 ROOMS = ("util", "plugin", "data", "checkpoint", "compress", "quant", "ops", "statistics", "config", "model", "plan", "calibrate", "report", "write",
          "solve", "resume", "commands")
 
+ADAPTER_ROOMS = ("files", "text", "chat", "image", "layers", "input", "models")
+# Folder, what its includes begin with, and its rooms from the first to the last.
+ROOMED = (("core/src/", "", ROOMS), ("model_adapters/common/", "common/", ADAPTER_ROOMS))
+
 
 def room_error(path, kind, name):
-    """Why a file of core/src may not include one of another room, or None."""
-    parts = path.split("/")
-    if kind != '"' or path.count("/") < 3 or not path.startswith("core/src/") or name.split("/")[0] not in ROOMS:
+    """Why a file in a room may not include one of another room, or None."""
+    if kind != '"':
         return None
-    if parts[2] not in ROOMS:
-        return f"core/src/{parts[2]} is no room: see core/src/README.md"
-    later = ROOMS.index(name.split("/")[0]) > ROOMS.index(parts[2])
-    return f"room {parts[2]} comes before {name.split('/')[0]}" if later else None
+    for base, prefix, rooms in ROOMED:
+        if not path.startswith(base) or "/" not in path[len(base):] or not name.startswith(prefix):
+            continue
+        own, other = path[len(base):].split("/")[0], name[len(prefix):].split("/")[0]
+        if other not in rooms:
+            continue
+        if own not in rooms:
+            return f"{base}{own} is no room"
+        return f"room {own} comes before {other}" if rooms.index(other) > rooms.index(own) else None
+    return None
 
 
 def include_errors(root):
@@ -154,10 +163,12 @@ SELF_TEST = (("core/src/util/dtype.cpp", "<torch/torch.h>", False), ("core/src/u
              ("core/src/model/exec.cpp", "<ATen/ATen.h>", True), ("core/src/util/dtype.cpp", "<vector>", True),
              ("core/src/util/dtype.cpp", '"plan/job.h"', False), ("core/src/plan/job.cpp", '"solve/run_parts.h"', False),
              ("core/src/util/dtype.cpp", "<cuda_runtime.h>", False), ("plugins/rtn/rtn.cpp", '"data/dataset.h"', False),
-             ("plugins/rtn/rtn.cpp", '"slim/quant.hpp"', True), ("plugins/rtn/rtn.cpp", '"common/transformer.hpp"', False),
+             ("plugins/rtn/rtn.cpp", '"slim/quant.hpp"', True), ("plugins/rtn/rtn.cpp", '"common/layers/transformer.hpp"', False),
              ("plugins/format_awq/awq_format.cpp", '"common/bit_stream.hpp"', True), ("plugins/rtn/rtn.cpp", '"awq/clip.h"', False),
              ("plugins/rtn/rtn.cpp", "<png.h>", False), ("plugins/rtn/rtn.cpp", '"../rtn/rtn.cpp"', False),
-             ("model_adapters/qwen3vl/x.cpp", '"common/transformer.hpp"', True),
+             ("model_adapters/qwen3vl/x.cpp", '"common/layers/transformer.hpp"', True),
+             ("model_adapters/common/text/tokenizer.cpp", '"common/chat/chat.hpp"', False),
+             ("model_adapters/common/chat/chat.cpp", '"common/text/tokenizer.hpp"', True),
              ("model_adapters/qwen3vl/x.cpp", '"hunyuan/hunyuan.hpp"', False),
              ("backends/cuda/x.cu", "<cuda_runtime.h>", True), ("sdk/cli/main.cpp", "<boost/program_options.hpp>", True),
              ("sdk/cli/main.cpp", "<boost/dll.hpp>", False))
