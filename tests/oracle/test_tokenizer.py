@@ -139,10 +139,178 @@ def variants(build):
     yield made("ignore-merges", model={**base["model"], "ignore_merges": True, "merges": base["model"]["merges"][:200]})
 
 
+def families(build):
+    """Tokenizers as other families store theirs, trained on a little text: sentencepiece pairs, digits, punctuation, unigrams."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    lines = (DATA / "samples" / "calib_text.txt").read_text().splitlines()
+    mark = "\u2581"
+    llama_decoder = decoders.Sequence([decoders.Replace(mark, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+
+    def made(name, tokenizer, **change):
+        content = json.loads(tokenizer.to_str())
+        for key, value in change.items():
+            content["model"][key] = value
+        path = build / f"tokenizer-{name}.json"
+        path.write_text(json.dumps(content))
+        return path, name
+
+    def sentencepiece(normalizer, pre_tokenizer, byte_tokens=256, normalized=False, fuse=True):
+        tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=fuse, unk_token="<unk>"))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(mark), normalizers.Replace(" ", mark)])
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(mark, "merged_with_next")  # merges stay inside words while training
+        special = ["<unk>", "<s>", "</s>"] + [f"<0x{i:02X}>" for i in range(byte_tokens)]
+        tokenizer.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=1200, special_tokens=special, show_progress=False))
+        content = json.loads(tokenizer.to_str())
+        content["added_tokens"] = [{**t, "normalized": normalized} for t in content["added_tokens"] if t["id"] < 3]
+        tokenizer = Tokenizer.from_str(json.dumps(content))
+        tokenizer.normalizer, tokenizer.decoder = normalizer, llama_decoder
+        content = json.loads(tokenizer.to_str())
+        content["pre_tokenizer"] = json.loads(pre_tokenizer.__getstate__()) if pre_tokenizer else None
+        tokenizer = Tokenizer.from_str(json.dumps(content))
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+        return tokenizer
+
+    legacy = normalizers.Sequence([normalizers.Prepend(mark), normalizers.Replace(" ", mark)])
+    yield made("llama2", sentencepiece(legacy, None))
+    yield made("llama2-normalized-specials", sentencepiece(legacy, None, normalized=True))
+    yield made("llama2-no-bytes", sentencepiece(legacy, None, byte_tokens=0))
+    yield made("llama2-some-bytes", sentencepiece(legacy, None, byte_tokens=200, fuse=False))
+    for scheme in ("always", "first", "never"):
+        for split in (False, True):
+            yield made(f"metaspace-{scheme}-{split}", sentencepiece(None, pre_tokenizers.Metaspace(mark, scheme, split)))
+    squeezed = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    yield made("squeezed", sentencepiece(squeezed, pre_tokenizers.Metaspace(mark, "first", False)))
+
+    def byte_level(pre, alphabet=True, unknown=None):
+        tokenizer = Tokenizer(models.BPE(unk_token=unknown))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre, decoders.ByteLevel()
+        tokenizer.train_from_iterator(lines, trainers.BpeTrainer(
+            vocab_size=1200, special_tokens=["<|endoftext|>", "<|im_start|>"], show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if alphabet else []))
+        return tokenizer
+
+    P = pre_tokenizers
+    regex, plain = P.ByteLevel(add_prefix_space=False, use_regex=True), P.ByteLevel(add_prefix_space=False, use_regex=False)
+    yield made("smollm2", byte_level(P.Sequence([P.Digits(True), regex]), alphabet=False))
+    yield made("smollm2-unknown", byte_level(P.Sequence([P.Digits(True), regex]), alphabet=False, unknown="<|endoftext|>"))
+    yield made("falcon3", byte_level(P.Sequence([P.Punctuation("contiguous"), regex, P.Digits(False),
+                                                 P.Split(Regex("[0-9][0-9][0-9]"), "isolated")])))
+    coder = [P.Split(Regex(p), "isolated") for p in ("[\r\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", "[\u4e00-\u9fff]+")]
+    yield made("deepseek-coder", byte_level(P.Sequence([*coder, P.Digits(True), plain])))
+    for behavior in ("isolated", "removed", "merged_with_previous", "merged_with_next"):
+        yield made(f"punctuation-{behavior}", byte_level(P.Sequence([P.Punctuation(behavior), plain])))
+    yield made("whitespace", byte_level(P.Sequence([P.Whitespace(), plain])))
+    yield made("whitespace-split", byte_level(P.Sequence([P.WhitespaceSplit(), P.CharDelimiterSplit("e"), plain])))
+
+    for name, bytes_too, pre in (("unigram", False, P.Metaspace(mark, "always")), ("unigram-bytes", True, P.Metaspace(mark, "first", False)),
+                                 ("unigram-words", False, P.Sequence([P.WhitespaceSplit(), P.Metaspace(mark)]))):
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre, decoders.Metaspace(mark, "always")
+        special = ["<unk>", "</s>"] + ([f"<0x{i:02X}>" for i in range(256)] if bytes_too else [])
+        tokenizer.train_from_iterator(lines, trainers.UnigramTrainer(vocab_size=900, special_tokens=special, unk_token="<unk>", show_progress=False))
+        content = json.loads(tokenizer.to_str())
+        content["added_tokens"] = [t for t in content["added_tokens"] if t["id"] < 2]
+        yield made(name, Tokenizer.from_str(json.dumps(content)), byte_fallback=bytes_too)
+
+
 def unpacked(build):
     path = build / "qwen3-tokenizer.json"
     path.write_bytes(lzma.decompress((DATA / "tokenizers" / "qwen3" / "tokenizer.json.xz").read_bytes()))
     return path
+
+
+def check_texts(build, folder, name, texts, expected):
+    got = native(build, folder, texts, [])["ids"]
+    bad = [i for i, (a, b) in enumerate(zip(expected, got)) if a != b]
+    for i in bad[:5]:
+        print(f"{name}: ids differ for {texts[i]!r}\n  expected {expected[i]}\n  found    {got[i]}")
+    print(f"{name}: {len(texts)} strings, {sum(map(len, expected))} tokens: {len(bad)} differ")
+    return not bad
+
+
+def sentencepiece_folder(build, kind, legacy):
+    """tokenizer.model alone; plain text is what sentencepiece itself makes of it, behind <s>."""
+    import sentencepiece
+
+    folder = build / f"tokenizer-sentencepiece-{kind}-{legacy}"
+    folder.mkdir(exist_ok=True)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(DATA / "samples" / "calib_text.txt"), model_prefix=str(folder / "tokenizer"), model_type=kind, vocab_size=1000, byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, user_defined_symbols=["<|user|>"], minloglevel=2,
+        hard_vocab_limit=False, split_digits=True, allow_whitespace_only_pieces=True)
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": legacy}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    rng = random.Random(300)
+    # The marks themselves and user-defined symbols are cut by sentencepiece within its pieces, by Hugging Face before.
+    texts = [t for t in random_strings(args.strings, ["word"], rng) if "\u2581" not in t and "\0" not in t]
+    if not legacy:  # then transformers puts no second mark before a space, sentencepiece does
+        texts = [t for t in texts if not t.startswith(" ")]
+    return check_texts(build, folder, folder.name, texts, [[1] + pieces.encode(t) for t in texts])
+
+
+def tiktoken_folder(build, file):
+    """The ranks of a trained vocabulary as tiktoken stores them; Hunyuan's own class looks for its special tokens and runs tiktoken."""
+    import base64
+    import unicodedata
+
+    import tiktoken
+
+    base = tokenizers.Tokenizer.from_file(str(DATA / "toy-qwen3vl" / "tokenizer.json"))
+    spec = json.loads(base.to_str())
+    bytes_of = {c: b for b, c in alphabet().items()}
+    words = [bytes(bytes_of[c] for c in t) for t, _ in sorted(spec["model"]["vocab"].items(), key=lambda e: e[1])]
+    single = [bytes([b]) for b in range(256)]
+    ranks = {w: i for i, w in enumerate(single + [w for w in words if len(w) > 1])}
+    folder = build / ("tokenizer-" + file)
+    folder.mkdir(exist_ok=True)
+    (folder / file).write_bytes(b"".join(base64.b64encode(w) + b" %d\n" % r for w, r in ranks.items()))
+    if file == "hy.tiktoken":
+        names = ["<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>"] + [f"<|extra_{i}|>" for i in range(205)]
+    else:
+        names = ["<|im_start|>", "<|im_end|>"]
+    special = {name: len(ranks) + i for i, name in enumerate(names)}
+    added = {str(i): {"content": name, "special": True} for name, i in special.items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps({} if file == "hy.tiktoken" else {"added_tokens_decoder": added}))
+    pattern = spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
+    reference = tiktoken.Encoding("test", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    rng = random.Random(301)
+    # Code points that tiktoken's and Python's Unicode know otherwise than the tokenizers library's are no subject here.
+    texts = [t for t in random_strings(args.strings, names, rng)
+             if all(ord(c) < 0x10000 and c != "\u1abf" and unicodedata.category(c) != "Cn" for c in t)]
+    return check_texts(build, folder, folder.name, texts, [reference.encode(unicodedata.normalize("NFC", t), allowed_special="all") for t in texts])
+
+
+def alphabet():
+    """The characters that stand for bytes in byte-level vocabularies."""
+    plain = [b for b in range(256) if 0x21 <= b <= 0x7E or 0xA1 <= b <= 0xAC or b >= 0xAE]
+    others = (b for b in range(256) if b not in plain)
+    return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+def vocabulary_folder(build, old):
+    """vocab.json and merges.txt, with the added tokens in tokenizer_config.json or, as before, in added_tokens.json."""
+    from transformers import AutoTokenizer
+
+    whole = json.loads((DATA / "toy-qwen3vl" / "tokenizer.json").read_text())
+    folder = build / f"tokenizer-vocabulary-{old}"
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(" ".join(m) + "\n" if isinstance(m, list) else m + "\n" for m in whole["model"]["merges"]))
+    config = json.loads((DATA / "toy-qwen3vl" / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "Qwen2Tokenizer"
+    config.pop("added_tokens_decoder", None)
+    added = {t["content"]: t["id"] for t in whole["added_tokens"]}
+    if old:
+        (folder / "added_tokens.json").write_text(json.dumps(added))
+    else:
+        config["added_tokens_decoder"] = {str(t.pop("id")): t for t in whole["added_tokens"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    rng = random.Random(302)
+    texts = random_strings(args.strings, list(added), rng)
+    reference = AutoTokenizer.from_pretrained(folder)
+    return check_texts(build, folder, folder.name, texts, [reference.encode(t, add_special_tokens=False) for t in texts])
 
 
 parser = argparse.ArgumentParser()
@@ -161,4 +329,13 @@ args.strings = max(1, args.strings // 5)
 for seed, (path, name) in enumerate(variants(args.build)):
     words = ["".join("abc" + chr(c) + "<l>" + chr(c) + "<r>" + chr(c) for c in CODE_POINTS[i : i + 256]) for i in range(0, 0x32000, 256)]
     good &= check(args.build, path, name, words if name == "added" else [], 100 + seed)
+for seed, (path, name) in enumerate(families(args.build)):
+    good &= check(args.build, path, name, everything[::3] if name in ("llama2", "falcon3", "smollm2", "whitespace", "unigram") else [], 200 + seed)
+for kind in ("bpe", "unigram"):
+    for legacy in (True, False):
+        good &= sentencepiece_folder(args.build, kind, legacy)
+for file in ("hy.tiktoken", "qwen.tiktoken"):
+    good &= tiktoken_folder(args.build, file)
+for old in (False, True):
+    good &= vocabulary_folder(args.build, old)
 sys.exit(0 if good else 1)

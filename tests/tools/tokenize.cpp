@@ -1,6 +1,7 @@
-// Tokenizes for tests/oracle: tokenize TOKENIZER.json < {"texts": [...], "ids": [[...]]} > {"ids": [...], "texts": [...], ...}.
+// Tokenizes for tests/oracle: tokenize TOKENIZER.json|FOLDER < {"texts": [...], "ids": [[...]]} > {"ids": [...], "texts": [...], ...}.
 // tokenize --time TOKENIZER.json [TEXT_FILE] prints seconds of loading and of encoding.
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -43,7 +44,8 @@ int time(const char* path, const char* text_path) {
 }
 
 int run(const char* path) {
-  auto tokenizer = Tokenizer::from_file(path);
+  auto tokenizer =
+      std::filesystem::is_directory(path) ? Tokenizer::from_folder(path) : Tokenizer::from_file(path);
   if (!tokenizer.ok()) return fail(tokenizer.status());
   nlohmann::json in = nlohmann::json::parse(read_all(std::cin)), out;
   out["vocab_size"] = tokenizer->vocab_size();
@@ -66,6 +68,6 @@ int main(int argc, char** argv) {
   std::string_view first = argc > 1 ? argv[1] : "";
   if (first == "--time" && argc > 2) return time(argv[2], argc > 3 ? argv[3] : nullptr);
   if (argc == 2) return run(argv[1]);
-  std::cerr << "usage: tokenize [--time] TOKENIZER.json [TEXT_FILE]\n";
+  std::cerr << "usage: tokenize [--time] TOKENIZER.json|FOLDER [TEXT_FILE]\n";
   return 2;
 }

@@ -303,7 +303,7 @@ Result<std::vector<int64_t>> read_stop_tokens(const std::string& folder, const T
 
 Result<std::unique_ptr<Processor>> make_multimodal_processor(const std::string& folder,
                                                              const MultimodalPrompt& prompt) {
-  SLIM_ASSIGN(auto tokenizer, Tokenizer::from_file(folder + "/tokenizer.json"));
+  SLIM_ASSIGN(auto tokenizer, Tokenizer::from_folder(folder));
   SLIM_ASSIGN(auto chat, ChatTemplate::from_folder(folder));
   SLIM_ASSIGN(const auto images, read_image_options(folder));
   auto videos = read_video_options(folder, prompt.split_frames ? PixelBudget::kVideo : PixelBudget::kFrame);

@@ -57,7 +57,7 @@ class TextProcessor final : public Processor {
 
 Result<std::unique_ptr<Processor>> make_text_processor(const std::string& folder,
                                                        const std::string& end_of_turn) {
-  SLIM_ASSIGN(auto tokenizer, Tokenizer::from_file(folder + "/tokenizer.json"));
+  SLIM_ASSIGN(auto tokenizer, Tokenizer::from_folder(folder));
   SLIM_ASSIGN(auto chat, ChatTemplate::from_folder(folder));
   SLIM_ASSIGN(auto stops, read_stop_tokens(folder, tokenizer, end_of_turn));
   return std::unique_ptr<Processor>(

@@ -1,5 +1,6 @@
 #include "common/text/tokenizer_bpe.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <functional>
 #include <queue>
@@ -26,6 +27,12 @@ const std::array<std::string, 256>& byte_level_alphabet() {
     return out;
   }();
   return kAlphabet;
+}
+
+std::string in_byte_level_alphabet(std::string_view bytes) {
+  std::string out;
+  for (const char c : bytes) out += byte_level_alphabet()[static_cast<uint8_t>(c)];
+  return out;
 }
 
 // ---- indexes ----------------------------------------------------------------------------------------------------------
@@ -86,15 +93,17 @@ Status BytePairModel::read_options(const nlohmann::json& model) {
     } else if (key == "continuing_subword_prefix" || key == "end_of_word_suffix") {
       if (!none) return refuse("none");
     } else if (key == "byte_fallback") {
-      if (value != false) return refuse("false");
+      if (!value.is_boolean()) return refuse("true or false");
+      byte_fallback_ = value.get<bool>();
     } else if (key == "ignore_merges") {
       if (!value.is_boolean()) return refuse("true or false");
       ignore_merges_ = value.get<bool>();
     } else if (key == "unk_token") {
-      // Never used: every byte that a text can hold has a token (checked below).
       if (!value.is_null() && !value.is_string()) return refuse("null or a token");
+      if (value.is_string()) unknown_token_ = value.get<std::string>();
     } else if (key == "fuse_unk") {
       if (!value.is_boolean()) return refuse("true or false");
+      fuse_unknown_ = value.get<bool>();
     } else if (key != "vocab" && key != "merges") {
       return refuse("no such key");
     }
@@ -117,14 +126,27 @@ Status BytePairModel::read_vocab(const TokenizerJson& json) {
     if (!tokens_.insert(token, static_cast<int32_t>(entry.id)))
       return corrupt("model.vocab['" + std::string(token) + "'] is there twice");
   }
+  static constexpr char kHex[] = "0123456789ABCDEF";
   for (size_t b = 0; b < 256; ++b) {
     byte_ids_[b] = tokens_.find(byte_level_alphabet()[b]);
-    bool in_utf8 = b != 0xC0 && b != 0xC1 && b < 0xF5;
-    if (byte_ids_[b] < 0 && in_utf8)
-      return Status(Code::kUnsupported, "model.vocab: no token for byte " + std::to_string(b) +
-                                            "; only byte-level vocabularies are supported");
+    fallback_ids_[b] = tokens_.find(std::string("<0x") + kHex[b / 16] + kHex[b % 16] + ">");
   }
-  return {};
+  unknown_id_ = unknown_token_.empty() ? -1 : tokens_.find(unknown_token_);
+  return check_unknown();
+}
+
+/// The unknown token of most files is never used: every byte that a text can hold has a token.
+Status BytePairModel::check_unknown() const {
+  if (unknown_token_.empty() || unknown_id_ >= 0) return {};
+  const auto complete = [](const std::array<int32_t, 256>& ids) {
+    for (size_t b = 0; b < 256; ++b) {
+      const bool in_utf8 = b != 0xC0 && b != 0xC1 && b < 0xF5;
+      if (in_utf8 && ids[b] < 0) return false;
+    }
+    return true;
+  };
+  if (complete(byte_ids_) || (byte_fallback_ && complete(fallback_ids_))) return {};
+  return corrupt("model.unk_token: '" + unknown_token_ + "' is not in model.vocab");
 }
 
 Status BytePairModel::read_merges(const TokenizerJson& json) {
@@ -204,18 +226,59 @@ void BytePairModel::merge_long(std::vector<int32_t>& symbols) const {
   std::erase(symbols, -1);
 }
 
+void BytePairModel::add_known(int32_t id, Symbols& symbols) const {
+  if (symbols.unknown) symbols.ids.push_back(unknown_id_);
+  symbols.unknown = false;
+  symbols.ids.push_back(id);
+}
+
+/// Its bytes, the unknown token, or nothing, as the tokenizers library does; an unknown character that waits is not written before bytes.
+void BytePairModel::add_unknown(std::string_view character, Symbols& symbols) const {
+  const auto byte_id = [&](char c) { return fallback_ids_[static_cast<uint8_t>(c)]; };
+  if (byte_fallback_ &&
+      std::all_of(character.begin(), character.end(), [&](char c) { return byte_id(c) >= 0; })) {
+    for (const char c : character) symbols.ids.push_back(byte_id(c));
+    return;
+  }
+  if (unknown_id_ < 0) return;
+  if (symbols.unknown && !fuse_unknown_) symbols.ids.push_back(unknown_id_);
+  symbols.unknown = true;
+}
+
+void BytePairModel::merge(Symbols symbols, std::vector<int64_t>& ids) const {
+  if (symbols.unknown) symbols.ids.push_back(unknown_id_);
+  constexpr size_t kShort = 48;
+  symbols.ids.size() <= kShort ? merge_short(symbols.ids) : merge_long(symbols.ids);
+  ids.insert(ids.end(), symbols.ids.begin(), symbols.ids.end());
+}
+
 void BytePairModel::encode(std::string_view word, std::vector<int64_t>& ids) const {
   if (ignore_merges_) {
-    std::string token;
-    for (char c : word) token += byte_level_alphabet()[static_cast<uint8_t>(c)];
-    if (int32_t id = tokens_.find(token); id >= 0) return ids.push_back(id);
+    if (const int32_t id = tokens_.find(word); id >= 0) return ids.push_back(id);
   }
-  std::vector<int32_t> symbols;
-  symbols.reserve(word.size());
-  for (char c : word) symbols.push_back(byte_ids_[static_cast<uint8_t>(c)]);
-  constexpr size_t kShort = 48;
-  symbols.size() <= kShort ? merge_short(symbols) : merge_long(symbols);
-  ids.insert(ids.end(), symbols.begin(), symbols.end());
+  Symbols symbols;
+  for (size_t i = 0; i < word.size();) {
+    const size_t begin = i;
+    next_code_point(word, i);
+    const std::string_view character = word.substr(begin, i - begin);
+    const int32_t id = tokens_.find(character);
+    id >= 0 ? add_known(id, symbols) : add_unknown(character, symbols);
+  }
+  merge(std::move(symbols), ids);
+}
+
+void BytePairModel::encode_bytes(std::string_view word, std::vector<int64_t>& ids) const {
+  if (ignore_merges_) {
+    if (const int32_t id = tokens_.find(in_byte_level_alphabet(word)); id >= 0) return ids.push_back(id);
+  }
+  Symbols symbols;
+  symbols.ids.reserve(word.size());
+  for (const char c : word) {
+    const auto byte = static_cast<uint8_t>(c);
+    byte_ids_[byte] >= 0 ? add_known(byte_ids_[byte], symbols)
+                         : add_unknown(byte_level_alphabet()[byte], symbols);
+  }
+  merge(std::move(symbols), ids);
 }
 
 }  // namespace slim::model

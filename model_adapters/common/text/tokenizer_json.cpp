@@ -14,6 +14,7 @@ class Handler {
   bool null() { return scalar(nullptr, "null"); }
   bool boolean(bool v) { return scalar(v, "a boolean"); }
   bool number_unsigned(uint64_t v) {
+    if (part_ == Part::kPiece) return score(static_cast<double>(v));
     if (part_ != Part::kVocab) return scalar(v, "a number");
     if (v >= static_cast<uint64_t>(kMaxVocabulary))
       return fail(where() + ": id " + std::to_string(v) + ", expected at most " +
@@ -21,14 +22,24 @@ class Handler {
     out_.vocab.push_back({token_, static_cast<int64_t>(v)});
     return true;
   }
-  bool number_integer(int64_t v) { return scalar(v, "a negative number"); }
-  bool number_float(double v, const std::string&) { return scalar(v, "a fraction"); }
+  bool number_integer(int64_t v) {
+    return part_ == Part::kPiece ? score(static_cast<double>(v)) : scalar(v, "a negative number");
+  }
+  bool number_float(double v, const std::string&) {
+    return part_ == Part::kPiece ? score(v) : scalar(v, "a fraction");
+  }
   bool binary(json::binary_t&) { return fail("binary data"); }
   bool string(std::string& v) {
     if (part_ == Part::kMerges) return merge(v);
     if (part_ == Part::kMergePair) {
       if (pair_size_ == 2) return fail(merge_name() + ": expected two parts");
       pair_[pair_size_++] = store(v);
+      return true;
+    }
+    if (part_ == Part::kPiece) {
+      if (pair_size_++ != 0) return fail(where() + ": expected a text and a score");
+      token_ = store(v);
+      out_.vocab.push_back({token_, static_cast<int64_t>(out_.vocab.size())});
       return true;
     }
     return scalar(std::move(v), "a string");
@@ -54,13 +65,25 @@ class Handler {
       pair_size_ = 0;
       return true;
     }
+    if (part_ == Part::kPieces) {
+      if (out_.vocab.size() >= static_cast<size_t>(kMaxVocabulary)) return fail("model.vocab: too long");
+      part_ = Part::kPiece;
+      pair_size_ = 0;
+      return true;
+    }
     if (part_ != Part::kRest) return fail(where() + ": expected no list");
     if (!open(json::array())) return false;
     if (is_model_list("merges")) part_ = Part::kMerges;
+    if (is_model_list("vocab")) part_ = Part::kPieces;
     return true;
   }
   bool end_object() { return close(); }
   bool end_array() {
+    if (part_ == Part::kPiece) {
+      if (pair_size_ != 2) return fail(where() + ": expected a text and a score");
+      part_ = Part::kPieces;
+      return true;
+    }
     if (part_ != Part::kMergePair) return close();
     if (pair_size_ != 2) return fail(merge_name() + ": expected two parts");
     out_.merges.emplace_back(pair_[0], pair_[1]);
@@ -73,7 +96,7 @@ class Handler {
   }
 
  private:
-  enum class Part : uint8_t { kRest, kVocab, kMerges, kMergePair };
+  enum class Part : uint8_t { kRest, kVocab, kPieces, kPiece, kMerges, kMergePair };
   static constexpr size_t kMaxDepth = 64;
 
   bool fail(const std::string& what) {
@@ -82,12 +105,17 @@ class Handler {
   }
   std::string merge_name() const { return "model.merges[" + std::to_string(out_.merges.size()) + "]"; }
   std::string where() const {
-    return part_ == Part::kVocab ? "model.vocab['" + std::string(out_.text(token_)) + "']" : merge_name();
+    if (part_ == Part::kVocab) return "model.vocab['" + std::string(out_.text(token_)) + "']";
+    const bool piece = part_ == Part::kPieces || part_ == Part::kPiece;
+    return piece ? "model.vocab[" + std::to_string(out_.scores.size()) + "]" : merge_name();
   }
-  TokenizerJson::Span store(std::string_view v) {
-    TokenizerJson::Span span{static_cast<uint32_t>(out_.strings.size()), static_cast<uint32_t>(v.size())};
-    out_.strings += v;
-    return span;
+  TokenizerJson::Span store(std::string_view v) { return model::store(out_, v); }
+  /// A piece of a Unigram vocabulary is a list of its text and its score.
+  bool score(double v) {
+    if (pair_size_ != 1) return fail(where() + ": found a number, expected a text and a score");
+    ++pair_size_;
+    out_.scores.push_back(v);
+    return true;
   }
   bool merge(std::string_view v) {
     size_t space = v.find(' ');
@@ -140,6 +168,13 @@ class Handler {
 };
 
 }  // namespace
+
+TokenizerJson::Span store(TokenizerJson& json, std::string_view text) {
+  const TokenizerJson::Span span{static_cast<uint32_t>(json.strings.size()),
+                                 static_cast<uint32_t>(text.size())};
+  json.strings += text;
+  return span;
+}
 
 Result<TokenizerJson> parse_tokenizer_json(std::string_view text) {
   if (text.size() > INT32_MAX) return Status(Code::kCorrupt, "larger than 2 GiB");

@@ -24,12 +24,17 @@ struct TokenizerJson {
     Span token;
     int64_t id;
   };
-  std::vector<VocabEntry> vocab;              ///< /model/vocab in file order
+  std::vector<VocabEntry> vocab;  ///< /model/vocab in file order
+  std::vector<double>
+      scores;  ///< of each entry, where vocab is a list of pairs (Unigram); its ids count up from 0
   std::vector<std::pair<Span, Span>> merges;  ///< /model/merges in file order
   nlohmann::json rest;                        ///< the document with empty vocab and merges
 
   std::string_view text(Span s) const { return std::string_view(strings).substr(s.offset, s.size); }
 };
+
+/// Appends a string to those of `json`.
+TokenizerJson::Span store(TokenizerJson& json, std::string_view text);
 
 /// Errors (kCorrupt) name the key and, for broken JSON, the offset: wrong types, merges that are not two parts, nesting
 /// deeper than 64, duplicate keys, a document over 2 GiB.

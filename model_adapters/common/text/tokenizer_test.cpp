@@ -140,13 +140,22 @@ TEST_CASE("tokenizer/ errors name the component or key that is not supported or 
     return j;
   };
   check_refused(with("/normalizer", {{"type", "Lowercase"}}), {"normalizer", "Lowercase"});
-  check_refused(with("/pre_tokenizer", {{"type", "Metaspace"}}), {"pre_tokenizer", "Metaspace"});
-  check_refused(with("/pre_tokenizer", nullptr), {"pre_tokenizer"});
+  check_refused(with("/pre_tokenizer", {{"type", "UnicodeScripts"}}), {"pre_tokenizer", "UnicodeScripts"});
+  check_refused(with("/pre_tokenizer", {{"type", "Metaspace"}}), {"pre_tokenizer.replacement"});
+  check_refused(with("/pre_tokenizer", {{"type", "Metaspace"}, {"replacement", "__"}}),
+                {"'__'", "one character"});
+  check_refused(
+      with("/pre_tokenizer", {{"type", "Metaspace"}, {"replacement", "_"}, {"prepend_scheme", "last"}}),
+      {"prepend_scheme", "last"});
+  check_refused(with("/decoder", {{"type", "Strip"}, {"content", " "}, {"start", -1}}), {"decoder.start"});
   check_refused(with("/post_processor", {{"type", "BertProcessing"}}), {"post_processor", "BertProcessing"});
   check_refused(with("/decoder", {{"type", "WordPiece"}}), {"decoder", "WordPiece"});
-  check_refused(with("/model/type", "Unigram"), {"model.type", "Unigram"});
+  check_refused(with("/model/type", "WordPiece"), {"model.type", "WordPiece"});
+  check_refused(with("/model/type", "Unigram"), {"model.vocab", "scores"});
+  check_refused(with("/model/vocab", json::array({json::array({"a", 1, 2})})), {"model.vocab[1]"});
+  check_refused(with("/model/vocab", json::array({json::array({1, "a"})})), {"model.vocab[0]"});
   check_refused(with("/model/dropout", 0.1), {"model.dropout", "0.1"});
-  check_refused(with("/model/byte_fallback", true), {"model.byte_fallback"});
+  check_refused(with("/model/byte_fallback", "yes"), {"model.byte_fallback"});
   check_refused(with("/model/new_option", 1), {"model.new_option"});
   check_refused(with("/model/merges", {"a b c"}), {"model.merges[0]"});
   check_refused(with("/model/merges", {"a b", "a q"}), {"model.merges[1]", "'aq'"});
@@ -169,7 +178,36 @@ TEST_CASE("tokenizer/ errors name the component or key that is not supported or 
   check_refused(with("/added_tokens", 7), {"added_tokens"});
   json missing = small();
   missing["model"]["vocab"].erase("a");
-  check_refused(missing, {"byte 97"});
+  missing["model"]["unk_token"] = "<unk>";
+  missing["model"]["merges"] = json::array();
+  check_refused(missing, {"model.unk_token", "<unk>"});
+}
+
+TEST_CASE("tokenizer/ a byte without token is left out, or is the unknown token") {
+  json j = small();
+  j["model"]["vocab"].erase("c");
+  CHECK(*load(j)->encode("abcc") == Ids{256});
+  j["model"]["unk_token"] = "x";
+  CHECK(*load(j)->encode("accb") == Ids{'a', 'x', 'x', 'b'});
+  j["model"]["fuse_unk"] = true;
+  CHECK(*load(j)->encode("accb") == Ids{'a', 'x', 'b'});
+}
+
+TEST_CASE("tokenizer/ unigrams: the most likely pieces, unknown characters as one token") {
+  json pieces = json::array();
+  for (const auto& [piece, score] :
+       {std::pair("<unk>", 0.0), {"a", -1.0}, {"b", -1.0}, {"ab", -1.5}, {"aba", -4.0}})
+    pieces.push_back(json::array({piece, score}));
+  json j = small();
+  j["pre_tokenizer"] = j["decoder"] = nullptr;
+  j["model"] = {{"type", "Unigram"}, {"vocab", pieces}, {"unk_id", 0}};
+  auto t = load(j);
+  REQUIRE_MESSAGE(t.ok(), t.status().message());
+  CHECK(*t->encode("aba") == Ids{3, 1});
+  CHECK(*t->encode("axyb") == Ids{1, 0, 2});
+  j["model"]["unk_id"] = nullptr;
+  CHECK_FALSE(load(j)->encode("axb").ok());
+  CHECK(*load(j)->encode("ba") == Ids{2, 1});
 }
 
 TEST_CASE("tokenizer/ the file is named when it is missing") {
