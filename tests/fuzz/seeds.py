@@ -67,6 +67,19 @@ def library(folder):
     return data
 
 
+def field(number, value):
+    """A field of a protobuf message: bytes, a float or an integer; all shorter than 128."""
+    if isinstance(value, bytes):
+        return bytes([number << 3 | 2, len(value)]) + value
+    return bytes([number << 3 | 5]) + struct.pack("<f", value) if isinstance(value, float) else bytes([number << 3, value])
+
+
+def sentencepiece(kind):
+    pieces = [(b"<unk>", 2), (b"<s>", 3), (b"<0x0A>", 6), (b"\xe2\x96\x81", 1), (b"a", 1), (b"t", 1), (b"at", 1), (b"c", 1), (b"cat", 1)]
+    model = b"".join(field(1, field(1, text) + field(2, -float(i)) + field(3, type)) for i, (text, type) in enumerate(pieces))
+    return model + field(2, field(3, kind) + b"\x98\x02\x01") + field(3, field(3, 1) + field(4, 0))
+
+
 def seeds(folder):
     yield "safetensors", [safetensors({}), safetensors({"a": ("F32", [2], bytes(8)), "b": ("U8", [0, 3], b""), "c": ("BF16", [], bytes(2))})]
     yield "index", [json.dumps({"metadata": {"total_size": 8}, "weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}),
@@ -76,6 +89,8 @@ def seeds(folder):
     yield "samples", [json.dumps(sample) for sample in SAMPLES] + [b"\xa1\x64text\x62hi"]
     yield "tokenizer", [json.dumps(TOKENIZER)]
     yield "tokenizer_text", ["The cat's 12 caf\u00e9s,\n\n  <|end|> \u4f60\u597d"]
+    yield "tokenizer_files", [b"\0" + sentencepiece(1), b"\4" + sentencepiece(2), b"\1YQ== 0\ndA== 1\nYXQ= 2\n",
+                              b"\2" + b'{"a":0,"t":1,"at":2}' + b"#version: 1\na t\n\n\n\n"]
     yield "chat_template", [path.read_text() for path in sorted((DATA / "chat_templates").glob("*.jinja"))]
     yield "compressed_folder", [json.dumps({"model_quant_type": "W8A8S", "a.weight": "W8A8S"}),
                                 json.dumps({"quantize": "w8a8s", "text_config": {"num_attention_heads": 8, "num_key_value_heads": 2}})]

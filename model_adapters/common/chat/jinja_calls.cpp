@@ -1,6 +1,9 @@
 #include "common/chat/jinja_renderer.hpp"
 
 #include <algorithm>
+#include <cctype>
+#include <cstdlib>
+#include <ctime>
 
 #include "common/chat/jinja_text.hpp"
 
@@ -36,7 +39,22 @@ Value Renderer::call(const Node& node) {
   if (callee.text == "dict") return Value::dict(args.keywords);
   if (callee.text == "range") return range(args);
   if (callee.text == "raise_exception") return fail(Code::kInvalidArgument, printed(args.get(0, "message")));
+  if (callee.text == "strftime_now") return now(args);
   return fail(Code::kUnsupported, "function '" + callee.text + "' is not supported");
+}
+
+/// The local time, as transformers gives it to templates; that of SOURCE_DATE_EPOCH where it is set, so that runs can be repeated.
+Value Renderer::now(const Arguments& args) {
+  const std::optional<std::string> format = text_argument(args, 0, "format");
+  if (!format || format->size() > 256) return fail(Code::kCorrupt, "strftime_now() takes a format");
+  if (format->empty()) return text("");
+  std::time_t time = std::time(nullptr);
+  if (const char* epoch = std::getenv("SOURCE_DATE_EPOCH")) time = std::strtoll(epoch, nullptr, 10);
+  std::tm local{};
+  localtime_r(&time, &local);
+  std::string out(4096, '\0');
+  out.resize(std::strftime(out.data(), out.size(), format->c_str(), &local));
+  return text(std::move(out));
 }
 
 Value Renderer::name_space(const Arguments& args) {
@@ -127,6 +145,7 @@ Value Renderer::string_method(const std::string& s, const std::string& name, con
   if (name == "split") return split(s, args);
   if (name == "replace") return replace(s, args);
   if (name == "upper" || name == "lower") return cased(s, name == "upper");
+  if (name == "capitalize") return capitalized(s);
   if (name == "join") return joined(iterate(args.get(0)), s);
   return fail(Code::kUnsupported, "method '" + name + "' of a string is not supported");
 }
@@ -161,6 +180,14 @@ Value Renderer::cased(std::string s, bool upper) {
     c = static_cast<char>(upper ? std::toupper(c) : std::tolower(c));
   }
   return text(std::move(s));
+}
+
+Value Renderer::capitalized(std::string s) {
+  Value lower = cased(std::move(s), false);
+  if (failed() || lower.text().empty()) return lower;
+  std::string out = lower.text();
+  out[0] = static_cast<char>(std::toupper(out[0]));
+  return text(std::move(out));
 }
 
 Value Renderer::joined(const List& items, const std::string& separator) {

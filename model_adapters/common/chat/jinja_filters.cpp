@@ -25,6 +25,8 @@ Value Renderer::filter(const std::string& name, const Value& v, const Arguments&
                : v;
   if (name == "replace") return replace(printed(v), args);
   if (name == "upper" || name == "lower") return cased(printed(v), name == "upper");
+  if (name == "capitalize") return capitalized(printed(v));
+  if (name == "map") return mapped(v, args);
   if (name == "join") return joined(iterate(v), text_argument(args, 0, "d").value_or(""));
   if (name == "list") return Value::list(iterate(v));
   if (name == "first") return item(Value::list(iterate(v)), Value::integer(0));
@@ -50,19 +52,71 @@ Value Renderer::selected(const std::string& name, const Value& v, const Argument
   return Value::list(std::move(items));
 }
 
+/// Of each item an attribute (attribute=...), or what another filter makes of it.
+Value Renderer::mapped(const Value& v, const Arguments& args) {
+  const std::optional<std::string> key = text_argument(args, args.positional.size(), "attribute");
+  const std::optional<std::string> name = text_argument(args, 0);
+  if (key.has_value() == name.has_value())
+    return fail(Code::kUnsupported, "map() takes the name of a filter, or attribute=");
+  Arguments rest{.positional = {}, .keywords = key ? Dict{} : args.keywords};
+  for (size_t i = 1; i < args.positional.size(); ++i) rest.positional.push_back(args.positional[i]);
+  const Value otherwise = args.get(args.positional.size(), "default");
+  List items = iterate(v);
+  for (Value& item : items) {
+    item = key ? attribute(item, *key) : filter(*name, item, rest);
+    if (key && item.is(Kind::kUndefined)) item = otherwise;
+  }
+  steps_ += static_cast<int64_t>(items.size());
+  return Value::list(std::move(items));
+}
+
 Value Renderer::to_json(const Value& v, const Arguments& args) {
-  if (!args.positional.empty() || !args.keywords.empty())
-    return fail(Code::kUnsupported, "tojson with arguments is not supported");
+  JsonStyle style;
+  if (!args.positional.empty())
+    return fail(Code::kUnsupported, "tojson with arguments without name is not supported");
+  for (const auto& [key, value] : args.keywords) {
+    if (key == "indent" && (value.is(Kind::kInt) || value.is(Kind::kNone))) {
+      style.indent = value.is(Kind::kInt) ? std::clamp<int64_t>(value.number(), 0, 64) : -1;
+    } else if (key == "separators" && value.is(Kind::kList) && value.items().size() == 2) {
+      style.comma = printed(value.items()[0]);
+      style.colon = printed(value.items()[1]);
+    } else if (key == "sort_keys") {
+      style.sort = value.truth();
+    } else if (key != "ensure_ascii" || value.truth()) {
+      return fail(Code::kUnsupported, "tojson with " + key + " is not supported so");
+    }
+  }
+  if (style.comma.empty()) style.comma = style.indent < 0 ? ", " : ",";
   std::string out;
-  write_json(v, out);
+  write_json(v, style, 0, out);
   return text(std::move(out));
 }
 
-void Renderer::write_json(const Value& v, std::string& out) {
+/// The items of a list or an object, each on a line of its own where the style indents.
+template <class Items, class Write>
+void Renderer::write_json_items(const Items& items, const JsonStyle& style, int64_t level,
+                                std::string_view brackets, std::string& out, const Write& write) {
+  const auto line = [&](int64_t depth) {
+    if (style.indent >= 0 && !items.empty())
+      out += '\n' + std::string(static_cast<size_t>(style.indent * depth), ' ');
+  };
+  out += brackets[0];
+  bool first = true;
+  for (const auto& item : items) {
+    if (failed()) return;
+    if (!first) out += style.comma;
+    first = false;
+    line(level + 1);
+    write(item);
+  }
+  line(level);
+  out += brackets[1];
+}
+
+void Renderer::write_json(const Value& v, const JsonStyle& style, int64_t level, std::string& out) {
   Deeper deeper(depth_);
   if (depth_ > kMaxDepth || out.size() > kMaxText) fail(Code::kUnsupported, "a value too large for tojson");
   if (failed()) return;
-  const char* comma = "";
   switch (v.kind()) {
     case Kind::kNone:
       out += "null";
@@ -77,18 +131,21 @@ void Renderer::write_json(const Value& v, std::string& out) {
       append_json_string(v.text(), out);
       break;
     case Kind::kList:
-      out += '[';
-      for (const Value& i : v.items()) out += comma, write_json(i, out), comma = ", ";
-      out += ']';
+      write_json_items(v.items(), style, level, "[]", out,
+                       [&](const Value& item) { write_json(item, style, level + 1, out); });
       break;
-    case Kind::kDict:
-      out += '{';
-      for (const auto& [key, value] : v.entries()) {
-        out += comma, append_json_string(key, out), out += ": ", write_json(value, out);
-        comma = ", ";
-      }
-      out += '}';
+    case Kind::kDict: {
+      Dict entries = v.entries();
+      if (style.sort)
+        std::stable_sort(entries.begin(), entries.end(),
+                         [](const auto& a, const auto& b) { return a.first < b.first; });
+      write_json_items(entries, style, level, "{}", out, [&](const auto& entry) {
+        append_json_string(entry.first, out);
+        out += style.colon;
+        write_json(entry.second, style, level + 1, out);
+      });
       break;
+    }
     default:
       wrong("expected a value for tojson", v);
   }

@@ -34,6 +34,9 @@ class Renderer {
  public:
   explicit Renderer(const Dict& globals) {
     scopes_.emplace_back();
+    // Defined, as templates ask before they call; what they do is in call().
+    for (const char* function : {"namespace", "dict", "range", "raise_exception", "strftime_now"})
+      scopes_.front()[function] = Value::none();
     for (const auto& [name, value] : globals) scopes_.front()[name] = value;
   }
   Result<std::string> run(const Node& root);
@@ -107,6 +110,8 @@ class Renderer {
   Value split(const std::string& s, const Arguments& args);
   Value replace(const std::string& s, const Arguments& args);
   Value cased(std::string s, bool upper);
+  Value capitalized(std::string s);
+  Value now(const Arguments& args);
   Value joined(const List& items, const std::string& separator);
 
   // ---- filters and tests
@@ -114,7 +119,17 @@ class Renderer {
   Value filter(const std::string& name, const Value& v, const Arguments& args);
   Value selected(const std::string& name, const Value& v, const Arguments& args);
   Value to_json(const Value& v, const Arguments& args);
-  void write_json(const Value& v, std::string& out);
+  /// How json.dumps writes; indent < 0: on one line.
+  struct JsonStyle {
+    int64_t indent = -1;
+    std::string comma, colon = ": ";
+    bool sort = false;
+  };
+  void write_json(const Value& v, const JsonStyle& style, int64_t level, std::string& out);
+  template <class Items, class Write>
+  void write_json_items(const Items& items, const JsonStyle& style, int64_t level, std::string_view brackets,
+                        std::string& out, const Write& write);
+  Value mapped(const Value& v, const Arguments& args);
   bool test(const std::string& name, const Value& v, const Arguments& args);
   /// Undefined values can be iterated over, and have a length.
   static bool has_items(const Value& v);

@@ -108,7 +108,7 @@ Result<std::vector<std::string>> read_ranks(std::string_view text) {
     if (line.empty()) return {};
     const size_t space = line.find(' ');
     std::string token;
-    if (space == std::string_view::npos || !decode_base64(line.substr(0, space), token) || token.empty() ||
+    if (space == std::string_view::npos || !decode_base64(line.substr(0, space), token) || token.empty() || token.size() > kLongestToken ||
         line.substr(space + 1) != std::to_string(tokens.size()))
       return Status(Code::kCorrupt, "line " + std::to_string(number) +
                                         ": expected a token in base64 and the rank " +

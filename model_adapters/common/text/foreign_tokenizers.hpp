@@ -7,6 +7,9 @@
 
 namespace slim::model {
 
+/// Bytes of the longest token that is looked at: every way to cut it into two is tried.
+constexpr size_t kLongestToken = 1024;
+
 /// What tokenizer_config.json (and, in old folders, added_tokens.json) says of a tokenizer that is stored without tokenizer.json.
 struct TokenizerConfig {
   nlohmann::json values = nlohmann::json::object();  ///< tokenizer_config.json; empty where there is none

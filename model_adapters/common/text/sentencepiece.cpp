@@ -48,7 +48,7 @@ Result<Piece> read_piece(std::string_view bytes) {
     if (reader.field() == 2) piece.score = reader.real();
     if (reader.field() == 3) piece.type = reader.number();
   }
-  if (reader.broken() || piece.text.empty()) return damaged();
+  if (reader.broken() || piece.text.empty() || piece.text.size() > kLongestToken) return damaged();
   return piece;
 }
 
