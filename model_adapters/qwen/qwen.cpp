@@ -43,12 +43,24 @@ model::MoeConfig read_experts(const JsonConfig& config, const std::string& famil
   return result;
 }
 
-/// 0 if every layer sees all earlier tokens. Dense models have windows from layer max_window_layers on.
-int64_t read_window(const JsonConfig& config, const std::string& family, int64_t layers) {
-  if (family == "mistral") return config.has("sliding_window") ? config.integer("sliding_window") : 0;
-  if (!config.boolean("use_sliding_window", false) || !config.has("sliding_window")) return 0;
-  const bool used = family.ends_with("_moe") || config.integer("max_window_layers", 28, 0) < layers;
-  return used ? config.integer("sliding_window") : 0;
+/// As transformers reads them: a window for every layer (Mistral, Qwen3-MoE), for those from max_window_layers on (Qwen2, Qwen3), or for
+/// every second one before it (Qwen2-MoE). Llama has none.
+void read_windows(const JsonConfig& config, const std::string& family, DecoderConfig& text) {
+  if (family == "llama") return;
+  const auto all = [](int64_t) { return true; };
+  if (family == "mistral") {
+    const bool enabled = config.has("sliding_window") || !config.names("sliding_window");
+    return model::read_windows(config, enabled, all, text);
+  }
+  const bool enabled = config.boolean("use_sliding_window", false) &&
+                       (config.has("sliding_window") || !config.names("sliding_window"));
+  const int64_t most = config.integer("max_window_layers", 28, 0);
+  if (family == "qwen3_moe") return model::read_windows(config, enabled, all, text);
+  if (family == "qwen2_moe")
+    return model::read_windows(
+        config, enabled, [&](int64_t i) { return i % 2 == 0 && i < most; }, text);
+  model::read_windows(
+      config, enabled, [&](int64_t i) { return i >= most; }, text);
 }
 
 }  // namespace
@@ -61,7 +73,7 @@ Result<ModelPlan> Qwen::plan(std::string_view config_json, const std::map<std::s
       tensors, {"model.", "", "model.language_model.", "language_model.model.", "language_model."}, text);
   const bool mixture = family.ends_with("_moe");
   const auto experts = mixture ? read_experts(config, family, text.layers) : model::MoeConfig{};
-  sliding_window_ = read_window(config, family, text.layers);
+  read_windows(config, family, text);
   SLIM_TRY(config.status());
 
   std::vector<std::string> ignore{"re:.*lm_head"};

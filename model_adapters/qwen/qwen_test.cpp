@@ -50,27 +50,15 @@ TEST_CASE("qwen/ the families differ in biases, norms of heads and experts") {
   CHECK(has(config_of("qwen3_moe", kExperts + renamed), "mlp.experts.5.down_proj.weight"));
 }
 
-TEST_CASE("qwen/ sequences longer than a sliding window are refused, shorter ones are not") {
+TEST_CASE("qwen/ layers that slide without a window, or of an unknown type, are refused by the key") {
   PluginAdapter plugin(slim_plugin_v1);
-  const auto model =
-      random_model(plugin.adapter, config_of("qwen2", R"(, "use_sliding_window": true, "sliding_window": 4,
-    "max_window_layers": 1)"));
-  TensorExec exec(model.tensors);
-  const Sample fits = text_sample({1, 2, 3, 4}), longer = text_sample({1, 2, 3, 4, 5});
-  exec.block = &model.plan.blocks[0];
-  const auto carry = plugin.adapter->begin(std::span(&fits, 1), exec);
-  REQUIRE(carry.ok());
-  CHECK(plugin.adapter->next(*carry, at::tensor({5}, at::kLong), exec).status().code() == Code::kUnsupported);
-  const auto refused = plugin.adapter->begin(std::span(&longer, 1), exec);
-  REQUIRE(!refused.ok());
-  CHECK(refused.status().code() == Code::kUnsupported);
-  CHECK(refused.status().message().find("calib.jsonl:1: has 5 tokens") == 0);
-  for (const char* unused :
-       {R"(, "use_sliding_window": true, "sliding_window": 4, "max_window_layers": 2)",
-        R"(, "use_sliding_window": false, "sliding_window": 4, "max_window_layers": 0)"}) {
-    REQUIRE(plugin.adapter->plan(config_of("qwen2", unused), model.specs).ok());
-    CHECK(plugin.adapter->begin(std::span(&longer, 1), exec).ok());
-  }
+  for (
+      const char* keys :
+      {R"(, "layer_types": ["sliding_attention", "full_attention"])",
+       R"(, "layer_types": ["full_attention"])", R"(, "layer_types": ["full_attention", "linear_attention"])",
+       R"(, "layer_types": "full_attention")",
+       R"(, "layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": true, "sliding_window": null)"})
+    check_errors_name_the_key(plugin.adapter, {{config_of("qwen2", keys), "layer_types"}});
 }
 
 TEST_CASE("qwen/ a sample without tokens is refused by name") {

@@ -37,9 +37,11 @@ model::DecoderConfig read_text(const JsonConfig& config) {
   result.tied = config.boolean("tie_word_embeddings", false) || text.boolean("tie_word_embeddings", false);
   result.rope.interleaved = false;
   if (result.rope.sections.empty()) result.rope.sections = {16, 24, 24};
-  if (text.boolean("use_sliding_window", false) && text.integer("max_window_layers", 80, 0) < result.layers) {
-    text.fail("use_sliding_window", "is true, but slim has no sliding windows for this family");
-  }
+  const int64_t first = text.integer("max_window_layers", 80, 0);
+  const bool windows = text.boolean("use_sliding_window", false) &&
+                       (text.has("sliding_window") || !text.names("sliding_window"));
+  model::read_windows(
+      text, windows, [&](int64_t layer) { return layer >= first; }, result);
   return result;
 }
 

@@ -166,12 +166,11 @@ TEST_CASE("qwen2_5_vl/ frames of a video lie apart by the seconds that the sampl
 TEST_CASE("qwen2_5_vl/ contradictions in config.json are told by key") {
   PluginAdapter plugin(slim_plugin_v1);
   check_errors_name_the_key(
-      plugin.adapter,
-      {{config_of("", R"(, "window_size": 7)"), "window_size"},
-       {config_of("", R"(, "out_hidden_size": 33)"), "out_hidden_size"},
-       {config_of("", R"(, "num_heads": 5)"), "vision_config.hidden_size"},
-       {config_of("", R"(, "hidden_act": "swoosh")"), "hidden_act"},
-       {config_of("", R"(, "patch_size": [4, 5])"), "patch_size"},
-       {config_of(R"(, "use_sliding_window": true, "max_window_layers": 1)"), "use_sliding_window"},
-       {config_of(R"(, "num_key_value_heads": 3)"), "num_key_value_heads"}});
+      plugin.adapter, {{config_of("", R"(, "window_size": 7)"), "window_size"},
+                       {config_of("", R"(, "out_hidden_size": 33)"), "out_hidden_size"},
+                       {config_of("", R"(, "num_heads": 5)"), "vision_config.hidden_size"},
+                       {config_of("", R"(, "hidden_act": "swoosh")"), "hidden_act"},
+                       {config_of("", R"(, "patch_size": [4, 5])"), "patch_size"},
+                       {config_of(R"(, "use_sliding_window": true, "sliding_window": 0)"), "sliding_window"},
+                       {config_of(R"(, "num_key_value_heads": 3)"), "num_key_value_heads"}});
 }

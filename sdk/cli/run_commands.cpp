@@ -50,6 +50,7 @@ std::vector<Flag> run_flags() {
       {"statistics", "FILE", "what an earlier run kept, instead of calibration data", "run.statistics"},
       {"resume", "", "go on where an interrupted run into the same output stopped", "run.resume"},
       {"stop-after-blocks", "N", "stop after so many blocks, for --resume", "run.stop_after_blocks"},
+      {"output-dtype", "DTYPE", "of what stays in float", "output.dtype"},
       {"max-shard-size", "BYTES", "largest file of tensors, as 5GB", "output.max_shard_size"},
       {"overwrite", "", "replace an existing output folder", "output.overwrite"},
       {"set", "KEY=VALUE", "any configuration key, or plugin.option (repeatable)", "", true},

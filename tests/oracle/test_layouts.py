@@ -230,11 +230,51 @@ def check_group_sizes(test):
     test.check("notes on groups are a line for each width", len(lines) == 2, str(lines))
 
 
+def check_output_dtype(test):
+    values, config = random_checkpoint(test.work / "dtype")
+    wide = {name: value.float() for name, value in values.items()}
+    embedding, scales = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight_scale"
+    folder = test.folder(wide, config)
+    report, made, written = test.quantized(folder)
+    test.check("a float32 checkpoint whose config.json says bfloat16 becomes that", {value.dtype for value in made.values()} <= {torch.bfloat16, torch.int32, torch.int64},
+               str({name: value.dtype for name, value in made.items() if value.dtype == torch.float32}))
+    test.check("its numbers are rounded once", torch.equal(made[embedding], values[embedding]) and report["dtype"] == "bfloat16", report["dtype"])
+    from_bf16 = test.quantized(test.folder(values, config))[1]
+    test.check("and the output is that of the bfloat16 checkpoint", all(torch.equal(from_bf16[name], made[name]) for name in from_bf16), "it differs")
+    _, made, written = test.quantized(folder, "--output-dtype", "keep")
+    test.check("kept, it stays in float32", made[embedding].dtype == made[scales].dtype == torch.float32, str(made[embedding].dtype))
+    _, made, written = test.quantized(folder, "--output-dtype", "float16")
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    test.check("asked for, it is float16", made[embedding].dtype == made[scales].dtype == torch.float16 and written[key] == "float16", str(written[key]))
+    wide["model.norm.weight"][3] = 1e6
+    done = subprocess.run([test.build / "bin/slim", "--plugin", "rtn", "--scheme", "w4a16", "--group-size", "32", "--model", test.folder(wide, config),
+                           "--output", test.work / "over", "--output-dtype", "float16"], capture_output=True, text=True)
+    test.check("a number that float16 cannot hold is named", done.returncode != 0 and "model.norm.weight" in done.stderr and "float16 cannot" in done.stderr, done.stderr)
+    said = {**config, "torch_dtype": "float32"}
+    said.pop("dtype", None)
+    folder = test.folder({name: value.float() for name, value in values.items()}, said)
+    text = slim(test.build, "plan", "--plugin", "rtn", "--scheme", "w4a16", "--group-size", "32", "--model", folder)
+    test.check("an output that stays in float32 is told", "stay in float32" in text, text[-600:])
+
+
+def check_windows(test):
+    from transformers import MistralConfig
+    for what, kind, more in (("by layer", Qwen3Config, dict(use_sliding_window=True, sliding_window=6, max_window_layers=1)),
+                             ("everywhere", MistralConfig, dict(sliding_window=6))):
+        folder = test.work / ("windows " + what)
+        random_checkpoint(folder, kind, **more)
+        test.same_logits(f"a sliding window {what}", folder, logits_of_transformers(folder))
+    _, config = load(folder)
+    config |= {"model_type": "qwen3", "layer_types": ["sliding_attention", "full_attention"], "use_sliding_window": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    test.refused("layers that slide without a window", folder, "layer_types", "use_sliding_window")
+
+
 def main():
     with tempfile.TemporaryDirectory() as name:
         test = Layouts(build_folder(), Path(name))
         for part in (check_tied_heads, check_beside, check_heads_and_prefixes, check_packed_experts, check_fp8_sources, check_fp8_output,
-                     check_stale_and_foreign, check_other_folders, check_group_sizes):
+                     check_stale_and_foreign, check_other_folders, check_group_sizes, check_output_dtype, check_windows):
             part(test)
         return test.exit_code()
 

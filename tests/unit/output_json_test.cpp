@@ -35,12 +35,27 @@ struct Talker final : Format {
 constexpr const char* kInput = R"({"model_type":"toy","text_config":{"width":4},"zeta":1,"alpha":[]})";
 
 nlohmann::ordered_json config_of(const Format& format) {
-  const auto text = output_config_json(kInput, format, {});
+  const auto text = output_config_json(kInput, format, {}, {});
   REQUIRE_MESSAGE(text.ok(), text.status().message());
   return nlohmann::ordered_json::parse(*text);
 }
 
 }  // namespace
+
+TEST_CASE("output_config/ a cast output says its dtype wherever one stands") {
+  Talker format;
+  const auto cast = [&](const char* input) {
+    const auto text = output_config_json(input, format, {}, at::kBFloat16);
+    REQUIRE_MESSAGE(text.ok(), text.status().message());
+    return nlohmann::json::parse(*text);
+  };
+  const auto both = cast(R"({"dtype":"float32","text_config":{"torch_dtype":"float32"},"vision_config":{}})");
+  CHECK(both["dtype"] == "bfloat16");
+  CHECK(both["text_config"]["torch_dtype"] == "bfloat16");
+  CHECK_FALSE(both["vision_config"].contains("dtype"));
+  CHECK_FALSE(both.contains("torch_dtype"));
+  CHECK(cast("{}")["torch_dtype"] == "bfloat16");
+}
 
 TEST_CASE("output_config/ without anything to say it is the input's, in its order") {
   CHECK(config_of(Talker()).dump() == nlohmann::ordered_json::parse(kInput).dump());
@@ -68,7 +83,7 @@ TEST_CASE("output_config/ entries go where their parent exists, and nowhere else
 TEST_CASE("output_config/ what is no JSON is an error that names the entry") {
   Talker format;
   format.entries = {{"quantize", "w8a8"}};
-  const auto text = output_config_json(kInput, format, {});
+  const auto text = output_config_json(kInput, format, {}, {});
   REQUIRE(!text.ok());
   CHECK(text.status().message().find("quantize") != std::string::npos);
 }

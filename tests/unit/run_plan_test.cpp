@@ -68,10 +68,12 @@ struct SmallModel {
   void add_tensor(const std::string& name, std::vector<int64_t> shape) {
     tensors[name] = {name, Dtype::kBF16, std::move(shape)};
   }
-  ModelFacts facts() const { return {plan, tensors, at::kBFloat16, "small"}; }
+  ModelFacts facts() const { return {plan, tensors, dtype, "small", declared}; }
 
   ModelPlan plan;
   std::map<std::string, TensorSpec> tensors;
+  at::ScalarType dtype = at::kBFloat16;
+  std::optional<at::ScalarType> declared;
 };
 
 Recipe recipe_of(const char* scheme) {
@@ -104,6 +106,31 @@ TEST_CASE("run plan/ layers are quantized but for the adapter's own, and every t
   for (const TensorSpec& spec : plan->outputs) names.push_back(spec.name);
   CHECK(names == std::vector<std::string>{"embedding", "tower.0.up.weight", "layers.0.q.codes",
                                           "layers.0.k.codes", "layers.0.down.codes"});
+}
+
+TEST_CASE(
+    "run plan/ what stays in float is cast where config.json says 16 bits of a float32 checkpoint, or as "
+    "asked") {
+  SmallModel model;
+  const auto dtypes = [&](const std::string& asked) {
+    RunConfig config;
+    config.output_dtype = asked;
+    const auto plan = make_run_plan(config, model.facts(), recipe_of("w8a8"));
+    REQUIRE(plan.ok());
+    return std::string(dtype_name(plan->outputs.front().dtype)) + " " +
+           std::string(dtype_name(plan->outputs[1].dtype));  // embedding, tower.0.up.weight
+  };
+  model.tensors["tower.0.up.weight"].dtype = Dtype::kF32;  // on purpose, as routers are
+  CHECK(dtypes("auto") == "BF16 F32");
+  CHECK(dtypes("float16") == "F16 F16");
+  for (auto& [name, spec] : model.tensors) spec.dtype = Dtype::kF32;
+  model.dtype = at::kFloat;
+  CHECK(dtypes("auto") == "F32 F32");
+  model.declared = at::kBFloat16;
+  CHECK(dtypes("auto") == "BF16 BF16");
+  CHECK(dtypes("keep") == "F32 F32");
+  model.tensors["tower.0.up.weight"].dtype = Dtype::kI64;
+  CHECK(dtypes("bfloat16") == "BF16 I64");
 }
 
 TEST_CASE("run plan/ quant_vit opens the layers of the vision stage, whatever they are called") {

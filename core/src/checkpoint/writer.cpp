@@ -18,6 +18,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "checkpoint/cast.h"
 #include "checkpoint/checksums.h"
 #include "checkpoint/file.h"
 #include "checkpoint/leftovers.h"
@@ -586,19 +587,47 @@ Status CheckpointWriter::copy(const std::string& name, const Checkpoint& from, c
   const auto spec = from.tensors().find(from_name);
   if (spec == from.tensors().end())
     return Status(Code::kNotFound, from.folder() + ": has no tensor '" + from_name + "'");
-  return state_->fill(name, spec->second.dtype, spec->second.shape, [&](State::Slot& slot) -> Status {
+  return copy(name, from, from_name, spec->second.dtype);
+}
+
+namespace {
+
+/// Bytes of numbers of one type as those of another.
+Result<at::Tensor> cast_bytes(const std::string& name, std::span<std::byte> bytes, Dtype from, Dtype to) {
+  const auto count = static_cast<int64_t>(bytes.size()) * 8 / dtype_bits(from);
+  const at::Tensor numbers = at::from_blob(bytes.data(), {count}, at::TensorOptions(*to_scalar_type(from)));
+  return cast_checked(name, numbers, to);
+}
+
+}  // namespace
+
+Status CheckpointWriter::copy(const std::string& name, const Checkpoint& from, const std::string& from_name,
+                              Dtype dtype) {
+  const auto found = from.tensors().find(from_name);
+  if (found == from.tensors().end())
+    return Status(Code::kNotFound, from.folder() + ": has no tensor '" + from_name + "'");
+  const TensorSpec& spec = found->second;
+  const int64_t stored = byte_size(spec).value_or(0);
+  return state_->fill(name, dtype, spec.shape, [&](State::Slot& slot) -> Status {
     slot.checksum = kHashStart;
-    std::vector<std::byte> buffer(static_cast<size_t>(std::min(kCopyChunk, slot.bytes)));
-    for (int64_t done = 0; done < slot.bytes;) {
+    std::vector<std::byte> buffer(static_cast<size_t>(std::min(kCopyChunk, stored)));
+    for (int64_t done = 0, written = 0; done < stored;) {
       const std::span chunk =
-          std::span(buffer).first(static_cast<size_t>(std::min(kCopyChunk, slot.bytes - done)));
+          std::span(buffer).first(static_cast<size_t>(std::min(kCopyChunk, stored - done)));
       SLIM_TRY(from.read_bytes(from_name, done, chunk));
-      if (!all_finite(slot.spec.dtype, chunk))
+      if (!all_finite(spec.dtype, chunk))
         return Status(Code::kNumeric, from.folder() + ": " + from_name +
                                           " holds NaN or Inf; the checkpoint is damaged: download it again");
-      SLIM_TRY(slot.file->write_at(slot.offset + done, chunk));
-      slot.checksum = hash_bytes(chunk, slot.checksum);
+      std::span<const std::byte> out = chunk;
+      at::Tensor cast;
+      if (dtype != spec.dtype) {
+        SLIM_ASSIGN(cast, cast_bytes(from_name, chunk, spec.dtype, dtype));
+        out = {static_cast<const std::byte*>(cast.const_data_ptr()), cast.nbytes()};
+      }
+      SLIM_TRY(slot.file->write_at(slot.offset + written, out));
+      slot.checksum = hash_bytes(out, slot.checksum);
       done += static_cast<int64_t>(chunk.size());
+      written += static_cast<int64_t>(out.size());
     }
     start_writeback(*slot.file, slot.offset, slot.bytes);
     return {};

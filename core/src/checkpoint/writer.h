@@ -48,6 +48,8 @@ class SLIM_API CheckpointWriter {
   /// The stored bytes of a tensor of the input, unchanged; counts as its put(). Any dtype. kNumeric: a number of F64, F32, F16 or BF16
   /// is NaN or Inf. Thread-safe.
   Status copy(const std::string& name, const Checkpoint& from, const std::string& from_name);
+  /// The same in another floating type, in which the tensor was announced; kNumeric also: a number that it cannot hold. Memory: a chunk.
+  Status copy(const std::string& name, const Checkpoint& from, const std::string& from_name, Dtype dtype);
   /// Checksums of the tensors that came since the last call, by name; their bytes are on the disk when it returns.
   Result<std::map<std::string, uint64_t>> sync_finished();
   /// With WriterOptions::resume: these tensors came in an earlier process. kCorrupt names one whose bytes are others.

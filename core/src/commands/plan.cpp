@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/cast.h"
 #include "commands/commands.h"
 #include "model/device_memory.h"
 #include "model/open_backend.h"
@@ -183,6 +184,7 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
   json["ignore"] = plan.ignore;
   json["indivisible"] = indivisible_json(plan);
   json["common_group_size"] = plan.common_group;
+  json["dtype"] = dtype_key(plan.dtype);
 
   Report report;
   char line[512];
@@ -204,6 +206,7 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
   if (device) report.text += device->text();
   report.text += time.text();
   report.text += led_by("group size   ", group_size_text(config, plan));
+  report.text += led_by("output dtype ", output_dtype_text(config, plan));
   report.json = json.dump();
   return report;
 }

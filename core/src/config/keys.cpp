@@ -275,6 +275,15 @@ void add_output_keys(std::vector<ConfigKey>& keys) {
                   0,
                   INT64_MAX,
                   "compressed-tensors, awq, gptq, ascend; default: what users of the scheme expect"});
+  keys.push_back(
+      {"output.dtype",
+       {},
+       &RunConfig::output_dtype,
+       "auto|keep|float32|bfloat16|float16",
+       0,
+       INT64_MAX,
+       "of what stays in float, and of scales; keep: as it is stored; auto: what config.json says, "
+       "where the checkpoint is in float32 and it says 16 bits"});
   keys.push_back({"output.max_shard_size",
                   {},
                   &set_shard_size,

@@ -64,6 +64,8 @@ struct RunConfig {
       outputs;         ///< [[output]]: several checkpoints of one calibration; empty: the one below
   std::string output;  ///< output.path
   std::string format;  ///< output.format: empty: what the scheme's users expect
+  /// output.dtype of what stays in float: auto, keep, float32, bfloat16, float16
+  std::string output_dtype = "auto";
   int64_t max_shard_size = 5'000'000'000;
   bool overwrite = false;
   // [run]

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "checkpoint/cast.h"
 #include "plugin/guard.h"
 #include "slim/statistic.hpp"
 #include "statistics/statistic_set.h"
@@ -48,6 +49,7 @@ class Planner {
     SLIM_ASSIGN(wanted_, parse_patterns(config_.ignore_layers));
     matched_.assign(wanted_.size(), false);
     rules_.assign(recipe_.rules.size(), {});
+    choose_dtype();
     find_common_group();
     for (const BlockPlan& block : model_.plan.blocks) {
       plan_.layers.emplace_back();
@@ -87,7 +89,7 @@ class Planner {
     SLIM_TRY(fit_group(layer, rule, scheme, decision));
     if (!decision.reason.empty()) return decision;
     const RecipePart& chain = recipe_.parts[decision.part];
-    auto outputs = recipe_.layout(layer, scheme, chain, model_.dtype);
+    auto outputs = recipe_.layout(layer, scheme, chain, plan_.dtype);
     if (!outputs.ok()) return refused(outputs.status(), layer, scheme, chain);
     decision.outputs = *std::move(outputs);
     for (const TensorSpec& spec : decision.outputs) plan_.quantized_bits += 8.0 * byte_size(spec).value_or(0);
@@ -262,16 +264,43 @@ class Planner {
     });
     for_layers([&](const Layer& layer, LayerDecision& decision) {
       if (decision.scheme || layer.tied || !plan_.replaced.contains(layer.weight.tensor)) return;
-      const Dtype dtype = model_.tensors.at(layer.weight.tensor).dtype;
+      const Dtype dtype = kept_dtype(model_.tensors.at(layer.weight.tensor).dtype);
       decision.outputs = {{layer.name + ".weight", dtype, {layer.out, layer.in}}};
     });
+  }
+
+  /// A checkpoint in float32 whose config.json says 16 bits (DeepSpeed's zero_to_fp32 writes such) is what engines load in 16 bits.
+  void choose_dtype() {
+    plan_.dtype = model_.dtype;
+    if (const auto asked = dtype_of_key(config_.output_dtype)) {
+      plan_.dtype = *asked;
+      cast_all_ = true;
+    } else if (config_.output_dtype == "auto" && model_.dtype == at::kFloat &&
+               model_.declared.value_or(at::kFloat) != at::kFloat) {
+      plan_.dtype = *model_.declared;
+    }
+  }
+
+  /// The dtype in which a tensor that stays in float is written. What is stored wider or narrower than the model on purpose stays so
+  /// unless a dtype was asked for.
+  Dtype kept_dtype(Dtype stored) {
+    const bool in_float =
+        stored == Dtype::kF16 || stored == Dtype::kBF16 || stored == Dtype::kF32 || stored == Dtype::kF64;
+    const bool main = to_scalar_type(stored) == model_.dtype;
+    if (!in_float || !(main || cast_all_) || to_scalar_type(stored) == plan_.dtype) return stored;
+    plan_.cast = true;
+    return *from_scalar_type(plan_.dtype);
+  }
+  TensorSpec kept(TensorSpec spec) {
+    spec.dtype = kept_dtype(spec.dtype);
+    return spec;
   }
 
   Status list_outputs() {
     std::set<std::string> written;
     const auto keep = [&](const std::string& name) {
       if (!plan_.replaced.contains(name) && written.insert(name).second)
-        plan_.outputs.push_back(model_.tensors.at(name));
+        plan_.outputs.push_back(kept(model_.tensors.at(name)));
     };
     for (const std::string& name : model_.plan.globals) keep(name);
     for (const std::string& name : model_.plan.beside) keep(name);
@@ -292,9 +321,8 @@ class Planner {
 
   Status list_cache_scales(const BlockPlan& block) {
     for (const CacheSite& site : block.caches) {
-      SLIM_ASSIGN(const auto specs, guarded(recipe_.format_id, [&] {
-                    return recipe_.format->cache_layout(site, model_.dtype);
-                  }));
+      SLIM_ASSIGN(const auto specs, guarded(recipe_.format_id,
+                                            [&] { return recipe_.format->cache_layout(site, plan_.dtype); }));
       plan_.outputs.insert(plan_.outputs.end(), specs.begin(), specs.end());
       plan_.kv_cache = true;
     }
@@ -305,7 +333,7 @@ class Planner {
   Status refused(const Status& status, const Layer& layer, const Scheme& scheme,
                  const RecipePart& part) const {
     if (status.code() != Code::kUnsupported) return status;
-    const auto others = recipe_.formats_that_hold(layer, scheme, part, model_.dtype);
+    const auto others = recipe_.formats_that_hold(layer, scheme, part, plan_.dtype);
     return {status.code(), status.message() + (others.empty() ? "; no other format can"
                                                               : "; choose --format " + join(others, " or "))};
   }
@@ -354,10 +382,21 @@ class Planner {
   std::vector<NamePattern> defaults_, wanted_;
   std::vector<bool> matched_;
   std::vector<RuleUse> rules_;
+  bool cast_all_ = false;     ///< a dtype was asked for: it holds for every float tensor
   int64_t common_group_ = 0;  ///< with "auto"; 0: none
 };
 
 }  // namespace
+
+std::string output_dtype_text(const RunConfig& config, const RunPlan& plan) {
+  const auto key = [](at::ScalarType dtype) { return std::string(dtype_key(dtype)); };
+  if (plan.cast)
+    return "float tensors of the output are cast to " + key(plan.dtype) + ", " +
+           (config.output_dtype == "auto" ? "which config.json names" : "as asked") + "\n";
+  if (plan.dtype != at::kFloat) return "";
+  return "float tensors of the output stay in float32, twice the size of 16 bits; --output-dtype bfloat16 "
+         "casts them\n";
+}
 
 std::string group_size_text(const RunConfig& config, const RunPlan& plan) {
   std::string text;
@@ -389,14 +428,15 @@ bool RunPlan::quantizes(int32_t block) const {
 }
 
 ModelFacts facts_of(const Model& model) {
-  return {model.plan, model.weights->logical(), model.weights->dtype(), model.adapter_id};
+  return {model.plan, model.weights->logical(), model.weights->dtype(), model.adapter_id,
+          declared_dtype(model.weights->checkpoint().config_json())};
 }
 
 OutputModel describe_output(const ModelFacts& model, const RunPlan& plan) {
   OutputModel output;
   output.plan = &model.plan;
   output.ignore = plan.ignore;
-  output.dtype = model.dtype;
+  output.dtype = plan.dtype;
   output.kv_cache = plan.kv_cache;
   for (const TensorSpec& spec : plan.outputs) output.tensors[spec.name] = spec;
   for (const BlockPlan& block : model.plan.blocks) {

@@ -41,7 +41,9 @@ struct RunPlan {
   int64_t common_group =
       0;  ///< group size that took the place of the scheme's, so that it divides every layer; 0: none
   std::map<std::string, int64_t> layers_of_scheme;  ///< how many layers have it
-  bool kv_cache = false;                            ///< scales of an FP8 key/value cache are written
+  at::ScalarType dtype = at::kBFloat16;             ///< of the output: of scales, and of what was cast
+  bool cast = false;      ///< float tensors are written in `dtype`, in which they are not stored
+  bool kv_cache = false;  ///< scales of an FP8 key/value cache are written
 
   const Scheme* scheme(int32_t block, LayerId layer) const {
     const auto& decision = layers[block][layer];
@@ -69,6 +71,7 @@ struct ModelFacts {
   const std::map<std::string, TensorSpec>& tensors;  ///< by their logical names
   at::ScalarType dtype = at::kBFloat16;              ///< of most elements
   std::string adapter_id;                            ///< for messages
+  std::optional<at::ScalarType> declared;            ///< by config.json
 };
 ModelFacts facts_of(const Model&);
 
@@ -79,6 +82,9 @@ SLIM_API Status make_run_plans(std::vector<OutputPlan>&, const Model&);
 OutputModel describe_output(const ModelFacts&, const RunPlan&);
 /// Decides what becomes of every tensor. kInvalidArgument or kUnsupported names the layer, pattern or rule that cannot be.
 SLIM_API Result<RunPlan> make_run_plan(const RunConfig&, const ModelFacts&, const Recipe&);
+
+/// Says in which dtype the output's float tensors are written, where that is float32 or not the stored one; else empty.
+SLIM_API std::string output_dtype_text(const RunConfig&, const RunPlan&);
 
 /// What became of layers whose width the group does not divide, a line for each width; empty without any.
 SLIM_API std::string group_size_text(const RunConfig&, const RunPlan&);

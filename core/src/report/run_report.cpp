@@ -8,6 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/cast.h"
 #include "model/device_memory.h"
 #include "plan/work_plan.h"
 #include "report/plan_text.h"
@@ -212,7 +213,8 @@ Report RunReport::finish(const OutputPlan& output, const Model& model, const Cal
                                  {"scattered_groups", scattered_groups_},
                                  {"largest_proof_error", largest_proof_error_},
                                  {"indivisible", indivisible_json(plan)},
-                                 {"common_group_size", plan.common_group}};
+                                 {"common_group_size", plan.common_group},
+                                 {"dtype", dtype_key(plan.dtype)}};
   for (const auto& [name, kind] : notes.kinds())
     json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
   for (const auto& [where, values] : notes.metrics()) json["metrics"][where] = values;
@@ -236,6 +238,7 @@ Report RunReport::finish(const OutputPlan& output, const Model& model, const Cal
         format("scales folded      %zu, float output unchanged to %.1e\n", folds_, largest_proof_error_);
   report.text += experts_text() + notes.text();
   report.text += led_by("group size         ", group_size_text(config, plan));
+  report.text += led_by("output dtype       ", output_dtype_text(config, plan));
   report.text += time_text();
   report.text += format("seconds, peak RAM  %.1f, %s\n", seconds, bytes_text(peak_resident_bytes()).c_str());
   report.text += "backend            " + config.backend +

@@ -231,7 +231,7 @@ Status OutputRun::write_cache_scales(const BlockAtWork& work) {
     SLIM_ASSIGN(const at::Tensor value, cache_scale(*work.statistics, site.value, site.name + ": values"));
     SLIM_ASSIGN(const TensorMap tensors, guarded(output_.recipe.format_id, [&] {
                   return output_.recipe.format->encode_cache(site, moved(key, at::kCPU),
-                                                             moved(value, at::kCPU), model_.weights->dtype());
+                                                             moved(value, at::kCPU), output_.plan.dtype);
                 }));
     for (const auto& [name, tensor] : tensors) SLIM_TRY(writer_.write_tensor(name, tensor));
     notes().metric(site.name, "key cache scale", key.item<float>());

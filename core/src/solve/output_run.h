@@ -53,7 +53,7 @@ class OutputRun {
     return output_.plan.layers[block.index][layer.id];
   }
   at::ScalarType scale_dtype(const Scheme& scheme) const {
-    return output_.recipe.format->scale_dtype(scheme, model_.weights->dtype());
+    return output_.recipe.format->scale_dtype(scheme, output_.plan.dtype);
   }
 
   const OutputPlan& output_;

@@ -1,5 +1,6 @@
 #include "write/output_json.h"
 
+#include "checkpoint/cast.h"
 #include "util/strict_json.h"
 
 namespace slim {
@@ -30,13 +31,32 @@ Status set_entry(Json& root, const std::string& path, const std::string& text) {
   return {};
 }
 
+/// Says the dtype wherever the configuration, or that of one of the model's parts, names one; else at the top.
+void set_dtype(Json& root, at::ScalarType dtype) {
+  bool named = false;
+  const auto set = [&](Json& object) {
+    for (const char* key : {"dtype", "torch_dtype"}) {
+      const auto found = object.find(key);
+      if (found == object.end()) continue;
+      *found = dtype_key(dtype);
+      named = true;
+    }
+  };
+  set(root);
+  for (auto& [key, value] : root.items()) {
+    if (key.ends_with("_config") && key != "quantization_config" && value.is_object()) set(value);
+  }
+  if (!named) root["torch_dtype"] = dtype_key(dtype);
+}
+
 }  // namespace
 
 Result<std::string> output_config_json(const std::string& config_json, const Format& output_format,
-                                       const OutputModel& output) {
+                                       const OutputModel& output, std::optional<at::ScalarType> dtype) {
   SLIM_ASSIGN(Json config, parse_strict_json(config_json));
   if (!config.is_object()) return Status(Code::kCorrupt, "config.json is not a JSON object");
   SLIM_ASSIGN(const std::string quantization, output_format.quantization_config(output));
+  if (dtype) set_dtype(config, *dtype);
   if (!quantization.empty()) SLIM_TRY(set_entry(config, "quantization_config", quantization));
   SLIM_ASSIGN(const auto entries, output_format.config_entries(output));
   for (const auto& [path, value] : entries) SLIM_TRY(set_entry(config, path, value));

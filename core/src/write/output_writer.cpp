@@ -1,5 +1,7 @@
 #include "write/output_writer.h"
 
+#include "checkpoint/cast.h"
+
 #include <ATen/ATen.h>
 
 #include "plugin/guard.h"
@@ -28,6 +30,7 @@ int64_t bytes_of(const Solved& solved) {
 }  // namespace
 
 Status OutputWriter::create(bool resume) {
+  for (const TensorSpec& spec : output_.plan.outputs) dtypes_[spec.name] = spec.dtype;
   const RunConfig& config = output_.config;
   WriterOptions options;
   options.folder = config.output;
@@ -57,7 +60,7 @@ Status OutputWriter::write_layer(const Layer& layer, const Scheme& scheme, Solve
     const PhaseTimer timer(Phase::kWriting);
     SLIM_ASSIGN(const TensorMap tensors, guarded(layer.name, [&] {
                   const PhaseTimer encoding(Phase::kEncoding);
-                  return output_.recipe.format->encode(layer, scheme, solved, model_.weights->dtype());
+                  return output_.recipe.format->encode(layer, scheme, solved, output_.plan.dtype);
                 }));
     for (const auto& [name, tensor] : tensors) SLIM_TRY(checkpoint_->put(name, tensor));
     return {};
@@ -76,7 +79,7 @@ Status OutputWriter::write_changed(BlockState& state) {
     const bool changed = state.changed_layers.contains(layer.id);
     if (!decision.outputs.empty()) {
       const TensorSpec& spec = decision.outputs.front();
-      SLIM_TRY(write_tensor(spec.name, weight.to(*to_scalar_type(spec.dtype))));
+      SLIM_TRY(write_tensor(spec.name, weight));
     } else if (changed) {
       at::Tensor& whole = assembled[layer.weight.tensor];
       if (!whole.defined()) {
@@ -105,9 +108,11 @@ at::Tensor OutputWriter::in_model_dtype(const at::Tensor& weight) const {
 Status OutputWriter::write_tensor(const std::string& name, const at::Tensor& made) {
   written_.insert(name);
   const at::Tensor tensor = moved(made, at::kCPU);
-  return jobs_.submit(static_cast<int64_t>(tensor.nbytes()), [this, name, tensor] {
+  const Dtype announced = announced_dtype(name);
+  return jobs_.submit(static_cast<int64_t>(tensor.nbytes()), [this, name, tensor, announced]() -> Status {
     const PhaseTimer timer(Phase::kWriting);
-    return checkpoint_->put(name, tensor);
+    SLIM_ASSIGN(const at::Tensor cast, cast_checked(name, tensor, announced));
+    return checkpoint_->put(name, cast);
   });
 }
 
@@ -116,9 +121,10 @@ Status OutputWriter::copy_tensor(const std::string& name) {
   return jobs_.submit(0, [this, name]() -> Status {
     const PhaseTimer timer(Phase::kWriting);
     const Checkpoint& input = model_.weights->checkpoint();
-    if (!model_.weights->decodes(name)) return checkpoint_->copy(name, input, name);
+    if (!model_.weights->decodes(name)) return checkpoint_->copy(name, input, name, announced_dtype(name));
     SLIM_ASSIGN(const at::Tensor decoded, model_.weights->tensor(name));
-    return checkpoint_->put(name, decoded);
+    SLIM_ASSIGN(const at::Tensor cast, cast_checked(name, decoded, announced_dtype(name)));
+    return checkpoint_->put(name, cast);
   });
 }
 
@@ -142,9 +148,10 @@ Status OutputWriter::finish(bool scattered_groups) {
 Status OutputWriter::write_side_files(bool scattered_groups) {
   OutputModel output = describe_output(facts_of(model_), output_.plan);
   output.scattered_groups = scattered_groups;
+  const auto dtype = output_.plan.cast ? std::optional(output_.plan.dtype) : std::nullopt;
   const Format& format = *output_.recipe.format;
   const Checkpoint& input = model_.weights->checkpoint();
-  SLIM_ASSIGN(const std::string config, output_config_json(input.config_json(), format, output));
+  SLIM_ASSIGN(const std::string config, output_config_json(input.config_json(), format, output, dtype));
   SLIM_ASSIGN(const auto made, format.side_files(output));
   SLIM_TRY(checkpoint_->write_file("config.json", config));
   for (const std::string& name : input.side_files()) {

@@ -45,11 +45,13 @@ class OutputWriter {
   Status copy_tensor(const std::string& name);
   Status write_side_files(bool scattered_groups);
   at::Tensor in_model_dtype(const at::Tensor& weight) const;
+  Dtype announced_dtype(const std::string& name) const { return dtypes_.at(name); }
 
   const OutputPlan& output_;
   const Model& model_;
   AsyncWriter& jobs_;
   std::set<std::string> written_;
+  std::map<std::string, Dtype> dtypes_;  ///< of everything that is written
   std::unique_ptr<CheckpointWriter> checkpoint_;
 };
 

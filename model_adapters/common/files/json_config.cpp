@@ -35,6 +35,8 @@ Result<JsonConfig> JsonConfig::parse(std::string_view text, std::string where) {
   return JsonConfig(std::move(node));
 }
 
+bool JsonConfig::names(std::string_view key) const { return node_->value.contains(key); }
+
 bool JsonConfig::has(std::string_view key) const { return node_->find(key, false) != nullptr; }
 
 JsonConfig JsonConfig::child(std::string_view key) const {
@@ -122,6 +124,17 @@ std::vector<double> JsonConfig::numbers(std::string_view key,
     values.push_back(item.get<double>());
   }
   return values;
+}
+
+std::vector<std::string> JsonConfig::texts(std::string_view key,
+                                           std::optional<std::vector<std::string>> fallback) const {
+  const Json* found = node_->find(key, !fallback);
+  if (!found) return fallback.value_or(std::vector<std::string>{});
+  const bool strings = found->is_array() && std::all_of(found->begin(), found->end(),
+                                                        [](const Json& item) { return item.is_string(); });
+  if (strings) return found->get<std::vector<std::string>>();
+  node_->wrong_type(key, *found, "a list of strings");
+  return {};
 }
 
 void JsonConfig::fail(std::string_view key, std::string_view what) const { node_->fail(key, what); }

@@ -20,6 +20,8 @@ class JsonConfig {
   static Result<JsonConfig> parse(std::string_view text, std::string where);
 
   bool has(std::string_view key) const;
+  /// Whether the key is there, with null too: config.json's null can be another thing than a default.
+  bool names(std::string_view key) const;
   /// The object at `key`; an empty one if it is missing.
   JsonConfig child(std::string_view key) const;
 
@@ -36,6 +38,10 @@ class JsonConfig {
                                 std::optional<std::vector<int64_t>> fallback = {}) const;
   /// A list of numbers, or a single one.
   std::vector<double> numbers(std::string_view key, std::optional<std::vector<double>> fallback = {}) const;
+
+  /// A list of strings.
+  std::vector<std::string> texts(std::string_view key,
+                                 std::optional<std::vector<std::string>> fallback = {}) const;
 
   /// Keeps an error found by the caller, about `key`; returned by status() unless an earlier one is there.
   void fail(std::string_view key, std::string_view what) const;

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <charconv>
 #include <cmath>
 
 #include "common/layers/attention.hpp"
@@ -40,6 +41,30 @@ DecoderConfig read_decoder(const JsonConfig& config, const DecoderDefaults& defa
     config.fail("hidden_act", "is \"" + result.activation + "\", which slim does not know");
   }
   return result;
+}
+
+void read_windows(const JsonConfig& config, bool enabled, const std::function<bool(int64_t)>& slides,
+                  DecoderConfig& decoder) {
+  const bool typed = config.has("layer_types");
+  const auto types = config.texts("layer_types", std::vector<std::string>{});
+  if (!config.status().ok()) return;
+  if (typed && static_cast<int64_t>(types.size()) < decoder.layers)
+    return config.fail("layer_types", "names " + std::to_string(types.size()) +
+                                          " layers, num_hidden_layers is " + std::to_string(decoder.layers));
+  const int64_t window = enabled ? config.integer("sliding_window", 4096) : 0;
+  decoder.windows.assign(static_cast<size_t>(decoder.layers), 0);
+  for (int64_t layer = 0; layer < decoder.layers; ++layer) {
+    const auto i = static_cast<size_t>(layer);
+    if (typed && types[i] != "full_attention" && types[i] != "sliding_attention")
+      return config.fail("layer_types",
+                         "names \"" + types[i] + "\"; full_attention and sliding_attention are known");
+    const bool sliding = typed ? types[i] == "sliding_attention" : enabled && slides(layer);
+    if (sliding && window == 0)
+      return config.fail("layer_types",
+                         "has sliding_attention, but no window: use_sliding_window is false or "
+                         "sliding_window is missing; set both, or make the layers full_attention");
+    decoder.windows[i] = sliding ? window : 0;
+  }
 }
 
 void find_names(const std::map<std::string, TensorSpec>& tensors, const std::vector<std::string>& prefixes,
@@ -182,6 +207,14 @@ at::Tensor Decoder::region(const BlockPlan& block, RegionId id, Exec& exec, cons
   return mlp(block, exec, norm(block, ".post_attention_layernorm", exec, x));
 }
 
+Sight Decoder::sight(const BlockPlan& block) const {
+  if (config_.windows.empty()) return {};
+  const std::string_view number = std::string_view(block.name).substr(block.name.rfind('.') + 1);
+  size_t layer = 0;
+  std::from_chars(number.data(), number.data() + number.size(), layer);
+  return {.causal = true, .window = config_.windows.at(layer)};
+}
+
 at::Tensor Decoder::norm(const BlockPlan& block, const char* name, Exec& exec, const at::Tensor& x) const {
   return rms_norm(x, exec.param(block.name + name + ".weight"), config_.epsilon);
 }
@@ -212,7 +245,7 @@ at::Tensor Decoder::attention(const BlockPlan& block, Exec& exec, const Carry& c
   exec.tap(cached.value, value.flatten(1));
   const auto mixed =
       attend(query, key, value, sequence_lengths(carry), 1.0 / std::sqrt(static_cast<double>(c.head_dim)),
-             /*causal=*/true, {exec.cache(), block.index});
+             sight(block), {exec.cache(), block.index});
   return exec.linear(layer_id(block, block.name + ".self_attn.o_proj"), mixed);
 }
 

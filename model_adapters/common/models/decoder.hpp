@@ -2,9 +2,11 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "common/layers/attention.hpp"
 #include "common/layers/rotary.hpp"
 #include "common/layers/transformer.hpp"
 #include "common/models/transformer_plan.hpp"
@@ -28,6 +30,8 @@ struct DecoderConfig {
   std::string query_norm = "q_norm", key_norm = "k_norm";
   std::string activation = "silu";
   bool tied = false;  ///< the head uses the embedding's tensor
+  std::vector<int64_t>
+      windows;  ///< by layer: a token sees itself and so many less one before it, 0: all; empty: all layers see all
   RopeConfig rope;
 };
 
@@ -42,6 +46,11 @@ struct DecoderDefaults {
 /// norms, tying and further biases are the caller's. Errors, also sizes that do not fit together, are kept in
 /// the JsonConfig.
 DecoderConfig read_decoder(const JsonConfig&, const DecoderDefaults&);
+
+/// Reads the windows of the layers: "sliding_window" where `enabled`, in the layers that "layer_types" calls sliding_attention or, without
+/// it, that `slides` names. Errors, also layers that slide without a window, are kept in the JsonConfig.
+void read_windows(const JsonConfig&, bool enabled, const std::function<bool(int64_t)>& slides,
+                  DecoderConfig&);
 
 /// Finds the names under which a checkpoint stores the decoder: the first of `prefixes` with which a norm of the first layer is there; the
 /// embedding, for which a tied model may store its head alone; and whether it has a head.
@@ -102,6 +111,8 @@ class Decoder {
  private:
   void plan_attention(BlockBuilder&) const;
   at::Tensor attention(const BlockPlan&, Exec&, const Carry&, const at::Tensor& x) const;
+  /// Which earlier tokens the tokens of a block of the language stage see.
+  Sight sight(const BlockPlan&) const;
   at::Tensor norm(const BlockPlan&, const char* name, Exec&, const at::Tensor& x) const;
   void head(const BlockPlan&, Exec&, Carry&) const;
 

@@ -78,7 +78,6 @@ Result<Carry> TextAdapter::begin(std::span<const Sample> samples, Exec& exec) {
     }
     ids.push_back(found->second.flatten());
     lengths.push_back(ids.back().size(0));
-    SLIM_TRY(check_window(lengths.back(), sample.origin));
   }
   return decoder_->start(at::cat(ids), index_tensor(lengths), exec);
 }
@@ -96,16 +95,7 @@ Result<at::Tensor> TextAdapter::forward_region(const BlockPlan& block, RegionId 
 }
 
 Result<Carry> TextAdapter::next(const Carry& previous, const at::Tensor& token_ids, Exec& exec) {
-  SLIM_TRY(check_window(previous.at("next_position").max().item<int64_t>() + 1, "the longest answer"));
   return decoder_->next(previous, token_ids, exec);
-}
-
-Status TextAdapter::check_window(int64_t tokens, const std::string& origin) const {
-  if (sliding_window_ == 0 || tokens <= sliding_window_) return {};
-  return {Code::kUnsupported, origin + ": has " + std::to_string(tokens) +
-                                  " tokens, but slim computes attention without a window, and " +
-                                  "the model's sliding_window is " + std::to_string(sliding_window_) +
-                                  "; use shorter samples"};
 }
 
 }  // namespace slim::model

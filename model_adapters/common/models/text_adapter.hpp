@@ -28,11 +28,6 @@ class TextAdapter : public ModelAdapter {
  protected:
   std::unique_ptr<Decoder> decoder_;
   std::string end_of_turn_;
-  /// Attention sees this many tokens back; 0: all. Longer sequences are refused.
-  int64_t sliding_window_ = 0;
-
- private:
-  Status check_window(int64_t tokens, const std::string& origin) const;
 };
 
 }  // namespace slim::model

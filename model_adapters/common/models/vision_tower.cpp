@@ -46,7 +46,7 @@ at::Tensor vision_attention(const BlockPlan& block, const std::string& prefix, E
   const auto &cos = carry.at("cos"), &sin = carry.at("sin");
   const auto query = apply_rotary(qkv.select(1, 0), cos, sin), key = apply_rotary(qkv.select(1, 1), cos, sin);
   const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
-  const auto mixed = attend(query, key, qkv.select(1, 2), lengths, scale, /*causal=*/false);
+  const auto mixed = attend(query, key, qkv.select(1, 2), lengths, scale, {.causal = false});
   return exec.linear(layer_id(block, prefix + "proj"), mixed);
 }
 
