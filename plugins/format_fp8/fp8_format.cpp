@@ -14,6 +14,7 @@ using Json = nlohmann::ordered_json;
 constexpr std::string_view kBlockScale = ".weight_scale_inv", kTensorScale = ".weight_scale",
                            kInputScale = ".input_scale";
 constexpr std::string_view kSuffixes[] = {kBlockScale, kTensorScale, kInputScale};
+constexpr std::string_view kCacheSuffixes[] = {".k_scale", ".v_scale"};
 
 bool is_e4m3(const std::optional<QuantArgs>& args) {
   return args && args->type == NumberType::kFloat && args->bits == 8;
@@ -21,7 +22,8 @@ bool is_e4m3(const std::optional<QuantArgs>& args) {
 
 /// Checkpoints with `quant_method: fp8`, as Qwen and DeepSeek publish theirs and transformers' FineGrainedFP8 and vLLM load them: E4M3 weights
 /// with a scale for each block of 128 x 128 ("weight_scale_inv": real = stored * scale, in spite of its name), or one for the matrix
-/// ("weight_scale"); activations dynamic, or static with "input_scale".
+/// ("weight_scale"); activations dynamic, or static with "input_scale". Also read: what NVIDIA's ModelOpt writes for its algorithm FP8, which
+/// holds the same tensors.
 class Fp8Format final : public Format {
  public:
   c10::ScalarType scale_dtype(const Scheme& scheme, c10::ScalarType model_dtype) const override {
@@ -120,11 +122,22 @@ Result<std::string> Fp8Format::quantization_config(const OutputModel& model) con
 
 // ---- reading --------------------------------------------------------------------------------------------------------
 
+/// True for what ModelOpt says of its algorithm FP8: in config.json, where older versions name no method, or in hf_quant_config.json.
+bool is_modelopt_fp8(const Json& json) {
+  const auto producer = json.find("producer"), inner = json.find("quantization");
+  const bool produced =
+      producer != json.end() && producer->is_object() && producer->value("name", Json()) == "modelopt";
+  const Json& values = inner != json.end() && inner->is_object() ? *inner : json;
+  return json.value("quant_method", Json(produced ? "modelopt" : "")) == "modelopt" &&
+         values.value("quant_algo", Json()) == "FP8";
+}
+
 /// What quantization_config says of all layers.
 Result<Scheme> read_scheme(std::string_view config) {
   const auto json = Json::parse(config, nullptr, /*allow_exceptions=*/false);
   const auto fail = [](const std::string& what) { return corrupt("quantization_config", what); };
   if (!json.is_object()) return fail("is no object");
+  if (is_modelopt_fp8(json)) return scheme_from_name("fp8_static");
   const auto activation = json.find("activation_scheme");
   const bool fixed = activation != json.end() && *activation == "static";
   const auto size = json.find("weight_block_size");
@@ -145,7 +158,7 @@ Result<Scheme> read_scheme(std::string_view config) {
 
 bool Fp8Format::recognises(std::string_view quantization_config, const std::vector<std::string>&) const {
   const auto json = Json::parse(quantization_config, nullptr, /*allow_exceptions=*/false);
-  return json.is_object() && json.contains("quant_method") && json["quant_method"] == "fp8";
+  return json.is_object() && (json.value("quant_method", Json()) == "fp8" || is_modelopt_fp8(json));
 }
 
 /// A scale of one number is stored with a dimension or without.
@@ -190,6 +203,10 @@ Result<std::vector<StoredLayer>> Fp8Format::stored_layers(const TensorReader& re
   for (const std::string& module : modules) {
     SLIM_ASSIGN(StoredLayer layer, stored_layer(module, scheme, reader.tensors()));
     layers.push_back(std::move(layer));
+  }
+  for (const std::string_view suffix : kCacheSuffixes) {
+    for (const std::string& module : modules_with(reader.tensors(), {&suffix, 1}))
+      layers.push_back({module, 0, 0, scheme, {module + std::string(suffix)}});
   }
   return layers;
 }

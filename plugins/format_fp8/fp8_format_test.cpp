@@ -5,6 +5,7 @@
 
 #include "common/format_checks.hpp"
 #include "slim/abi.h"
+#include "slim/quant.hpp"
 
 using namespace slim;
 using namespace slim::formats::checks;
@@ -46,6 +47,31 @@ TEST_CASE("fp8 format/ layers decode to what was encoded, also where blocks end 
       check_round_trip(*make_format(), layer(out, in), named(scheme));
     }
   }
+}
+
+TEST_CASE("fp8 format/ what ModelOpt writes for FP8 is read, by config.json or by its own file") {
+  const auto format = make_format();
+  InMemory reader = ones(4, 8, ".weight_scale", at::full({}, 0.5));
+  reader.put("layer.input_scale", at::full({}, 0.25));
+  reader.put("layer.k_scale", at::full({}, 1.0));
+  for (const char* config :
+       {R"({"quant_algo": "FP8", "producer": {"name": "modelopt", "version": "0.31.0"}})",
+        R"({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]})",
+        R"({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}})"}) {
+    CAPTURE(config);
+    CHECK(format->recognises(config, {}));
+    const auto layers = format->stored_layers(reader, config);
+    REQUIRE_MESSAGE(layers.ok(), layers.status().message());
+    REQUIRE(layers->size() == 2);
+    CHECK(layers->back().out == 0);
+    const auto solved = format->decode(layers->front(), reader);
+    REQUIRE_MESSAGE(solved.ok(), solved.status().message());
+    CHECK(solved->input_scale.item<float>() == 0.25f);
+    CHECK(at::equal(quant::decode(std::get<Quantized>(solved->weight)), at::full({4, 8}, 0.5)));
+  }
+  CHECK_FALSE(format->recognises("", {}));
+  CHECK_FALSE(format->recognises(R"({"quant_method": "modelopt", "quant_algo": "NVFP4"})", {}));
+  CHECK_FALSE(format->recognises(R"({"quant_method": "gptq", "quant_algo": "FP8"})", {}));
 }
 
 TEST_CASE("fp8 format/ the config names blocks, activations and every layer in float") {

@@ -159,6 +159,10 @@ def fp8_sources(values):
         single[name + "_scale"] = scale.reshape(())
         decoded[name] = single[name].float() * scale
     yield "per tensor", single, common, decoded
+    for name in linears:
+        single[name.removesuffix("weight") + "input_scale"] = torch.tensor(0.02)
+    single |= {f"model.layers.{i}.self_attn.{x}_proj.{x}_scale": torch.tensor(1.0) for i in range(2) for x in "kv"}
+    yield "of ModelOpt", single, {"quant_algo": "FP8", "kv_cache_scheme": "FP8", "ignore": ["lm_head"], "producer": {"name": "modelopt"}}, decoded
 
 
 def check_fp8_sources(test):
@@ -167,7 +171,7 @@ def check_fp8_sources(test):
         folder = test.folder(stored, {**config, "quantization_config": quantization})
         plain = test.folder({name: value.bfloat16() for name, value in decoded.items()}, config)
         found = json.loads(slim(test.build, "inspect", folder, "--json"))
-        test.check(f"inspect names a source {what}", found["quantization"]["method"] == "fp8", str(found["quantization"]))
+        test.check(f"inspect names a source {what}", found["quantization"]["method"] == quantization.get("quant_method", "modelopt"), str(found["quantization"]))
         report, made, written = test.quantized(folder)
         _, expected, _ = test.quantized(plain)
         test.check(f"a source {what} is told", any("quantized before" in note for note in report["notes"]), str(report["notes"]))

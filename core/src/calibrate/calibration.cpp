@@ -180,12 +180,31 @@ class SampleOrder {
 
 }  // namespace
 
+Result<std::unique_ptr<Processor>> open_processor(const RunConfig& config, const Model& model) {
+  auto processor = guarded(model.adapter_id, [&] { return model.adapter->processor(config.model); });
+  if (processor.ok()) return processor;
+  return Status(processor.status().code(),
+                processor.status().message() +
+                    "; algorithms that take no calibration data (rtn, fp8) need no tokenizer");
+}
+
+Status check_calibration_data(const RunConfig& config, const Model& model) {
+  SLIM_ASSIGN(const Dataset dataset, read_documents(config));
+  SLIM_ASSIGN(const auto processor, open_processor(config, model));
+  Calibration tried;
+  const SampleReader reader(config, *processor, tried);
+  for (const Document& document : dataset.documents) {
+    SLIM_ASSIGN(const std::vector<Sample> samples, reader.read(document));
+    if (!samples.empty()) return {};
+  }
+  return no_samples(config, tried);
+}
+
 Result<Calibration> calibrate_input(const RunConfig& config, const Model& model, BlockExec& exec,
                                     Progress& progress, const Spill& spill) {
   const c10::NoGradGuard no_grad;
   SLIM_ASSIGN(const Dataset dataset, read_documents(config));
-  SLIM_ASSIGN(const auto processor,
-              guarded(model.adapter_id, [&] { return model.adapter->processor(config.model); }));
+  SLIM_ASSIGN(const auto processor, open_processor(config, model));
   Calibration calibration;
   calibration.skipped = dataset.skipped;
   const SampleReader reader(config, *processor, calibration);

@@ -1,4 +1,5 @@
 #pragma once
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,12 @@ struct Calibration {
   int64_t begun_on_host = 0;  ///< batches whose entry the device had no memory for
   int64_t tokens() const { return text_tokens + image_tokens; }
 };
+
+/// Opens the tokenizer and the rest of what turns documents into samples. The error says that runs without data need none of it.
+SLIM_API Result<std::unique_ptr<Processor>> open_processor(const RunConfig&, const Model&);
+
+/// Reads the data set of the config and tries its first samples, before anything is computed: kInvalidArgument or what reading it gives.
+SLIM_API Status check_calibration_data(const RunConfig&, const Model&);
 
 /// Reads, encodes and batches the data set of the config; pixels are dropped as soon as their batch has begun.
 /// `spill`: where the batches go.

@@ -48,7 +48,13 @@ class VllmRules {
       for (const FusedGroup& group : block.fused) check_fused(block, group);
       for (const Layer& layer : block.layers) check_layer(layer, merged_outputs(block, layer));
     }
-    return std::move(problems_);
+    std::vector<std::string> lines;
+    for (const Problem& problem : problems_) {
+      const std::string more =
+          problem.layers > 1 ? " (and " + std::to_string(problem.layers - 1) + " more)" : "";
+      lines.push_back(problem.first + more + ": vLLM " + problem.what);
+    }
+    return lines;
   }
 
  private:
@@ -60,8 +66,16 @@ class VllmRules {
     return method != json->end() && method->is_string() ? method->get<std::string>() : "this format";
   }
 
+  /// What is the same of many layers, those of a width, is one line.
+  struct Problem {
+    std::string what, first;
+    int64_t layers = 1;
+  };
   void add(const std::string& layer, const std::string& what) {
-    problems_.push_back(layer + ": vLLM " + what);
+    for (Problem& problem : problems_) {
+      if (problem.what == what) return void(++problem.layers);
+    }
+    problems_.push_back({what, layer});
   }
 
   void check_fused(const BlockPlan& block, const FusedGroup& group) {
@@ -73,7 +87,8 @@ class VllmRules {
                                            one->scheme.input == other->scheme.input
                                      : one == other;
       if (!same)
-        return add(block.layers[id].name, "merges it with " + first.name + ", which has another scheme");
+        return add(block.layers[id].name + " and " + first.name,
+                   "merges them, and they have different schemes");
     }
   }
 
@@ -149,7 +164,7 @@ class VllmRules {
   const Model& model_;
   int64_t devices_;
   std::string method_;
-  std::vector<std::string> problems_;
+  std::vector<Problem> problems_;
 };
 
 }  // namespace

@@ -143,6 +143,8 @@ std::optional<Quantization> quantization_of(const Json& model) {
   if (config == nullptr) return std::nullopt;
   Quantization found;
   found.method = text_at(*config, {"quant_method"});
+  if (const Json* producer = object_at(*config, "producer"); found.method.empty() && producer != nullptr)
+    found.method = text_at(*producer, {"name"});  // ModelOpt's older versions
   found.format = text_at(*config, {"format", "checkpoint_format", "version", "fmt"});
   const Json* weights = first_weights(*config);
   for (const Json* source : {config, weights}) {

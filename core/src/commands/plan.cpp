@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "calibrate/calibration.h"
 #include "checkpoint/cast.h"
 #include "commands/commands.h"
 #include "model/device_memory.h"
@@ -229,6 +230,7 @@ Result<Report> plan(const RunConfig& config, PluginRegistry& registry) {
   SLIM_ASSIGN(std::vector<OutputPlan> outputs, make_recipes(config, registry));
   SLIM_ASSIGN(const Model model, Model::open(config.model, config.adapter, registry));
   SLIM_TRY(make_run_plans(outputs, model));
+  if (!config.calib.empty()) SLIM_TRY(check_calibration_data(config, model));
   SLIM_ASSIGN(const MemoryMode mode, choose_memory_mode(config, model, outputs));
   const int64_t peak = peak_bytes(config, model, outputs, mode), least = least_bytes(config, model, outputs);
   SLIM_ASSIGN(const std::optional<DeviceNeed> device, device_need(config, model, outputs, registry));

@@ -62,7 +62,8 @@ Result<std::string> quantization_text(const Checkpoint& checkpoint) {
   if (!config.empty())  // a string may hold whatever it likes
     return checked_json(std::move(config), checkpoint.folder() + "/config.json, " + kKey);
   for (const std::string& name : checkpoint.side_files()) {
-    if (!name.starts_with("quant_model_description") || !name.ends_with(".json")) continue;
+    const bool describes = name.starts_with("quant_model_description") && name.ends_with(".json");
+    if (!describes && name != "hf_quant_config.json") continue;
     const std::string path = checkpoint.folder() + "/" + name;
     SLIM_ASSIGN(std::string text, read_text(path, kLargest));
     return checked_json(std::move(text), path);
