@@ -19,6 +19,18 @@ std::string description(const TensorSpec& spec) {
 
 }  // namespace
 
+std::vector<std::string> modules_beside(const OutputModel& model) {
+  std::set<std::string_view> layers;
+  for (const BlockPlan& block : model.plan->blocks) {
+    for (const Layer& layer : block.layers) layers.insert(layer.name);
+  }
+  std::vector<std::string> names;
+  for (const std::string& entry : model.ignore) {
+    if (!entry.starts_with("re:") && !layers.contains(entry)) names.push_back(entry);
+  }
+  return names;
+}
+
 std::vector<int64_t> scale_shape(const QuantArgs& args, int64_t out, int64_t in) {
   const auto ceil_div = [](int64_t a, int64_t b) { return a / b + (a % b != 0 ? 1 : 0); };
   switch (args.granularity) {

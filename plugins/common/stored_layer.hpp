@@ -19,6 +19,10 @@ Status check_groups(const Layer&, const QuantArgs&);
 Result<const Quantized*> check_result(const Layer&, const Scheme&, const Solved&,
                                       c10::ScalarType scale_dtype);
 
+/// Modules of OutputModel::ignore that are no layers of the model as it is planned: score heads, other towers. They stay in float, and loaders
+/// may take them for linear layers. model.plan must be set.
+std::vector<std::string> modules_beside(const OutputModel& model);
+
 /// kCorrupt: "where: what".
 Status corrupt(const std::string& where, const std::string& what);
 /// Modules that have a tensor of one of these suffixes (".qweight").

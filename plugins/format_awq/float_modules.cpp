@@ -1,5 +1,7 @@
 #include "float_modules.h"
 
+#include "common/stored_layer.hpp"
+
 #include <algorithm>
 #include <set>
 #include <string_view>
@@ -52,6 +54,8 @@ std::vector<std::string> float_modules(const OutputModel& model) {
       if (!model.schemes.contains(layer.name)) floats.push_back(layer.name);
     }
   }
+  const std::vector<std::string> beside = formats::modules_beside(model);
+  floats.insert(floats.end(), beside.begin(), beside.end());
   std::set<std::string> rejected;
   const auto usable = [&](const std::string& entry) {
     if (rejected.contains(entry)) return false;

@@ -116,6 +116,7 @@ Result<std::string> Fp8Format::quantization_config(const OutputModel& model) con
       if (!model.schemes.contains(layer.name)) in_float.push_back(layer.name);
     }
   }
+  for (const std::string& name : modules_beside(model)) in_float.push_back(name);
   json["modules_to_not_convert"] = in_float;
   return json.dump();
 }

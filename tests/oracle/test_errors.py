@@ -217,7 +217,7 @@ def checkpoint_cases(work):
                [re.escape(embedding), "(?i)nan"])
     tokenizer = work.model("tokenizer", {"tokenizer.json": lambda path: path.write_text('{"model": ')})
     yield Case("broken tokenizer.json", [*AWQ, *CALIB, "--model", tokenizer], ["tokenizer.json"])
-    yield Case("missing tokenizer.json", [*AWQ, *CALIB, "--model", work.model("no_tokenizer", {"tokenizer.json": None})], ["tokenizer.json"])
+    yield Case("missing tokenizer.json", [*AWQ, *CALIB, "--model", work.model("no_tokenizer", {"tokenizer.json": None, "vocab.json": None})], ["tokenizer.json"])
     yield Case("broken chat template", [*AWQ, *CALIB, "--model", work.model("template", {"chat_template.json": json_edit(
         lambda value: value.update(chat_template="{% for message in messages %}"))})], ["chat_template"])
     yield Case("broken preprocessor_config.json", [*AWQ, *CALIB, "--model", work.model("preprocessor", {"preprocessor_config.json": lambda path: path.write_text("[]")})],

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Qwen3Config, Qwen3MoeConfig
 
 from kit import Checks, build_folder, load, native_logits, save, slim, tensors_of
 from text_oracle import expected_logits, make_model
@@ -112,12 +112,29 @@ def check_heads_and_prefixes(test):
         test.check(f"a model with {what} is quantized", any(name.endswith(first) for name in made) and len(made) > len(tensors), str(sorted(made)[:4]))
         done = subprocess.run([test.build / "bin/slim_logits", folder, folder, test.work / "none", "float32"], capture_output=True, text=True)
         test.check(f"a model with {what} gives no logits", done.returncode != 0, "it did")
+    check_reranker(test, body, config)
     old = {("language_model." + name): value for name, value in values.items()}
     test.same_logits("names that begin with language_model.", test.folder(old, config), expected)
     test.refused("names of peft", test.folder({f"base_model.model.{name}": value for name, value in values.items()}, config), "base_model.model.", "merge")
     test.refused("names of DDP", test.folder({f"module.{name}": value for name, value in values.items()}, config), '"module."', "model.module")
     lora = {name.replace("q_proj.weight", "q_proj.base_layer.weight"): value for name, value in values.items()}
     test.refused("LoRA tensors", test.folder({**lora, "model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.ones(4, 128)}, config), "LoRA", "merge")
+
+
+def check_reranker(test, body, config):
+    """A head of another kind is a linear layer for loaders: they must not look for its codes."""
+    folder = test.folder({**body, "score.weight": torch.randn(1, 128, generator=torch.Generator().manual_seed(9)).bfloat16()},
+                         {**config, "architectures": ["Qwen3ForSequenceClassification"], "pad_token_id": 0, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}})
+    score = lambda path: (lambda model, info: (model.eval()(IDS[None]).logits.item(), [key for kind in ("missing_keys", "unexpected_keys") for key in info[kind]]))(
+        *AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, dtype=torch.float32))
+    expected, _ = score(folder)
+    test.quantized(folder, scheme="w8a16")
+    found, wrong = score(test.work / f"out-{test.made}")
+    test.check("a reranker loads in transformers' class for it", not wrong and abs(found - expected) < 0.03 * abs(expected), f"{found}, expected {expected}, {wrong}")
+    for form in ("awq", "fp8"):
+        plugin, scheme = ("rtn", "w4a16_asym") if form == "awq" else ("fp8", "fp8_dynamic_tensor")
+        _, _, written = test.quantized(folder, "--format", form, plugin=plugin, scheme=scheme)
+        test.check(f"format {form} names the head that stays in float", "score" in written["quantization_config"]["modules_to_not_convert"], str(written)[-200:])
 
 
 def check_packed_experts(test):

@@ -365,7 +365,17 @@ class Planner {
           std::any_of(usable.begin(), usable.end(), [&](const auto* p) { return p->matches(layer.name); });
       if (!decision.scheme && !covered) plan_.ignore.push_back(layer.name);
     });
+    list_beside();
     return {};
+  }
+
+  /// Matrices beside the model (score heads, other towers) are linear layers for engines, which must not look for their codes.
+  void list_beside() {
+    constexpr std::string_view kWeight = ".weight";
+    for (const std::string& name : model_.plan.beside) {
+      if (name.ends_with(kWeight) && model_.tensors.at(name).shape.size() == 2)
+        plan_.ignore.push_back(name.substr(0, name.size() - kWeight.size()));
+    }
   }
 
   template <class Fn>
