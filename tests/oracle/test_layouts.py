@@ -130,7 +130,8 @@ def check_reranker(test, body, config):
     expected, _ = score(folder)
     test.quantized(folder, scheme="w8a16")
     found, wrong = score(test.work / f"out-{test.made}")
-    test.check("a reranker loads in transformers' class for it", not wrong and abs(found - expected) < 0.03 * abs(expected), f"{found}, expected {expected}, {wrong}")
+    # 128 terms of about 1, each off by the 2 % that 8 bits a row cost this model.
+    test.check("a reranker loads in transformers' class for it", not wrong and abs(found - expected) < 4 * 0.02 * 128**0.5, f"{found}, expected {expected}, {wrong}")
     for form in ("awq", "fp8"):
         plugin, scheme = ("rtn", "w4a16_asym") if form == "awq" else ("fp8", "fp8_dynamic_tensor")
         _, _, written = test.quantized(folder, "--format", form, plugin=plugin, scheme=scheme)
