@@ -170,4 +170,22 @@ Result<Solved> GptqFormat::decode(const StoredLayer& layer, const TensorReader& 
   return solved;
 }
 
+Result<std::vector<std::string>> GptqFormat::contradictions(const OutputModel& found,
+                                                            const TensorReader& reader,
+                                                            std::string_view quantization_config) const {
+  SLIM_ASSIGN(const GptqConfig config, GptqConfig::parse(quantization_config));
+  std::vector<std::string> lines;
+  for (const std::string& name : config.taken_for_quantized(found))
+    lines.push_back(name + ": is stored in float, but quantization_config makes loaders expect it quantized");
+  if (config.desc_act()) return lines;
+  for (const auto& [name, scheme] : found.schemes) {
+    SLIM_ASSIGN(const at::Tensor index, reader.read(name + ".g_idx"));
+    if (!at::equal(index, plain_index(index.numel(), *scheme.weight)))
+      lines.push_back(name +
+                      ".g_idx: groups are scattered, but quantization_config says desc_act = false: engines "
+                      "pass over it");
+  }
+  return lines;
+}
+
 }  // namespace slim::formats

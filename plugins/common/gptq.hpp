@@ -25,6 +25,8 @@ class GptqFormat : public Format {
   Result<std::vector<StoredLayer>> stored_layers(const TensorReader&,
                                                  std::string_view quantization_config) const override;
   Result<Solved> decode(const StoredLayer&, const TensorReader&) const override;
+  Result<std::vector<std::string>> contradictions(const OutputModel& found, const TensorReader&,
+                                                  std::string_view quantization_config) const override;
 
  private:
   int version_;

@@ -220,6 +220,14 @@ Result<GptqConfig> GptqConfig::parse(std::string_view text) try {
   SLIM_TRY(read_args(json, "", config.base_));
   if (json.value("pack_dtype", "int32") != "int32")
     return Status(Code::kUnsupported, "quantization_config.pack_dtype: slim reads int32 only");
+  config.desc_act_ = json.value("desc_act", false);
+  const auto in_block = json.find("modules_in_block_to_quantize");
+  if (in_block != json.end() && in_block->is_array()) {
+    for (const Json& list : *in_block) {
+      for (const Json& name : list.is_array() ? list : Json::array({list}))
+        if (name.is_string()) config.in_block_.push_back(name.get<std::string>());
+    }
+  }
   const auto dynamic = json.find("dynamic");
   if (dynamic == json.end() || dynamic->is_null()) return config;
   if (!dynamic->is_object()) return wrong("dynamic", "expected an object");
@@ -237,6 +245,20 @@ Result<GptqConfig> GptqConfig::parse(std::string_view text) try {
   return config;
 } catch (const nlohmann::json::exception& error) {
   return Status(Code::kCorrupt, std::string("quantization_config: ") + error.what());
+}
+
+std::vector<std::string> GptqConfig::taken_for_quantized(const OutputModel& found) const {
+  std::vector<std::string> names;
+  for (const Layer* layer : skipped_layers(found)) {
+    const auto rule = std::find_if(rules_.begin(), rules_.end(),
+                                   [&](const Rule& r) { return matches_start(r.pattern, layer->name); });
+    const bool left_out = rule != rules_.end() && !rule->args;
+    const bool listed =
+        in_block_.empty() || std::any_of(in_block_.begin(), in_block_.end(),
+                                         [&](const auto& end) { return layer->name.ends_with(end); });
+    if (!left_out && listed) names.push_back(layer->name);
+  }
+  return names;
 }
 
 Result<QuantArgs> GptqConfig::find(const std::string& module) const {

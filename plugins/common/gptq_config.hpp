@@ -24,6 +24,11 @@ class GptqConfig {
   static std::optional<int> version(std::string_view json);
   /// How a module's weight is quantized; kCorrupt if the configuration leaves it in float.
   Result<QuantArgs> find(const std::string& module) const;
+  /// Names of layers in float that loaders take for quantized ones: neither left out by "dynamic" nor by "modules_in_block_to_quantize",
+  /// while others of their stage are quantized. Heads and routers are known to stay in float.
+  std::vector<std::string> taken_for_quantized(const OutputModel& found) const;
+  /// True if engines read g_idx.
+  bool desc_act() const { return desc_act_; }
 
  private:
   struct Rule {
@@ -32,6 +37,8 @@ class GptqConfig {
   };
   QuantArgs base_;
   std::vector<Rule> rules_;
+  std::vector<std::string> in_block_;  ///< ends of quantized names; empty: all
+  bool desc_act_ = false;
 };
 
 }  // namespace slim::formats

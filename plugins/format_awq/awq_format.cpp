@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <array>
 #include <nlohmann/json.hpp>
 
@@ -38,6 +39,8 @@ class AwqFormat final : public Format {
   Result<std::vector<StoredLayer>> stored_layers(const TensorReader&,
                                                  std::string_view quantization_config) const override;
   Result<Solved> decode(const StoredLayer&, const TensorReader&) const override;
+  Result<std::vector<std::string>> contradictions(const OutputModel& found, const TensorReader&,
+                                                  std::string_view quantization_config) const override;
 };
 
 Status unsupported(const std::string& where, const std::string& why) {
@@ -192,6 +195,36 @@ Result<Solved> AwqFormat::decode(const StoredLayer& layer, const TensorReader& r
   Solved solved;
   solved.weight = std::move(quantized);
   return solved;
+}
+
+/// Loaders look for the entries of "modules_to_not_convert" anywhere in a name; heads and routers stay in float without one.
+Result<std::vector<std::string>> AwqFormat::contradictions(const OutputModel& found, const TensorReader&,
+                                                           std::string_view quantization_config) const try {
+  const Json json = Json::parse(quantization_config);
+  std::vector<std::string> entries, lines;
+  if (json.contains("modules_to_not_convert") && json["modules_to_not_convert"].is_array())
+    json["modules_to_not_convert"].get_to(entries);
+  const auto named = [&](const std::string& name) {
+    return std::any_of(entries.begin(), entries.end(),
+                       [&](const std::string& e) { return name.find(e) != std::string::npos; });
+  };
+  for (const BlockPlan& block : found.plan->blocks) {
+    for (const Layer& layer : block.layers) {
+      const bool special = layer.role == Role::kHead || layer.role == Role::kRouter;
+      if (!special && !found.schemes.contains(layer.name) && !named(layer.name))
+        lines.push_back(
+            layer.name +
+            ": is stored in float, but modules_to_not_convert does not name it: loaders expect it quantized");
+    }
+  }
+  for (const auto& [name, scheme] : found.schemes) {
+    if (named(name))
+      lines.push_back(
+          name + ": is stored quantized, but modules_to_not_convert names it: loaders expect it in float");
+  }
+  return lines;
+} catch (const nlohmann::json::exception& error) {
+  return Status(Code::kCorrupt, std::string("quantization_config: ") + error.what());
 }
 
 }  // namespace

@@ -35,6 +35,11 @@ class CompressedTensors final : public Format {
   Result<std::vector<StoredLayer>> stored_layers(const TensorReader&,
                                                  std::string_view quantization_config) const override;
   Result<Solved> decode(const StoredLayer&, const TensorReader&) const override;
+  Result<std::vector<std::string>> contradictions(const OutputModel& found, const TensorReader&,
+                                                  std::string_view quantization_config) const override {
+    SLIM_ASSIGN(const Config config, Config::parse(quantization_config));
+    return config.contradictions(found);
+  }
 };
 
 /// Per-tensor scales have one dimension here.

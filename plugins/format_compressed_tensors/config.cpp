@@ -110,6 +110,9 @@ Result<Config> Config::parse(std::string_view text) try {
   if (groups == json.end() || !groups->is_object()) return corrupt("config_groups", "expected an object");
   Config config;
   SLIM_ASSIGN(config.ignore_, read_strings(json, "ignore", ""));
+  config.status_ = json.value("quantization_status", "");
+  config.format_ = json.value("format", "");
+  config.cache_ = json.contains("kv_cache_scheme") && !json["kv_cache_scheme"].is_null();
   for (const auto& [name, group] : groups->items()) {
     const std::string where = "config_groups." + name;
     if (!group.is_object()) return corrupt(where, "expected an object");

@@ -24,6 +24,8 @@ Result<std::string> write_config(const OutputModel&);
 class Config {
  public:
   static Result<Config> parse(std::string_view json);
+  /// Where it and the tensors of a checkpoint say different things to an engine (Format::contradictions()).
+  std::vector<std::string> contradictions(const OutputModel& found) const;
   /// The scheme of a module: an exact name beats a pattern, a pattern beats the class "Linear". Null: left in float.
   const Scheme* find(const std::string& module) const;
 
@@ -35,6 +37,8 @@ class Config {
   std::vector<Scheme> schemes_;
   std::vector<Target> targets_;
   std::vector<std::string> ignore_;
+  std::string status_, format_;  ///< as they stand there
+  bool cache_ = false;           ///< kv_cache_scheme is there
 };
 
 }  // namespace slim::compressed_tensors

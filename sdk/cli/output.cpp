@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "interrupt.h"
+#include "util/text.h"
 
 namespace slim::cli {
 
@@ -24,7 +25,7 @@ int exit_code(const Status& status) {
 
 int fail(const Status& status) {
   run_has_ended();
-  std::string line = status.message();
+  std::string line = terminal_text(status.message());
   std::replace(line.begin(), line.end(), '\n', ' ');
   std::fprintf(stderr, "slim: error: %s\n", line.c_str());
   return exit_code(status);
@@ -39,7 +40,7 @@ int print(const std::string& text) {
 
 int print(const Result<Report>& report, bool json) {
   if (!report.ok()) return fail(report.status());
-  return print(json ? report->json + "\n" : report->text);
+  return print(json ? report->json + "\n" : terminal_text(report->text));
 }
 
 }  // namespace slim::cli

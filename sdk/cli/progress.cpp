@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "interrupt.h"
+#include "util/text.h"
 
 namespace slim::cli {
 namespace {
@@ -66,17 +67,17 @@ class Counter : public Progress {
       last_step_ = 0;
       start_ = Clock::now();
     }
-    what_ = what;
+    what_ = terminal_text(what);
     show();
   }
   void step(std::string_view what) override {
     ++done_;
-    what_ = what;
+    what_ = terminal_text(what);
     last_step_ = seconds_since(start_);
     show();
   }
   void warn(std::string_view message) override {
-    std::fprintf(stderr, "slim: warning: %.*s\n", static_cast<int>(message.size()), message.data());
+    std::fprintf(stderr, "slim: warning: %s\n", terminal_text(message).c_str());
   }
   bool cancelled() override { return interrupted(); }
 

@@ -199,6 +199,14 @@ def check_changes(slim, work):
     slim.fails("the model's weight", *AWQ, *go_on, code=2)
     shard.unlink()
     shard.symlink_to((TOY / shard.name).resolve())
+    check_read_weights(slim, work, go_on)
+    tokenizer = work / "model" / "tokenizer.json"
+    text = tokenizer.read_bytes()
+    tokenizer.unlink()
+    tokenizer.write_bytes(text + b"\n")
+    slim.fails("the model's tokenizer.json", *AWQ, *go_on, code=2)
+    tokenizer.unlink()
+    tokenizer.symlink_to((TOY / tokenizer.name).resolve())
     plugins = work / "plugins"
     plugins.mkdir()
     library = plugins / "libslim_algorithm_awq.so"
@@ -227,6 +235,26 @@ def check_changes(slim, work):
     slim.works(*AWQ, *go_on)
     same(work, "changed", "awq")
     print("changes: configuration, data, model, plugins, threads and damage, in weights and in the record, are refused and named")
+
+
+def check_read_weights(slim, work, go_on):
+    """One bit of what finished blocks were made from, far inside of a tensor, in a file of the old size and time."""
+    for shard in sorted((work / "model").glob("*.safetensors")):
+        stored, original = shard.read_bytes(), shard.resolve()
+        size = int.from_bytes(stored[:8], "little") + 8
+        header = json.loads(stored[8:size])
+        name = next((key for key in sorted(header) if key.startswith("model.visual.blocks.0.") and key.endswith("fc1.weight")), None)
+        if not name:
+            continue
+        place = size + header[name]["data_offsets"][1] - 1
+        shard.unlink()
+        shard.write_bytes(stored[:place] + bytes([stored[place] ^ 1]) + stored[place + 1:])
+        os.utime(shard, ns=(original.stat().st_atime_ns, original.stat().st_mtime_ns))
+        slim.fails("tensors of model.visual.blocks.0 are no longer those", *AWQ, *go_on, code=2)
+        shard.unlink()
+        shard.symlink_to(original)
+        return
+    raise AssertionError("no tensor to change")
 
 
 def check_signals(slim, work):

@@ -235,9 +235,16 @@ def check_engine(slim, work):
     assert result.returncode == 0, result.stderr
     result = verify("engine", "--engine", "vllm", "--tp", 4)
     assert result.returncode == 3 and "groups of 128" in result.stderr and "o_proj" in result.stderr, result.stderr
-    slim.works("--plugin", "rtn", "--scheme", "w3a16", "--output", "engine-3")
+    three_bits = ("--plugin", "rtn", "--scheme", "w3a16", "--format", "gptq")
+    slim.works(*three_bits, "--output", "engine-3")
     result = verify("engine-3", "--engine", "vllm")
-    assert result.returncode == 3 and "3-bit" in result.stderr, result.stderr
+    assert result.returncode == 3 and "4 and 8 bits" in result.stderr, result.stderr
+    slim.fails("4 and 8 bits", *three_bits, "--engine", "vllm", "--output", "x", code=1)
+    slim.fails("4 and 8 bits", "plan", *three_bits, "--engine", "vllm", code=1)
+    slim.works("--plugin", "rtn", "--scheme", "w3a16", "--engine", "vllm", "--output", "engine-3-packed")
+    slim.fails("did you mean 'vllm'", *three_bits, "--engine", "vlm", "--output", "x", code=2)
+    slim.fails("needs output.engine", *three_bits, "--tp", 2, "--output", "x", code=2)
+    assert not (work / "x").exists()
     for words, says in ((["--engine", "vlm"], "did you mean 'vllm'"), (["--tp", 2], "--engine"), (["--engine", "vllm", "--tp", 0], "at least 1")):
         result = verify("engine", *words)
         assert result.returncode == 2 and says in result.stderr, result.stderr

@@ -130,13 +130,52 @@ def exchange(one, other):
     other.write_bytes(first)
 
 
+def bare(change):
+    """Outputs of other tools carry no checksums."""
+    def edit(folder):
+        (folder / CHECKSUMS).unlink()
+        change(folder)
+    return edit
+
+
+def check_served(checks):
+    """What decodes, and engines would refuse or take otherwise."""
+    scale = LAYER + ".weight_scale"
+    quantization = lambda change: bare(with_config(lambda config: change(config["quantization_config"])))
+    for what, tensor in (("the embedding", "model.language_model.embed_tokens.weight"), ("the final norm", "model.language_model.norm.weight"),
+                         ("the vision tower", "model.visual.blocks.0.attn.qkv"), ("the merger", "model.visual.merger.linear_fc1")):
+        checks.damaged("NaN in " + what, bare(lambda folder: poke_tensor(folder, tensor + ("" if tensor.endswith(".weight") else ".weight"))), says=tensor)
+    checks.damaged("scales that are all 0", bare(with_tensors(lambda tensors: tensors[scale].zero_())), says=scale)
+    checks.damaged("scales in F32", bare(with_tensors(lambda tensors: tensors.update({scale: tensors[scale].float()}))), says=scale)
+    checks.damaged("no status", quantization(lambda config: config.pop("quantization_status")), says="quantization_status")
+    checks.damaged("another status", quantization(lambda config: config.update(quantization_status="frozen")), says="quantization_status")
+    checks.damaged("another format", quantization(lambda config: config.update(format="int-quantized")), says="pack-quantized")
+    checks.damaged("an empty ignore list", quantization(lambda config: config.update(ignore=[])), says="stored in float")
+    checks.damaged("an ignore list with a quantized layer", quantization(lambda config: config["ignore"].append("re:.*down_proj")), says="down_proj")
+    cache = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+    checks.damaged("scales of a cache declared, and absent", quantization(lambda config: config.update(kv_cache_scheme=cache)), says="k_scale")
+    checks.damaged("no architectures", bare(with_config(lambda config: config.pop("architectures"))), says="architectures")
+    checks.damaged("foreign architectures", bare(with_config(lambda config: config.update(architectures=["LlamaForCausalLM"]))), says="LlamaForCausalLM")
+    checks.damaged("a configuration of the processor less", bare(lambda folder: (folder / "preprocessor_config.json").unlink()), says="preprocessor_config.json")
+    checks.damaged("no tokenizer", bare(lambda folder: [(folder / name).unlink(missing_ok=True) for name in ("tokenizer.json", "vocab.json", "merges.txt")]), says="tokenizer.json")
+
+
+def check_other_formats(checks):
+    def packed(folder, config):
+        made = checks.slim("--plugin", "rtn", "--scheme", "w4a16", "--group-size", 32, "--format", folder, "--model", TOY, "--output", checks.work / folder, *config)
+        assert made.returncode == 0, made.stderr
+        checks.damaged(f"nothing, format {folder}", bare(lambda _: None), source=folder, code=0)
+    quantization = lambda change: bare(with_config(lambda config: change(config["quantization_config"])))
+    packed("gptq", ["--rule", "re:.*down_proj=none"])
+    checks.damaged("gptq: layers in float that nothing names", quantization(lambda config: [config.pop(key) for key in ("dynamic", "modules_in_block_to_quantize")]),
+                   source="gptq", says="stored in float")
+    packed("awq", [])
+    checks.damaged("awq: a tower in float that nothing names", quantization(lambda config: config.update(modules_to_not_convert=None)), source="awq", says="visual")
+    checks.damaged("awq: a quantized layer named", quantization(lambda config: config["modules_to_not_convert"].append("up_proj")), source="awq", says="stored quantized")
+
+
 def check_without(checks):
-    """Outputs of other tools carry no checksums: what the files themselves give away."""
-    def bare(change):
-        def edit(folder):
-            (folder / CHECKSUMS).unlink()
-            change(folder)
-        return edit
+    """What the files themselves give away."""
     scale, packed = LAYER + ".weight_scale", LAYER + ".weight_packed"
     checks.damaged("nothing, without checksums", bare(lambda folder: None), code=0)
     weights = shards(checks.work / "whole")[0].name
@@ -183,6 +222,8 @@ def main():
         check_bits(checks, rng, 20 if options.full else 1)
         check_files(checks, rng)
         check_without(checks)
+        check_served(checks)
+        check_other_formats(checks)
         print(f"{checks.count} checks, {len(checks.failures)} failed")
         return 1 if checks.failures else 0
 

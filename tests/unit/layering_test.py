@@ -82,7 +82,7 @@ def include_error(root, path, kind, name):
 
 
 # Rooms of core/src, as core/src/README.md describes them: each includes those before it.
-ROOMS = ("util", "plugin", "data", "checkpoint", "compress", "quant", "ops", "statistics", "config", "model", "plan", "calibrate", "report", "write",
+ROOMS = ("util", "plugin", "data", "checkpoint", "compress", "quant", "ops", "statistics", "config", "model", "engines", "plan", "calibrate", "report", "write",
          "solve", "resume", "commands")
 
 ADAPTER_ROOMS = ("files", "text", "chat", "image", "layers", "input", "models")

@@ -72,6 +72,9 @@ class SLIM_API Format {
   virtual Result<std::vector<StoredLayer>> stored_layers(const TensorReader&, std::string_view quantization_config) const = 0;
   /// Back to canonical form, every value checked for its range.
   virtual Result<Solved> decode(const StoredLayer&, const TensorReader&) const = 0;
+  /// Where "quantization_config" and tensors that stored_layers() reads say different things to an engine: one line each, led by what
+  /// it is about. `found.schemes`: the stored layers; `found.ignore`: the names of all others, nothing else.
+  virtual Result<std::vector<std::string>> contradictions(const OutputModel& found, const TensorReader&, std::string_view quantization_config) const;
 };
 
 }  // namespace slim

@@ -15,6 +15,7 @@
 #include "checkpoint/file.h"
 #include "checkpoint/safetensors.h"
 #include "util/strict_json.h"
+#include "util/text.h"
 
 namespace slim {
 namespace {
@@ -55,6 +56,7 @@ bool ends_with_any(std::string name, const auto& endings) {
 
 // Of the folder itself (depth 0) or also of its subfolders (depth 1); no hidden ones. A dangling link is an
 // error: in a hub cache it is a file that was never downloaded.
+// Links to folders are not followed: they may lead back here, or anywhere.
 Status list_files(const fs::path& folder, const std::string& prefix, int depth,
                   std::vector<std::string>& files) {
   std::error_code error;
@@ -69,7 +71,7 @@ Status list_files(const fs::path& folder, const std::string& prefix, int depth,
                     entries->path().string() + ": the link leads to no file; download the checkpoint again");
     }
     if (fs::is_regular_file(status)) files.push_back(prefix + name);
-    if (fs::is_directory(status) && depth > 0)
+    if (fs::is_directory(status) && depth > 0 && !fs::is_symlink(entries->symlink_status(unknown)))
       SLIM_TRY(list_files(entries->path(), prefix + name + "/", depth - 1, files));
   }
   if (error) return Status(Code::kIo, folder.string() + ": cannot list the folder: " + error.message());
@@ -81,6 +83,23 @@ bool is_side_file(const std::string& name) {
       kWeights,  ".index.json", kChecksumFile, ".bin", ".pt",  ".pth",  ".ckpt", ".pkl",
       ".pickle", ".h5",         ".msgpack",    ".npz", ".npy", ".gguf", ".onnx", ".onnx_data"};
   return name != "config.json" && !ends_with_any(name, kOthers);
+}
+
+/// Tokenizers and images of models are smaller; copies of data and archives are not.
+constexpr uintmax_t kLargestSideFile = uintmax_t{256} << 20;
+
+/// True if a path below `folder` is a link that leads out of it. The blobs of the Hub's cache belong to its snapshots, and
+/// the files of another checkpoint to a folder that was put together from them.
+bool leads_outside(const fs::path& folder, const std::string& name) {
+  std::error_code error;
+  const fs::path target = fs::canonical(folder / name, error), root = fs::canonical(folder, error);
+  const auto below = [&](const fs::path& base) {
+    return std::mismatch(base.begin(), base.end(), target.begin(), target.end()).first == base.end();
+  };
+  if (error || below(root)) return false;
+  if (root.parent_path().filename() == "snapshots" && below(root.parent_path().parent_path() / "blobs"))
+    return false;
+  return !fs::exists(target.parent_path() / "config.json", error);
 }
 
 std::string first_names(const std::vector<std::string>& names) {
@@ -206,10 +225,21 @@ struct Checkpoint::State {
 
   std::string folder, config;
   std::vector<std::unique_ptr<Shard>> shards;
-  std::vector<std::string> weight_files, side_files;
+  std::vector<std::string> weight_files, side_files, outside_links;
+  std::map<std::string, std::vector<std::string>> left_files;
   std::map<std::string, TensorSpec> tensors;
   std::map<std::string, Place, std::less<>> places;
   int64_t total_bytes = 0;
+
+  /// Where a file beside the weights is listed.
+  std::vector<std::string>& list_of(const std::string& name) {
+    if (leads_outside(folder, name)) return outside_links;
+    if (!is_utf8(name)) return left_files["the name is not UTF-8"];
+    std::error_code error;
+    const auto size = fs::file_size(fs::path(folder) / name, error);
+    return !error && size > kLargestSideFile ? left_files["larger than " + bytes_text(kLargestSideFile)]
+                                             : side_files;
+  }
 
   Status open_shard(const std::string& name) {
     auto shard = Shard::open(fs::path(folder) / name);
@@ -312,8 +342,10 @@ Result<std::shared_ptr<const Checkpoint>> Checkpoint::open(const std::string& fo
   if (state.tensors.empty()) return corrupt(state.shards[0]->file.path() + ": holds no tensor");
 
   SLIM_TRY(list_files(folder, "", 1, all));
-  std::ranges::copy_if(all, std::back_inserter(state.side_files), is_side_file);
-  std::ranges::sort(state.side_files);
+  std::ranges::sort(all);
+  for (const std::string& name : all) {
+    if (is_side_file(name)) state.list_of(name).push_back(name);
+  }
   return std::shared_ptr<const Checkpoint>(checkpoint);
 }
 
@@ -321,6 +353,10 @@ const std::string& Checkpoint::folder() const { return state_->folder; }
 const std::string& Checkpoint::config_json() const { return state_->config; }
 const std::map<std::string, TensorSpec>& Checkpoint::tensors() const { return state_->tensors; }
 const std::vector<std::string>& Checkpoint::side_files() const { return state_->side_files; }
+const std::vector<std::string>& Checkpoint::outside_links() const { return state_->outside_links; }
+const std::map<std::string, std::vector<std::string>>& Checkpoint::left_files() const {
+  return state_->left_files;
+}
 const std::vector<std::string>& Checkpoint::weight_files() const { return state_->weight_files; }
 int64_t Checkpoint::total_bytes() const { return state_->total_bytes; }
 

@@ -40,6 +40,11 @@ class SLIM_API Checkpoint final : public TensorReader {
   /// names relative to it, sorted; no config.json, safetensors, index, weights of other kinds (pickled, GGUF,
   /// ...) or hidden files.
   const std::vector<std::string>& side_files() const;
+  /// Those that side_files() leaves out since they are links that lead out of the folder: not into the blobs of the
+  /// Hub's cache that it is a snapshot of, nor into another checkpoint's folder.
+  const std::vector<std::string>& outside_links() const;
+  /// Those that side_files() leaves out for another reason, by it: "larger than 268 MB", "the name is not UTF-8".
+  const std::map<std::string, std::vector<std::string>>& left_files() const;
   /// Of all tensors together, without headers.
   int64_t total_bytes() const;
   /// The safetensors files, relative to the folder, sorted.

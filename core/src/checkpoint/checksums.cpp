@@ -140,6 +140,12 @@ Result<uint64_t> tensor_checksum(const Checkpoint& checkpoint, const std::string
   });
 }
 
+Result<uint64_t> hash_file(const std::string& path) {
+  SLIM_ASSIGN(const File file, File::open_read(path));
+  SLIM_ASSIGN(const int64_t size, file.size());
+  return hash_file(file, 0, size);
+}
+
 Result<uint64_t> hash_file(const File& file, int64_t offset, int64_t bytes) {
   return hash_pieces(
       bytes, [&](int64_t done, std::span<std::byte> into) { return file.read_at(offset + done, into); });

@@ -28,5 +28,7 @@ SLIM_API Result<std::vector<std::string>> check_files(const Checksums&, const st
 SLIM_API Result<uint64_t> tensor_checksum(const Checkpoint&, const std::string& name);
 /// Of a part of a file, read in pieces.
 Result<uint64_t> hash_file(const File&, int64_t offset, int64_t bytes);
+/// Of a whole file.
+Result<uint64_t> hash_file(const std::string& path);
 
 }  // namespace slim

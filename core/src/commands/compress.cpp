@@ -16,6 +16,7 @@
 #include "compress/weight_codec.h"
 #include "model/model.h"
 #include "util/name_match.h"
+#include "util/strict_json.h"
 
 namespace slim {
 namespace {
@@ -232,7 +233,7 @@ class Compression {
                   (config_.ranks == 1 ? " rank, " : " ranks, ") + std::to_string(layers_.size()) +
                   " layers compressed; their weights " + std::to_string(before_) + " -> " +
                   std::to_string(after_) + " bytes, ratio " + ratio_text(before_, after_) + "\n";
-    report.json = json.dump();
+    report.json = json_text(json);
     return report;
   }
 

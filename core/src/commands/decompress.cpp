@@ -9,6 +9,7 @@
 #include "compress/rank_file.h"
 #include "compress/tensor_split.h"
 #include "compress/weight_codec.h"
+#include "util/strict_json.h"
 
 namespace slim {
 namespace {
@@ -47,7 +48,7 @@ class Decompression {
     Report report;
     report.text = output + ": " + kPlainTag + ", " + std::to_string(specs.size()) + " tensors, " +
                   std::to_string(bytes) + " bytes\n";
-    report.json = json.dump();
+    report.json = json_text(json);
     return report;
   }
 

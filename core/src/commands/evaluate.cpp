@@ -13,6 +13,7 @@
 #include "report/notes.h"
 #include "report/source_notes.h"
 #include "slim/ops.hpp"
+#include "util/strict_json.h"
 
 namespace slim {
 namespace {
@@ -71,7 +72,7 @@ class Evaluation {
     if (reference_) summarize(reference_totals_, json["reference"]);
     for (const auto& [name, kind] : notes_.kinds())
       json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
-    return Report{table(json) + notes_.text(), json.dump()};
+    return Report{table(json) + notes_.text(), json_text(json)};
   }
 
  private:

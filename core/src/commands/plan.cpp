@@ -18,6 +18,7 @@
 #include "report/plan_text.h"
 #include "report/run_report.h"
 #include "statistics/statistic_set.h"
+#include "util/strict_json.h"
 #include "util/text.h"
 
 namespace slim {
@@ -208,7 +209,7 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
   report.text += time.text();
   report.text += led_by("group size   ", group_size_text(config, plan));
   report.text += led_by("output dtype ", output_dtype_text(config, plan));
-  report.json = json.dump();
+  report.json = json_text(json);
   return report;
 }
 
@@ -222,7 +223,7 @@ Report join_reports(const std::vector<Report>& reports) {
     all.text += (all.text.empty() ? "" : "\n") + report.text;
     json.push_back(nlohmann::ordered_json::parse(report.json));
   }
-  all.json = nlohmann::ordered_json{{"outputs", json}}.dump();
+  all.json = json_text(nlohmann::ordered_json{{"outputs", json}});
   return all;
 }
 

@@ -11,6 +11,7 @@
 #include "resume/recovery.h"
 #include "slim/ops.hpp"
 #include "solve/block_pipeline.h"
+#include "util/strict_json.h"
 #include "util/text.h"
 
 namespace slim {
@@ -26,6 +27,18 @@ void note_measures(const Job& job, Notes& notes) {
   }
   if (!job.memory.read_ahead)
     notes.note("weights not read ahead", "run.max_memory", bytes_text(job.asked.max_memory));
+}
+
+/// Tells which files beside the weights do not go into the output.
+void note_left_files(const Job& job, Notes& notes) {
+  const Checkpoint& checkpoint = job.model.weights->checkpoint();
+  for (const auto& [why, names] : checkpoint.left_files()) {
+    for (const std::string& name : names) notes.note("files beside the weights left out", name, why);
+  }
+  if (job.asked.allow_outside) return;
+  for (const std::string& name : checkpoint.outside_links())
+    notes.note("links that lead out of the model's folder left out", name,
+               "--allow-outside copies what they lead to");
 }
 
 /// Tells why later blocks did not see what the earlier ones were quantized to, where nobody asked for that.
@@ -62,7 +75,8 @@ Status make_blocks(RunParts& parts, Recovery& recovery) {
 }
 
 Report completed_report(const std::string& folder) {
-  return {folder + ": was complete already\n", nlohmann::json{{"output", folder}, {"complete", true}}.dump()};
+  return {folder + ": was complete already\n",
+          json_text(nlohmann::json{{"output", folder}, {"complete", true}})};
 }
 
 Report final_report(RunParts& parts) {
@@ -94,6 +108,7 @@ Result<Report> quantize(const RunConfig& config, PluginRegistry& registry, Progr
   RunParts parts(std::move(job), progress);
   SLIM_TRY(note_source(parts.job->model, parts.notes));
   note_measures(*parts.job, parts.notes);
+  note_left_files(*parts.job, parts.notes);
   Recovery recovery(parts, registry);
   if (recovery.completed()) {
     SLIM_TRY(recovery.remove_record());

@@ -7,11 +7,13 @@
 
 #include "checkpoint/checksums.h"
 #include "commands/commands.h"
-#include "commands/engine_rules.h"
+#include "commands/served_checks.h"
+#include "engines/engine.h"
 #include "model/model.h"
 #include "plugin/guard.h"
 #include "report/run_report.h"
 #include "solve/block_context.h"
+#include "util/strict_json.h"
 
 namespace slim {
 namespace {
@@ -49,15 +51,18 @@ class Verification {
       SLIM_TRY(compare_plans());
     }
     if (!config_.engine.empty()) {
-      SLIM_ASSIGN(const auto problems, engine_problems(model_, config_.engine, config_.tensor_parallel));
+      SLIM_ASSIGN(const ServedCheckpoint served, served_checkpoint(model_));
+      SLIM_ASSIGN(const auto problems, engine_problems(served, config_.engine, config_.tensor_parallel));
       problems_.insert(problems_.end(), problems.begin(), problems.end());
     }
+    SLIM_TRY(check_served());
     progress_.begin("verifying", static_cast<int64_t>(model_.plan.blocks.size()));
     for (const BlockPlan& block : model_.plan.blocks) {
       SLIM_TRY(check_block(block));
       progress_.step(block.name);
       if (progress_.cancelled()) return Status(Code::kCancelled, "interrupted");
     }
+    SLIM_TRY(check_floats_outside_blocks());
     if (reference_.weights) SLIM_TRY(check_globals());
     return report();
   }
@@ -143,16 +148,44 @@ class Verification {
     }
   }
 
-  Status check_block(const BlockPlan& block) {
-    bool any = false;
-    for (const Layer& layer : block.layers) any = any || model_.weights->stored(layer.name);
-    if (!any && !reference_.weights) return {};
-    SLIM_ASSIGN(const BlockWeights ours, model_.weights->load(block));
-    for (const Layer& layer : block.layers) {
-      if (!at::isfinite(ours.weight[layer.id]).all().item<bool>())
-        problems_.push_back(layer.name + ": decodes to NaN or Inf");
-      if (model_.weights->stored(layer.name)) ++decoded_;
+  /// What engines make of the folder. Files that carry checksums are as they were written, whatever the source had.
+  Status check_served() {
+    SLIM_ASSIGN(std::vector<std::string> lines, config_problems(model_));
+    problems_.insert(problems_.end(), lines.begin(), lines.end());
+    if (checksums_) return {};
+    lines = processor_problems(model_);
+    problems_.insert(problems_.end(), lines.begin(), lines.end());
+    return {};
+  }
+
+  Status check_floats_outside_blocks() {
+    for (const auto* names : {&model_.plan.globals, &model_.plan.beside}) {
+      for (const std::string& name : *names) {
+        SLIM_ASSIGN(const std::string problem, float_problem(model_.weights->checkpoint(), name));
+        if (!problem.empty()) problems_.push_back(problem);
+      }
     }
+    return {};
+  }
+
+  Status check_values(const Layer& layer, const at::Tensor& weight) {
+    const StoredLayer* stored = model_.weights->stored(layer.name);
+    if (!at::isfinite(weight).all().item<bool>())
+      problems_.push_back(layer.name + (stored ? ": decodes to NaN or Inf" : ": holds NaN or Inf"));
+    if (!stored) return {};
+    ++decoded_;
+    if (weight.any().item<bool>()) return {};
+    for (const std::string& name : stored->tensors) {
+      if (name.find("scale") == std::string::npos) continue;
+      SLIM_ASSIGN(const at::Tensor scale, model_.weights->checkpoint().read(name));
+      if (!scale.any().item<bool>()) problems_.push_back(name + ": every scale is 0");
+    }
+    return {};
+  }
+
+  Status check_block(const BlockPlan& block) {
+    SLIM_ASSIGN(const BlockWeights ours, model_.weights->load(block));
+    for (const Layer& layer : block.layers) SLIM_TRY(check_values(layer, ours.weight[layer.id]));
     for (const auto& [name, tensor] : ours.params) {
       if (!at::isfinite(tensor).all().item<bool>()) problems_.push_back(name + ": holds NaN or Inf");
     }
@@ -249,7 +282,7 @@ class Verification {
                     least_name_.c_str());
       report.text += line;
     }
-    report.json = json.dump();
+    report.json = json_text(json);
     return report;
   }
 

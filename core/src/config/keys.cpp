@@ -284,6 +284,20 @@ void add_output_keys(std::vector<ConfigKey>& keys) {
        INT64_MAX,
        "of what stays in float, and of scales; keep: as it is stored; auto: what config.json says, "
        "where the checkpoint is in float32 and it says 16 bits"});
+  keys.push_back({"output.engine",
+                  {},
+                  &RunConfig::engine,
+                  "vllm, transformers, lmdeploy, vllm-ascend",
+                  0,
+                  INT64_MAX,
+                  "refuse, before any work, what this engine would not load or run"});
+  keys.push_back({"output.tensor_parallel",
+                  {},
+                  &RunConfig::tensor_parallel,
+                  "",
+                  1,
+                  INT64_MAX,
+                  "devices that the engine cuts the model for"});
   keys.push_back({"output.max_shard_size",
                   {},
                   &set_shard_size,

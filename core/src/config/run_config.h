@@ -66,6 +66,8 @@ struct RunConfig {
   std::string format;  ///< output.format: empty: what the scheme's users expect
   /// output.dtype of what stays in float: auto, keep, float32, bfloat16, float16
   std::string output_dtype = "auto";
+  std::string engine;           ///< output.engine: whose rules the output must meet; empty: none
+  int64_t tensor_parallel = 1;  ///< output.tensor_parallel: devices of that engine
   int64_t max_shard_size = 5'000'000'000;
   bool overwrite = false;
   // [run]

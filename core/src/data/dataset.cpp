@@ -134,17 +134,29 @@ class DatasetReader {
     std::error_code error;
     const fs::file_status status = fs::status(path, error);
     if (!fs::exists(status)) return Status(Code::kNotFound, "data set '" + path + "' does not exist");
+    if (!fs::is_directory(status)) SLIM_TRY(check_plain(path));
     SLIM_TRY(fs::is_directory(status) ? read_folder(path) : read_file(path));
     return std::move(collector_).finish(path);
   }
 
  private:
+  /// A pipe or a device would be waited for, or read without end.
+  static Status check_plain(const fs::path& file) {
+    std::error_code error;
+    if (fs::is_regular_file(file, error)) return {};
+    return Status(Code::kInvalidArgument,
+                  file.string() + ": is no plain file (" +
+                      (fs::is_directory(file, error) ? "a folder" : "a pipe or device") +
+                      "); write the data set to a file, or take it out of the folder");
+  }
+
   Status read_folder(const fs::path& folder) {
     std::vector<fs::path> data, images;
     std::error_code error;
     for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
       const fs::path& path = it->path();
       if (path.filename().string().starts_with(".")) continue;
+      if (is_data_file(path)) SLIM_TRY(check_plain(path));
       if (is_data_file(path)) data.push_back(path);
       if (is_image(path)) images.push_back(path);
     }

@@ -1,4 +1,5 @@
 #include "data/media.h"
+#include "util/text.h"
 
 #include <array>
 #include <cstdint>
@@ -12,7 +13,7 @@ namespace fs = std::filesystem;
 /// For messages: a hostile or inlined reference may be megabytes long.
 std::string shown(std::string_view reference) {
   constexpr size_t kMost = 120;
-  return "'" + std::string(reference.substr(0, kMost)) + (reference.size() > kMost ? "...'" : "'");
+  return "'" + cut_text(reference, kMost) + "'";
 }
 
 constexpr std::array<int16_t, 256> make_base64_values() {

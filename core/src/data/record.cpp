@@ -1,4 +1,5 @@
 #include "data/record.h"
+#include "util/text.h"
 
 #include <algorithm>
 #include <array>
@@ -128,7 +129,7 @@ Result<std::string> role_of(const std::string& name) {
   const auto found =
       std::find_if(kRoles.begin(), kRoles.end(), [&](const auto& role) { return role.first == name; });
   if (found == kRoles.end())
-    return malformed("unknown role '" + name.substr(0, 40) + "'; expected user, assistant, system or tool");
+    return malformed("unknown role '" + cut_text(name, 40) + "'; expected user, assistant, system or tool");
   return std::string(found->second);
 }
 
@@ -176,7 +177,7 @@ class RecordParser {
     std::string list;
     for (const auto& [key, value] : record_.items()) {
       if (list.size() > 200) return list + ", ...";
-      list += (list.empty() ? "'" : ", '") + key.substr(0, 40) + "'";
+      list += (list.empty() ? "'" : ", '") + cut_text(key, 40) + "'";
     }
     return list.empty() ? "no key" : list;
   }
@@ -250,7 +251,7 @@ class RecordParser {
     }
     if (name == "video" || name == "video_url")
       return append_video(member(part, {"video", "video_url"}), content);
-    return malformed("part of unknown type '" + name.substr(0, 40) +
+    return malformed("part of unknown type '" + cut_text(name, 40) +
                      "'; expected text, image, image_url or video");
   }
 
@@ -374,7 +375,7 @@ Result<std::vector<bool>> wanted_columns(const std::vector<std::string>& columns
   if (any_text) return wanted;
   std::string found;
   for (const std::string& column : columns) {
-    if (found.size() < 200) found += (found.empty() ? "'" : ", '") + column.substr(0, 40) + "'";
+    if (found.size() < 200) found += (found.empty() ? "'" : ", '") + cut_text(column, 40) + "'";
   }
   return malformed("expected a column " + std::string(kExpectedKeys) + "; found " +
                    (found.empty() ? "none" : found) + "; rename the column");

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <set>
 
 #include "checkpoint/file.h"
 #include "plugin/guard.h"
@@ -122,6 +123,7 @@ Status WeightSource::find_stored_layers(PluginRegistry& registry) {
     }
     format_ = std::move(format);
     format_id_ = info.id;
+    quantization_ = config;
     return {};
   }
   return config.empty() ? Status{} : pass_over(config);
@@ -148,6 +150,20 @@ Status WeightSource::pass_over(const std::string& quantization_config) {
                                   ", which no format plugin reads (`slim plugins list`); give the float "
                                   "checkpoint that it was made of, or "
                                   "decode it with transformers (model.dequantize(), then save_pretrained)"};
+}
+
+Result<std::vector<std::string>> WeightSource::contradictions(const ModelPlan& plan) const {
+  if (!format_) return std::vector<std::string>{};
+  OutputModel found;
+  found.plan = &plan;
+  found.tensors = checkpoint_->tensors();
+  found.dtype = dtype_;
+  for (const auto& [name, layer] : stored_) found.schemes[name] = layer.scheme;
+  for (const BlockPlan& block : plan.blocks) {
+    for (const Layer& layer : block.layers)
+      if (!stored(layer.name)) found.ignore.push_back(layer.name);
+  }
+  return guarded(format_id_, [&] { return format_->contradictions(found, *checkpoint_, quantization_); });
 }
 
 bool WeightSource::describes_quantization(std::string_view file) const {
@@ -222,14 +238,22 @@ Result<BlockWeights> WeightSource::load(const BlockPlan& block) const {
   return weights;
 }
 
-void WeightSource::prefetch(const BlockPlan& block) const {
+std::vector<std::string> WeightSource::stored_tensors(const BlockPlan& block) const {
+  std::set<std::string> names;
+  const auto add = [&](const std::string& name, const StoredLayer* found) {
+    if (found) names.insert(found->tensors.begin(), found->tensors.end());
+    if (checkpoint_->tensors().contains(name)) names.insert(name);
+  };
   for (const Layer& layer : block.layers) {
-    const StoredLayer* found = stored(layer.name);
-    if (!found)
-      checkpoint_->prefetch(layer.weight.tensor);
-    else
-      for (const std::string& name : found->tensors) checkpoint_->prefetch(name);
+    add(layer.weight.tensor, stored(layer.name));
+    add(layer.bias, nullptr);
   }
+  for (const std::string& name : block.params) add(name, layer_of(name));
+  return {names.begin(), names.end()};
+}
+
+void WeightSource::prefetch(const BlockPlan& block) const {
+  for (const std::string& name : stored_tensors(block)) checkpoint_->prefetch(name);
 }
 
 BlockWeights moved(BlockWeights weights, at::Device device) {

@@ -46,6 +46,8 @@ class SLIM_API WeightSource {
   /// The method of a "quantization_config" that was passed over, since every tensor is in float: left by what quantized the model before it
   /// was merged or decoded. Empty: there is none.
   const std::string& stale_quantization() const { return stale_quantization_; }
+  /// Where what the checkpoint says of its quantization and its tensors say different things to engines: Format::contradictions() of its format.
+  Result<std::vector<std::string>> contradictions(const ModelPlan&) const;
   /// True for side files that say how a quantized checkpoint is quantized: they do not hold for what is made of it.
   bool describes_quantization(std::string_view file) const;
   /// The dtype of most of the model's elements, in which decoded weights are handed out too.
@@ -60,6 +62,8 @@ class SLIM_API WeightSource {
   Result<at::Tensor> matrix(const Layer&) const;
   /// All of a block. May run in another thread than the forward pass.
   Result<BlockWeights> load(const BlockPlan&) const;
+  /// The names of the tensors in the files that load() reads, each once, sorted: of what is stored quantized, its scales too.
+  std::vector<std::string> stored_tensors(const BlockPlan&) const;
   /// Asks the system to read the block's tensors from disk.
   void prefetch(const BlockPlan&) const;
 
@@ -73,6 +77,7 @@ class SLIM_API WeightSource {
   std::shared_ptr<const Checkpoint> checkpoint_;
   Owned<Format> format_;
   std::string format_id_, stale_quantization_;
+  std::string quantization_;  ///< what the checkpoint says of it, as JSON
   std::map<std::string, StoredLayer, std::less<>> stored_;
   std::map<std::string, TensorSpec> logical_;
   at::ScalarType dtype_ = at::kFloat;

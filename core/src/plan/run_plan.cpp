@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "checkpoint/cast.h"
+#include "engines/engine.h"
 #include "plugin/guard.h"
 #include "slim/statistic.hpp"
 #include "statistics/statistic_set.h"
@@ -64,7 +65,7 @@ class Planner {
     find_replaced();
     SLIM_TRY(list_outputs());
     SLIM_TRY(list_ignore());
-    if (plan_.quantized_weights == 0) {
+    if (plan_.quantized_weights == 0 && !plan_.kv_cache) {
       return Status(Code::kInvalidArgument,
                     "nothing to quantize: every layer is ignored; see `slim plan` and ignore_layers");
     }
@@ -240,17 +241,30 @@ class Planner {
 
   Status check_fused() const {
     for (const BlockPlan& block : model_.plan.blocks) {
-      for (const FusedGroup& group : block.fused) {
-        const Scheme* first = plan_.scheme(block.index, group.layers.front());
-        for (const LayerId id : group.layers) {
-          const Scheme* scheme = plan_.scheme(block.index, id);
-          if ((first == nullptr) == (scheme == nullptr) && (!first || *first == *scheme)) continue;
-          return {Code::kInvalidArgument,
-                  block.layers[id].name + " and " + block.layers[group.layers.front()].name +
-                      " are merged by serving engines and need one scheme, found " + scheme_text(scheme) +
-                      " and " + scheme_text(first) + "; give both the same, or ignore both"};
-        }
-      }
+      for (const FusedGroup& group : block.fused) SLIM_TRY(check_one_scheme(block, group.layers));
+      SLIM_TRY(check_one_scheme(block, expert_layers(block)));
+    }
+    return {};
+  }
+
+  /// Engines keep the weights of all experts in one tensor.
+  static std::vector<LayerId> expert_layers(const BlockPlan& block) {
+    std::vector<LayerId> layers;
+    for (const Layer& layer : block.layers) {
+      if (layer.expert >= 0) layers.push_back(layer.id);
+    }
+    return layers;
+  }
+
+  Status check_one_scheme(const BlockPlan& block, const std::vector<LayerId>& layers) const {
+    const Scheme* first = layers.empty() ? nullptr : plan_.scheme(block.index, layers.front());
+    for (const LayerId id : layers) {
+      const Scheme* scheme = plan_.scheme(block.index, id);
+      if ((first == nullptr) == (scheme == nullptr) && (!first || *first == *scheme)) continue;
+      return {Code::kInvalidArgument, block.layers[id].name + " and " + block.layers[layers.front()].name +
+                                          " are merged by serving engines and need one scheme, found " +
+                                          scheme_text(scheme) + " and " + scheme_text(first) +
+                                          "; give both the same, or ignore both"};
     }
     return {};
   }
@@ -475,12 +489,45 @@ Result<std::vector<OutputPlan>> make_recipes(const RunConfig& config, PluginRegi
   return outputs;
 }
 
+namespace {
+
+/// The output as engines will find it.
+ServedCheckpoint served_checkpoint(const OutputPlan& output, const Model& model) {
+  ServedCheckpoint served;
+  served.plan = &model.plan;
+  served.schemes = describe_output(facts_of(model), output.plan).schemes;
+  served.format_id = output.recipe.format_id;
+  served.dtype = output.plan.dtype;
+  for (const RecipePart& part : output.recipe.parts) {
+    const Algorithm* solver = part.solver();
+    if (solver && solver->scatters_groups(part.scheme)) served.desc_act = true;
+  }
+  read_heads(model.weights->checkpoint().config_json(), served);
+  return served;
+}
+
+Status check_engine(const OutputPlan& output, const Model& model) {
+  const RunConfig& config = output.config;
+  if (config.engine.empty() && config.tensor_parallel == 1) return {};
+  if (config.engine.empty())
+    return {Code::kInvalidArgument, "output.tensor_parallel (--tp) needs output.engine (--engine)"};
+  SLIM_ASSIGN(const auto problems,
+              engine_problems(served_checkpoint(output, model), config.engine, config.tensor_parallel));
+  return problems.empty() ? Status{} : Status(Code::kUnsupported, join(problems, "; "));
+}
+
+Status plan_output(OutputPlan& output, const Model& model) {
+  SLIM_ASSIGN(output.plan, make_run_plan(output.config, facts_of(model), output.recipe));
+  return check_engine(output, model);
+}
+
+}  // namespace
+
 Status make_run_plans(std::vector<OutputPlan>& outputs, const Model& model) {
   for (OutputPlan& output : outputs) {
-    auto plan = make_run_plan(output.config, facts_of(model), output.recipe);
-    if (!plan.ok())
-      return outputs.size() == 1 ? plan.status() : plan.status().in("output " + output.config.output);
-    output.plan = *std::move(plan);
+    Status status = plan_output(output, model);
+    if (!status.ok())
+      return outputs.size() == 1 ? status : std::move(status).in("output " + output.config.output);
   }
   return {};
 }

@@ -77,6 +77,7 @@ ModelFacts facts_of(const Model&);
 
 /// The recipe of each output of the configuration; their plans are made with the model.
 SLIM_API Result<std::vector<OutputPlan>> make_recipes(const RunConfig&, PluginRegistry&);
+/// kUnsupported: the engine that an output is for would not load or run it.
 SLIM_API Status make_run_plans(std::vector<OutputPlan>&, const Model&);
 /// What formats are told of the whole output; valid while the model is.
 OutputModel describe_output(const ModelFacts&, const RunPlan&);

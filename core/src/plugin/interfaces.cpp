@@ -36,4 +36,8 @@ Result<TensorMap> Format::encode_cache(const CacheSite& site, const at::Tensor&,
                                        c10::ScalarType type) const {
   return cache_layout(site, type).status();
 }
+Result<std::vector<std::string>> Format::contradictions(const OutputModel&, const TensorReader&,
+                                                        std::string_view) const {
+  return std::vector<std::string>{};
+}
 }  // namespace slim

@@ -12,6 +12,7 @@
 #include "model/device_memory.h"
 #include "plan/work_plan.h"
 #include "report/plan_text.h"
+#include "util/strict_json.h"
 #include "util/text.h"
 
 namespace slim {
@@ -121,7 +122,7 @@ std::string RunReport::state() const {
   for (const BlockTime& time : blocks_) json["blocks"].push_back({time.block, time.seconds, time.phases});
   for (const auto& [name, kind] : notes.kinds())
     json["notes"][name] = {{"count", kind.count}, {"examples", kind.examples}};
-  return json.dump();
+  return json_text(json);
 }
 
 Status RunReport::restore(const std::string& state) try {
@@ -225,7 +226,7 @@ Report RunReport::finish(const OutputPlan& output, const Model& model, const Cal
   }
 
   Report report;
-  report.json = json.dump();
+  report.json = json_text(json);
   report.text = format("written to         %s\n", config.output.c_str()) +
                 format("scheme, format     %s, %s\n", recipe.scheme.name.c_str(), recipe.format_id.c_str()) +
                 format("bytes              %s -> %s\n", bytes_text(input_bytes).c_str(),

@@ -9,6 +9,7 @@
 #include "checkpoint/tensor_file.h"
 #include "checkpoint/writer.h"
 #include "util/hash.h"
+#include "util/strict_json.h"
 
 namespace slim {
 namespace {
@@ -76,9 +77,7 @@ Status write_text(const std::string& path, const std::string& text) {
 }
 
 Result<std::string> checksum_of(const std::string& path) {
-  SLIM_ASSIGN(const File file, File::open_read(path));
-  SLIM_ASSIGN(const int64_t size, file.size());
-  SLIM_ASSIGN(const uint64_t hash, hash_file(file, 0, size));
+  SLIM_ASSIGN(const uint64_t hash, hash_file(path));
   return hash_digits(hash);
 }
 
@@ -109,7 +108,7 @@ Result<std::unique_ptr<Journal>> Journal::begin(const std::string& output_folder
   if (error) return Status(Code::kIo, journal->folder_ + ": cannot make the folder: " + error.message());
   SLIM_ASSIGN(File file, File::create(journal_path(journal->folder_)));
   journal->file_ = std::make_unique<File>(std::move(file));
-  SLIM_TRY(journal->append(nlohmann::json{{"fingerprint", fingerprint}}.dump()));
+  SLIM_TRY(journal->append(json_text(nlohmann::json{{"fingerprint", fingerprint}})));
   journal->fingerprint_ = fingerprint;
   SLIM_TRY(sync_folder(journal->folder_));
   SLIM_TRY(sync_folder(output_folder));
@@ -143,6 +142,7 @@ Status Journal::read_entry(const std::string& text) try {
   if (json.contains("step")) steps_.insert(json.at("step").get<std::string>());
   if (!json.contains("blocks")) return {};
   blocks_ = json.at("blocks").get<int64_t>();
+  inputs_.push_back(json.at("input").get<uint64_t>());
   checksums_ = json.at("checksums").get<std::map<std::string, std::string>>();
   const auto written = json.at("tensors").get<std::vector<std::map<std::string, uint64_t>>>();
   tensors_.resize(written.size());
@@ -161,7 +161,8 @@ Status Journal::append(const std::string& json) {
   return {};
 }
 
-Status Journal::record(const std::vector<std::map<std::string, uint64_t>>& tensors, const RunState& state) {
+Status Journal::record(const std::vector<std::map<std::string, uint64_t>>& tensors, uint64_t input,
+                       const RunState& state) {
   const int64_t blocks = blocks_ + 1;
   const bool has_batches = !state.calibration.batches.empty();
   std::vector<std::pair<std::string, at::Tensor>> batches;
@@ -177,14 +178,16 @@ Status Journal::record(const std::vector<std::map<std::string, uint64_t>>& tenso
   const nlohmann::json json = {{"calibration", recorded(state.calibration)},
                                {"reports", state.reports},
                                {"statistics", state.statistics}};
-  SLIM_TRY(write_text(state_path(blocks), json.dump()));
-  checksums["state"] = hash_digits(hash_text(json.dump()));
+  SLIM_TRY(write_text(state_path(blocks), json_text(json)));
+  checksums["state"] = hash_digits(hash_text(json_text(json)));
   SLIM_TRY(sync_folder(folder_));
-  SLIM_TRY(append(nlohmann::json{{"blocks", blocks}, {"tensors", tensors}, {"checksums", checksums}}.dump()));
+  SLIM_TRY(append(json_text(
+      nlohmann::json{{"blocks", blocks}, {"tensors", tensors}, {"input", input}, {"checksums", checksums}})));
   std::error_code ignored;
   fs::remove(batches_path(blocks_), ignored);
   fs::remove(state_path(blocks_), ignored);
   blocks_ = blocks;
+  inputs_.push_back(input);
   return {};
 }
 
@@ -217,7 +220,7 @@ Result<RunState> Journal::state() const try {
 
 Status Journal::announce(const std::string& step) {
   steps_.insert(step);
-  return append(nlohmann::json{{"step", step}}.dump());
+  return append(json_text(nlohmann::json{{"step", step}}));
 }
 
 }  // namespace slim

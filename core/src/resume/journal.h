@@ -35,9 +35,11 @@ class SLIM_API Journal {
   int64_t blocks() const { return blocks_; }
   /// Checksums of everything that was written into an output.
   const std::map<std::string, uint64_t>& tensors(size_t output) const { return tensors_.at(output); }
+  /// By finished block: block_checksum() of what it was made from.
+  const std::vector<uint64_t>& inputs() const { return inputs_; }
   Result<RunState> state() const;
-  /// One more block is finished. `tensors`: by output, what was written since the last record.
-  Status record(const std::vector<std::map<std::string, uint64_t>>& tensors, const RunState&);
+  /// One more block is finished. `tensors`: by output, what was written since the last record; `input`: see inputs().
+  Status record(const std::vector<std::map<std::string, uint64_t>>& tensors, uint64_t input, const RunState&);
   /// A step after the last block ("output 2") is about to be done; then whether it was.
   Status announce(const std::string& step);
   bool announced(const std::string& step) const { return steps_.contains(step); }
@@ -57,6 +59,7 @@ class SLIM_API Journal {
   Fingerprint fingerprint_;
   std::vector<std::map<std::string, uint64_t>> tensors_;
   std::map<std::string, std::string> checksums_;  ///< of the files of the last block
+  std::vector<uint64_t> inputs_;
   std::set<std::string> steps_;
 };
 

@@ -6,6 +6,7 @@
 
 #include "model/model_fingerprint.h"
 #include "resume/run_fingerprint.h"
+#include "util/strict_json.h"
 #include "util/text.h"
 
 namespace slim {
@@ -80,6 +81,7 @@ Status Recovery::resume(const std::string& partial) {
     return {Code::kInvalidArgument, partial + ": the interrupted run was another: " + differs +
                                         "; undo that, or begin anew with --overwrite and without --resume"};
   }
+  SLIM_TRY(check_inputs());
   SLIM_ASSIGN(RunState state, journal_->state());
   SLIM_TRY(open_statistics());
   auto& outputs = parts_.outputs;
@@ -92,6 +94,24 @@ Status Recovery::resume(const std::string& partial) {
   SLIM_TRY(parts_.propagation.resume(std::move(state.calibration)));
   if (!state.statistics.empty() && !statistics_done()) SLIM_TRY(parts_.statistics.resume(state.statistics));
   parts_.notes.note("resumed", partial, "after " + std::to_string(journal_->blocks()) + " blocks");
+  return {};
+}
+
+/// The tensors behind the finished blocks are those that they were made from: files with other bytes may have the old size and time.
+Status Recovery::check_inputs() {
+  const auto& blocks = job_.model.plan.blocks;
+  const std::vector<uint64_t>& inputs = journal_->inputs();
+  parts_.progress.begin("checking what was read", static_cast<int64_t>(inputs.size()));
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (parts_.progress.cancelled()) return {Code::kCancelled, "interrupted before " + blocks[i].name};
+    SLIM_ASSIGN(const uint64_t checksum, block_checksum(job_.model, blocks[i]));
+    if (checksum != inputs[i])
+      return {Code::kInvalidArgument,
+              job_.asked.model + ": the tensors of " + blocks[i].name +
+                  " are no longer those that the interrupted run read; put the old files back, or begin anew "
+                  "with --overwrite and without --resume"};
+    parts_.progress.step(blocks[i].name);
+  }
   return {};
 }
 
@@ -169,7 +189,9 @@ Status Recovery::record(const RunState& state) {
   for (auto& output : parts_.outputs) {
     SLIM_ASSIGN(tensors.emplace_back(), output->writer().checkpoint().sync_finished());
   }
-  SLIM_TRY(journal_->record(tensors, state));
+  SLIM_ASSIGN(const uint64_t input,
+              block_checksum(job_.model, job_.model.plan.blocks[static_cast<size_t>(blocks())]));
+  SLIM_TRY(journal_->record(tensors, input, state));
   for (const Carry& carry : state.calibration.batches) Spill::release(carry);
   keep_partial(true);
   return {};
@@ -236,11 +258,10 @@ Report Recovery::stopped_report() const {
   return {"stopped after       " + std::to_string(blocks()) + " of " +
               std::to_string(job_.model.plan.blocks.size()) + " blocks, kept in " + partial() +
               ": go on with --resume\npeak RAM            " + bytes_text(peak_resident_bytes()) + "\n",
-          nlohmann::json{{"output", parts_.outputs.front()->folder()},
-                         {"partial", partial()},
-                         {"blocks", blocks()},
-                         {"peak_rss_bytes", peak_resident_bytes()}}
-              .dump()};
+          json_text(nlohmann::json{{"output", parts_.outputs.front()->folder()},
+                                   {"partial", partial()},
+                                   {"blocks", blocks()},
+                                   {"peak_rss_bytes", peak_resident_bytes()}})};
 }
 
 }  // namespace slim

@@ -44,6 +44,7 @@ class Recovery {
   Status check_leftovers(const std::string& partial, int64_t blocks);
   Status begin(const std::string& partial);
   Status resume(const std::string& partial);
+  Status check_inputs();
   Status begin_propagation();
   Status open_statistics();
   Status create_statistics();

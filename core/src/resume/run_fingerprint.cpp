@@ -24,10 +24,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-Result<uint64_t> hash_file_at(const std::string& path) {
-  SLIM_ASSIGN(const File file, File::open_read(path));
-  SLIM_ASSIGN(const int64_t size, file.size());
-  return hash_file(file, 0, size);
+/// A data file by its content, whatever its times say; a folder, and a file that would take seconds to read, by names, sizes and times.
+Result<std::string> data_digest(const std::string& path) {
+  constexpr uintmax_t kMost = uintmax_t{1} << 30;
+  std::error_code error;
+  if (!fs::is_regular_file(path, error) || fs::file_size(path, error) > kMost) return file_stamps(path);
+  SLIM_ASSIGN(const uint64_t hash, hash_file(path));
+  return hash_digits(hash);
 }
 
 /// The library that this code is in.
@@ -38,16 +41,17 @@ std::string core_path() {
 
 /// Where a run puts things, and what cannot change its result.
 bool changes_result(const std::string& key) {
-  static const std::set<std::string> kOthers = {"run.resume",  "run.stop_after_blocks", "run.plugin_dirs",
-                                                "run.threads", "output.overwrite",      "output.path",
-                                                "model.path",  "dataset.path"};
+  static const std::set<std::string> kOthers = {
+      "run.resume",       "run.stop_after_blocks", "run.plugin_dirs", "run.threads",
+      "output.overwrite", "output.path",           "model.path",      "dataset.path",
+      "output.engine",    "output.tensor_parallel"};
   return !kOthers.contains(key);
 }
 
 Status add_plugin(slim_kind kind, const std::string& name, PluginRegistry& registry,
                   Fingerprint& fingerprint) {
   SLIM_ASSIGN(const PluginInfo info, registry.find(kind, name));
-  SLIM_ASSIGN(const uint64_t hash, hash_file_at(info.path));
+  SLIM_ASSIGN(const uint64_t hash, hash_file(info.path));
   fingerprint["plugin " + info.id + " (" + std::to_string(info.kind) + ")"] =
       info.version + " " + hash_digits(hash);
   return {};
@@ -73,12 +77,17 @@ Result<Fingerprint> run_fingerprint(const RunConfig& config, const std::string& 
     if (changes_result(key)) fingerprint[key] = value;
   }
   fingerprint[kWeightFiles] = weight_files_stamp(model);
-  if (!config.calib.empty()) fingerprint["the calibration data"] = file_stamps(config.calib);
-  if (!config.statistics.empty()) fingerprint["the statistics"] = file_stamps(config.statistics);
+  if (!config.calib.empty()) {
+    SLIM_ASSIGN(fingerprint["the calibration data"], data_digest(config.calib));
+  }
+  if (!config.statistics.empty()) {
+    SLIM_ASSIGN(const uint64_t hash, hash_file(config.statistics));
+    fingerprint["the statistics"] = hash_digits(hash);
+  }
   for (const OutputPlan* output : outputs) SLIM_TRY(add_plugins(*output, registry, fingerprint));
   SLIM_TRY(add_plugin(SLIM_ADAPTER, model.adapter_id, registry, fingerprint));
   SLIM_TRY(add_plugin(SLIM_BACKEND, backend, registry, fingerprint));
-  SLIM_ASSIGN(const uint64_t core, hash_file_at(core_path()));
+  SLIM_ASSIGN(const uint64_t core, hash_file(core_path()));
   fingerprint["slim"] = SLIM_VERSION " " + hash_digits(core);
   fingerprint["CPU threads"] = std::to_string(at::get_num_threads());
   fingerprint["the processor"] = at::get_cpu_capability();

@@ -15,7 +15,9 @@ std::string difference(const Fingerprint& found, const Fingerprint& expected) {
   return text;
 }
 
-std::string fingerprint_json(const Fingerprint& fingerprint) { return nlohmann::json(fingerprint).dump(); }
+std::string fingerprint_json(const Fingerprint& fingerprint) {
+  return json_text(nlohmann::json(fingerprint));
+}
 
 Result<Fingerprint> parse_fingerprint(std::string_view json) {
   SLIM_ASSIGN(const auto parsed, parse_strict_json(json));

@@ -11,4 +11,11 @@ namespace slim {
 /// any input.
 Result<nlohmann::ordered_json> parse_strict_json(std::string_view text, int max_depth = 64);
 
+/// Writes JSON; text that is not UTF-8 (names of files, cut messages) gets U+FFFD in place of its bytes instead of an exception.
+/// `indent` < 0: on one line.
+template <class Json>
+std::string json_text(const Json& json, int indent = -1) {
+  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
 }  // namespace slim

@@ -1,5 +1,6 @@
 #include "util/text.h"
 
+#include <algorithm>
 #include <cstdio>
 
 namespace slim {
@@ -12,6 +13,66 @@ std::string bytes_text(int64_t bytes) {
   char text[32];
   std::snprintf(text, sizeof text, unit ? "%.2f %s" : "%.0f %s", value, units[unit]);
   return text;
+}
+
+namespace {
+
+/// Bytes of the character at text[at], 0 if it is not whole UTF-8 (overlong forms and surrogates pass: terminals replace them).
+size_t character_size(std::string_view text, size_t at) {
+  const auto lead = static_cast<uint8_t>(text[at]);
+  const size_t size = lead < 0x80                   ? 1
+                      : lead >= 0xC2 && lead < 0xE0 ? 2
+                      : (lead & 0xF0) == 0xE0       ? 3
+                      : lead >= 0xF0 && lead < 0xF5 ? 4
+                                                    : 0;
+  if (size == 0 || at + size > text.size()) return 0;
+  for (size_t i = 1; i < size; ++i)
+    if ((static_cast<uint8_t>(text[at + i]) & 0xC0) != 0x80) return 0;
+  return size;
+}
+
+/// C0 but for line ends and tabs, DEL, and C1 (U+0080 to U+009F).
+bool is_control(std::string_view character) {
+  const auto first = static_cast<uint8_t>(character[0]);
+  if (character.size() == 1) return (first < 0x20 && first != '\n' && first != '\t') || first == 0x7F;
+  return first == 0xC2 && static_cast<uint8_t>(character[1]) < 0xA0;
+}
+
+}  // namespace
+
+bool is_utf8(std::string_view text) {
+  for (size_t at = 0; at < text.size();) {
+    const size_t size = character_size(text, at);
+    if (size == 0) return false;
+    at += size;
+  }
+  return true;
+}
+
+std::string cut_text(std::string_view text, size_t bytes) {
+  if (text.size() <= bytes) return std::string(text);
+  size_t end = bytes;
+  while (end > 0 && (static_cast<uint8_t>(text[end]) & 0xC0) == 0x80) --end;
+  return std::string(text.substr(0, end)) + "...";
+}
+
+std::string terminal_text(std::string_view text) {
+  std::string out;
+  for (size_t at = 0; at < text.size();) {
+    const size_t size = character_size(text, at);
+    const std::string_view character = text.substr(at, std::max<size_t>(size, 1));
+    if (size > 0 && !is_control(character)) {
+      out += character;
+    } else {
+      for (const char byte : character) {
+        char code[8];
+        std::snprintf(code, sizeof code, "\\x%02x", static_cast<uint8_t>(byte));
+        out += code;
+      }
+    }
+    at += character.size();
+  }
+  return out;
 }
 
 }  // namespace slim

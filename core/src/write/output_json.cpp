@@ -2,6 +2,7 @@
 
 #include "checkpoint/cast.h"
 #include "util/strict_json.h"
+#include "util/text.h"
 
 namespace slim {
 namespace {
@@ -25,7 +26,7 @@ Status set_entry(Json& root, const std::string& path, const std::string& text) {
   const Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (value.is_discarded())
     return {Code::kInternal,
-            "config.json: the format's value of '" + path + "' is no JSON: " + text.substr(0, 80)};
+            "config.json: the format's value of '" + path + "' is no JSON: " + cut_text(text, 80)};
   const auto [parent, name] = find_parent(root, path);
   if (parent) (*parent)[name] = value;
   return {};

@@ -154,7 +154,10 @@ Status OutputWriter::write_side_files(bool scattered_groups) {
   SLIM_ASSIGN(const std::string config, output_config_json(input.config_json(), format, output, dtype));
   SLIM_ASSIGN(const auto made, format.side_files(output));
   SLIM_TRY(checkpoint_->write_file("config.json", config));
-  for (const std::string& name : input.side_files()) {
+  std::vector<std::string> files = input.side_files();
+  if (output_.config.allow_outside)
+    files.insert(files.end(), input.outside_links().begin(), input.outside_links().end());
+  for (const std::string& name : files) {
     if (name != "config.json" && !made.contains(name) && !model_.weights->describes_quantization(name))
       SLIM_TRY(checkpoint_->copy_file(name, input.folder() + "/" + name));
   }

@@ -184,7 +184,10 @@ MultimodalPositions multimodal_positions(int64_t tokens, std::span<const VisionS
     ++token;
   };
   const auto text_until = [&](int64_t end) {
-    for (; token < end; ++current) put(current, current, current);
+    while (token < end) {
+      put(current, current, current);
+      ++current;
+    }
   };
   for (const auto& span : spans) {
     text_until(span.begin);

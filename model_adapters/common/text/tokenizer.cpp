@@ -51,7 +51,7 @@ struct Tokenizer::Impl {
   Status encode_between(std::string_view text, bool first, std::vector<int64_t>& ids) const;
 };
 
-const json& Tokenizer::Impl::part(const char* key) const {
+const nlohmann::json& Tokenizer::Impl::part(const char* key) const {
   static const nlohmann::json kNull;
   auto it = json.rest.find(key);
   return it == json.rest.end() ? kNull : *it;
