@@ -1,4 +1,5 @@
-// logits MODEL SAMPLES OUTPUT [DTYPE [ADAPTER]]: runs all samples as one batch through the native forward pass.
+// logits MODEL SAMPLES OUTPUT [DTYPE [ADAPTER]]: runs all samples through the native forward pass: in fp32 as one batch, in 16 bits each alone, for
+// LibTorch's products of 16 bits round in other places where there are other numbers of rows.
 // SAMPLES: a folder with config.json ({}) and model.safetensors, holding tensors "I.NAME" for sample I = 0, 1, ...
 // ("0.input_ids" int64 [tokens], "0.pixel_values", "0.image_grid_thw", as the adapter's Processor makes them).
 // OUTPUT: a folder whose model.safetensors holds "I.logits" fp32 [tokens, vocabulary].
@@ -37,18 +38,23 @@ Status run(const std::string& folder, const std::string& samples_folder, const s
   SLIM_ASSIGN(const at::ScalarType dtype, model.compute_dtype(dtype_name));
   RunNotes notes;
   ForwardPass pass(model, {.dtype = dtype}, /*cache_bytes=*/0, notes);
-  std::vector<Carry> batches(1);
-  SLIM_ASSIGN(batches[0], model.begin(samples, pass.exec()));
+  const size_t together = dtype == at::kFloat ? std::max<size_t>(samples.size(), 1) : 1;
+  std::vector<Carry> batches;
+  for (size_t i = 0; i < samples.size(); i += together) {
+    SLIM_ASSIGN(batches.emplace_back(), model.begin(std::span(samples).subspan(i, together), pass.exec()));
+  }
   SLIM_TRY(pass.run(batches, "", nullptr, nullptr));
-  const at::Tensor lengths = batches[0].at("lengths");
-  SLIM_ASSIGN(const at::Tensor logits, pass.logits(batches[0], at::arange(lengths.sum().item<int64_t>())));
 
   TensorMap tensors;
-  int64_t begin = 0;
-  for (int64_t i = 0; i < lengths.size(0); ++i) {
-    const int64_t length = lengths[i].item<int64_t>();
-    tensors[std::to_string(i) + ".logits"] = logits.narrow(0, begin, length);
-    begin += length;
+  for (const Carry& batch : batches) {
+    const at::Tensor lengths = batch.at("lengths");
+    SLIM_ASSIGN(const at::Tensor logits, pass.logits(batch, at::arange(lengths.sum().item<int64_t>())));
+    int64_t begin = 0;
+    for (int64_t i = 0; i < lengths.size(0); ++i) {
+      const int64_t length = lengths[i].item<int64_t>();
+      tensors[std::to_string(tensors.size()) + ".logits"] = logits.narrow(0, begin, length);
+      begin += length;
+    }
   }
   return tools::write_tensors(output, tensors);
 }

@@ -11,6 +11,7 @@
 #include "data/media.h"
 #include "data/record.h"
 #include "data/shuffle.h"
+#include "util/text.h"
 
 namespace slim {
 namespace {
@@ -38,32 +39,6 @@ bool is_image(const fs::path& path) {
 bool is_data_file(const fs::path& path) {
   static const std::set<std::string> kExtensions{".jsonl", ".parquet", ".txt"};
   return kExtensions.contains(extension_of(path));
-}
-
-/// True if every byte belongs to a well-formed UTF-8 sequence (Unicode 15, table 3-7).
-bool is_utf8(std::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    const auto byte = [&](size_t at) {
-      return at < text.size() ? static_cast<uint8_t>(text[at]) : uint8_t{0};
-    };
-    const uint8_t lead = byte(i);
-    const size_t more = lead < 0x80   ? 0
-                        : lead < 0xC2 ? 4
-                        : lead < 0xE0 ? 1
-                        : lead < 0xF0 ? 2
-                        : lead < 0xF5 ? 3
-                                      : 4;
-    if (more == 4) return false;
-    for (size_t k = 1; k <= more; ++k) {
-      if ((byte(i + k) & 0xC0) != 0x80) return false;
-    }
-    const uint8_t second = byte(i + 1);
-    const bool overlong = (lead == 0xE0 && second < 0xA0) || (lead == 0xF0 && second < 0x90);
-    const bool beyond = (lead == 0xED && second > 0x9F) || (lead == 0xF4 && second > 0x8F);
-    if (overlong || beyond) return false;
-    i += more + 1;
-  }
-  return true;
 }
 
 /// A line without its end; false at the end of the file. Stops one byte after kMaxLine.

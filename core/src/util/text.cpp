@@ -17,18 +17,20 @@ std::string bytes_text(int64_t bytes) {
 
 namespace {
 
-/// Bytes of the character at text[at], 0 if it is not whole UTF-8 (overlong forms and surrogates pass: terminals replace them).
+/// Bytes of the character at text[at], 0 if it is not well-formed UTF-8 (Unicode 15, table 3-7).
 size_t character_size(std::string_view text, size_t at) {
-  const auto lead = static_cast<uint8_t>(text[at]);
+  const auto byte = [&](size_t i) { return i < text.size() ? static_cast<uint8_t>(text[i]) : uint8_t{0}; };
+  const uint8_t lead = byte(at), second = byte(at + 1);
   const size_t size = lead < 0x80                   ? 1
                       : lead >= 0xC2 && lead < 0xE0 ? 2
                       : (lead & 0xF0) == 0xE0       ? 3
                       : lead >= 0xF0 && lead < 0xF5 ? 4
                                                     : 0;
-  if (size == 0 || at + size > text.size()) return 0;
   for (size_t i = 1; i < size; ++i)
-    if ((static_cast<uint8_t>(text[at + i]) & 0xC0) != 0x80) return 0;
-  return size;
+    if ((byte(at + i) & 0xC0) != 0x80) return 0;
+  const bool overlong = (lead == 0xE0 && second < 0xA0) || (lead == 0xF0 && second < 0x90);
+  const bool beyond = (lead == 0xED && second > 0x9F) || (lead == 0xF4 && second > 0x8F);
+  return overlong || beyond ? 0 : size;
 }
 
 /// C0 but for line ends and tabs, DEL, and C1 (U+0080 to U+009F).

@@ -26,15 +26,49 @@ Value Renderer::wrong(const std::string& what, const Value& found) {
 
 bool Renderer::enter(const Node& node) {
   line_ = node.line;
-  if (++steps_ > kMaxSteps) fail(Code::kUnsupported, "the template takes too many steps");
+  spend(1);
   if (depth_ > kMaxDepth) fail(Code::kUnsupported, "the template nests too deep");
   return !failed();
 }
 
+bool Renderer::spend(int64_t steps) {
+  steps_ += steps;
+  if (steps_ > kMaxSteps) fail(Code::kUnsupported, "the template takes too many steps");
+  return !failed();
+}
+
 Value Renderer::text(std::string v) {
-  steps_ += static_cast<int64_t>(v.size() / 256);  // copying costs too
+  spend(static_cast<int64_t>(v.size() / 256));  // copying costs too
+  made_ += v.size();
   if (v.size() > kMaxText) return fail(Code::kUnsupported, "a text over 64 MiB");
+  if (made_ > kMaxMade) return fail(Code::kUnsupported, "the template makes texts of over 256 MiB");
   return Value::string(std::move(v));
+}
+
+bool Renderer::equal(const Value& a, const Value& b) {
+  if (!spend(1)) return false;
+  if (is_number(a) && is_number(b)) return a.number() == b.number();
+  if (a.kind() != b.kind()) return false;
+  switch (a.kind()) {
+    case Kind::kString:
+      return spend(static_cast<int64_t>(std::min(a.text().size(), b.text().size()) / 256)) &&
+             a.text() == b.text();
+    case Kind::kList:
+      return std::ranges::equal(a.items(), b.items(),
+                                [&](const Value& x, const Value& y) { return equal(x, y); });
+    case Kind::kDict:
+      return a.entries().size() == b.entries().size() &&
+             std::ranges::all_of(a.entries(), [&](const auto& entry) {
+               const Value* other = b.find(entry.first);
+               return other != nullptr && equal(*other, entry.second);
+             });
+    case Kind::kNamespace:
+      return &a.entries() == &b.entries();
+    case Kind::kMacro:
+      return a.node() == b.node();
+    default:
+      return true;
+  }
 }
 
 Value Renderer::lookup(const std::string& name) const {
@@ -136,7 +170,7 @@ Renderer::Flow Renderer::loop(const Node& node, std::string& out) {
   if (items.empty()) return execute(node.other, out);
   auto count = static_cast<int64_t>(items.size());
   for (int64_t i = 0; i < count && enter(node); ++i) {
-    steps_ += 10;  // what it costs to set the loop's variables
+    spend(10);  // what it costs to set the loop's variables
     scopes_.emplace_back();
     auto item = [&](int64_t k) { return k >= 0 && k < count ? items[static_cast<size_t>(k)] : Value(); };
     scopes_.back()["loop"] = Value::dict({{"index0", Value::integer(i)},
@@ -160,13 +194,16 @@ List Renderer::iterate(const Value& v) {
   List out;
   if (v.is(Kind::kList)) return v.items();
   if (v.is(Kind::kString)) {
-    for (std::string& c : characters(v.text())) out.push_back(Value::string(std::move(c)));
+    if (count_characters(v.text()) > kMaxCharacters)
+      fail(Code::kUnsupported, "a text of over a million characters is taken apart");
+    else
+      for (std::string& c : characters(v.text())) out.push_back(Value::string(std::move(c)));
   } else if (v.is(Kind::kDict)) {
     for (const auto& [key, value] : v.entries()) out.push_back(Value::string(key));
   } else if (!v.is(Kind::kUndefined)) {
     wrong("expected something to iterate over", v);
   }
-  steps_ += static_cast<int64_t>(out.size());
+  spend(static_cast<int64_t>(out.size()));
   return out;
 }
 

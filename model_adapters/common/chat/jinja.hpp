@@ -57,15 +57,13 @@ class Value {
   const Node* node_ = nullptr;
 };
 
-bool operator==(const Value& a, const Value& b);
-
 /// A parsed template. Immutable; render() may be called from any thread.
 class Template {
  public:
   /// Errors: kCorrupt for broken syntax or UTF-8, kUnsupported for syntax that is not known; both name the line.
   static Result<Template> parse(std::string_view source);
   /// `globals`: the variables of the template. Errors: what the template raises itself (raise_exception), operations on
-  /// wrong types, unknown filters, tests and functions, each with its line; more than 10 million steps, 64 MiB of text or
+  /// wrong types, unknown filters, tests and functions, each with its line; more than 10 million steps, 64 MiB of text (256 of all), or
   /// 64 nested macro calls (hostile templates end).
   Result<std::string> render(const Dict& globals) const;
 

@@ -70,9 +70,10 @@ Value Renderer::range(const Arguments& args) {
   if (!is_number(first) || !is_number(last) || !is_number(step) || step.number() == 0)
     return fail(Code::kCorrupt, "range() of other than numbers");
   List out;
-  for (int64_t i = first.number(); step.number() > 0 ? i < last.number() : i > last.number();
-       i += step.number()) {
+  int64_t i = first.number();
+  while (step.number() > 0 ? i < last.number() : i > last.number()) {
     out.push_back(Value::integer(i));
+    if (__builtin_add_overflow(i, step.number(), &i)) break;
     if (out.size() > 100000) return fail(Code::kUnsupported, "range() over 100000 numbers");
   }
   return Value::list(std::move(out));
@@ -157,7 +158,7 @@ Value Renderer::split(const std::string& s, const Arguments& args) {
   List out;
   for (std::string& part : split_text(s, separator, is_number(limit) ? limit.number() : -1))
     out.push_back(Value::string(std::move(part)));
-  steps_ += static_cast<int64_t>(out.size());
+  spend(static_cast<int64_t>(out.size() + s.size() / 256));
   return Value::list(std::move(out));
 }
 
@@ -167,7 +168,7 @@ Value Renderer::replace(const std::string& s, const Arguments& args) {
     return fail(Code::kUnsupported, "replace() takes two strings, the first not empty");
   std::string out;
   size_t at = 0;
-  for (size_t next; (next = s.find(*from, at)) != std::string::npos && out.size() <= kMaxText;
+  for (size_t next; (next = find_text(s, *from, at)) != std::string::npos && out.size() <= kMaxText;
        at = next + from->size())
     out.append(s, at, next - at).append(*to);
   return text(out.append(s, at));

@@ -108,7 +108,7 @@ Value Renderer::slice(const Node& node) {
 Value Renderer::unary(const std::string& op, const Value& v) {
   if (op == "not") return Value::boolean(!v.truth());
   if (!is_number(v)) return wrong("expected a number behind '" + op + "'", v);
-  return Value::integer(op == "-" ? -v.number() : v.number());
+  return op == "-" ? of_numbers("-", 0, v.number()) : Value::integer(v.number());
 }
 
 Value Renderer::binary(const Node& node) {
@@ -118,8 +118,8 @@ Value Renderer::binary(const Node& node) {
   Value b = evaluate(node.a[1]);
   line_ = node.line;
   if (failed()) return {};
-  if (op == "==") return Value::boolean(a == b);
-  if (op == "!=") return Value::boolean(!(a == b));
+  if (op == "==") return Value::boolean(equal(a, b));
+  if (op == "!=") return Value::boolean(!equal(a, b));
   if (op == "in") return Value::boolean(contains(b, a));
   if (op == "not in") return Value::boolean(!contains(b, a));
   if (op == "~") return text(printed(a) + printed(b));
@@ -128,7 +128,7 @@ Value Renderer::binary(const Node& node) {
   if (op == "+" && a.is(Kind::kList) && b.is(Kind::kList)) {
     List out = a.items();
     out.insert(out.end(), b.items().begin(), b.items().end());
-    steps_ += static_cast<int64_t>(out.size());
+    spend(static_cast<int64_t>(out.size()));
     return Value::list(std::move(out));
   }
   return fail(Code::kCorrupt, "'" + op + "' of " + name_of(a.kind()) + " and " + name_of(b.kind()));
@@ -164,11 +164,12 @@ Value Renderer::of_numbers(const std::string& op, int64_t a, int64_t b) {
 bool Renderer::contains(const Value& container, const Value& v) {
   if (container.is(Kind::kString)) {
     if (!v.is(Kind::kString)) return wrong("expected a string before 'in'", v).truth();
-    return container.text().find(v.text()) != std::string::npos;
+    return spend(static_cast<int64_t>(container.text().size() / 256)) &&
+           find_text(container.text(), v.text()) != std::string::npos;
   }
   if (container.is(Kind::kDict)) return v.is(Kind::kString) && container.find(v.text()) != nullptr;
   List items = iterate(container);
-  return std::find(items.begin(), items.end(), v) != items.end();
+  return std::ranges::any_of(items, [&](const Value& item) { return equal(item, v); });
 }
 
 std::string Renderer::printed(const Value& v) {

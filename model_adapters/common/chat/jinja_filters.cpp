@@ -8,6 +8,7 @@ namespace slim::model::jinja {
 
 Value Renderer::length(const Value& v) {
   if (v.is(Kind::kDict)) return Value::integer(static_cast<int64_t>(v.entries().size()));
+  if (v.is(Kind::kString)) return Value::integer(count_characters(v.text()));
   return Value::integer(static_cast<int64_t>(iterate(v).size()));
 }
 
@@ -66,7 +67,7 @@ Value Renderer::mapped(const Value& v, const Arguments& args) {
     item = key ? attribute(item, *key) : filter(*name, item, rest);
     if (key && item.is(Kind::kUndefined)) item = otherwise;
   }
-  steps_ += static_cast<int64_t>(items.size());
+  spend(static_cast<int64_t>(items.size()));
   return Value::list(std::move(items));
 }
 
@@ -169,8 +170,8 @@ bool Renderer::test(const std::string& name, const Value& v, const Arguments& ar
   if (failed()) return false;
   if (auto it = kTests.find(name); it != kTests.end()) return it->second(v);
   if (name == "in") return contains(args.get(0), v);
-  if (name == "eq" || name == "equalto" || name == "==") return v == args.get(0);
-  if (name == "ne" || name == "!=") return !(v == args.get(0));
+  if (name == "eq" || name == "equalto" || name == "==") return equal(v, args.get(0));
+  if (name == "ne" || name == "!=") return !equal(v, args.get(0));
   return fail(Code::kUnsupported, "test '" + name + "' is not supported").truth();
 }
 

@@ -49,6 +49,9 @@ class Renderer {
   enum class Flow : uint8_t { kNext, kBreak, kContinue };
   static constexpr int64_t kMaxSteps = 10'000'000;
   static constexpr size_t kMaxText = size_t{64} << 20;
+  static constexpr size_t kMaxMade = size_t{256}
+                                     << 20;  ///< of all values together, also of those that are gone
+  static constexpr int64_t kMaxCharacters = int64_t{1} << 20;  ///< of a text that is taken apart
   static constexpr int kMaxDepth = 600;
   static constexpr int kMaxCalls = 64;
 
@@ -63,7 +66,12 @@ class Renderer {
     ~Deeper() { --depth; }
     int& depth;
   };
+  /// Counts what an operation costs beside its node; false when the template is over its bounds.
+  bool spend(int64_t steps);
+  /// A text that the template made.
   Value text(std::string v);
+  /// ==, which for containers visits all that they hold.
+  bool equal(const Value& a, const Value& b);
 
   // ---- names
   Value lookup(const std::string& name) const;
@@ -137,6 +145,7 @@ class Renderer {
   std::vector<Scope> scopes_;
   Status status_;
   int64_t steps_ = 0;
+  size_t made_ = 0;
   int depth_ = 0, calls_ = 0, line_ = 0;
 };
 

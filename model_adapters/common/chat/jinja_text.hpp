@@ -10,6 +10,10 @@ namespace slim::model::jinja {
 
 /// One string per code point.
 std::vector<std::string> characters(std::string_view text);
+/// The number of code points.
+int64_t count_characters(std::string_view text);
+/// Where `part` begins in `text`, from byte `from` on, or npos. Linear in both.
+size_t find_text(std::string_view text, std::string_view part, size_t from = 0);
 /// str.strip: without the given characters (white space if none are given) at the asked ends.
 std::string stripped(std::string_view text, const std::optional<std::string>& characters, bool left,
                      bool right);

@@ -91,31 +91,6 @@ void Value::assign(const std::string& key, Value v) const {
   dict_->emplace_back(key, std::move(v));
 }
 
-bool operator==(const Value& a, const Value& b) {
-  using Kind = Value::Kind;
-  auto is_number = [](const Value& v) { return v.is(Kind::kBool) || v.is(Kind::kInt); };
-  if (is_number(a) && is_number(b)) return a.number() == b.number();
-  if (a.kind() != b.kind()) return false;
-  switch (a.kind()) {
-    case Kind::kString:
-      return a.text() == b.text();
-    case Kind::kList:
-      return a.items() == b.items();
-    case Kind::kDict:
-      return a.entries().size() == b.entries().size() &&
-             std::all_of(a.entries().begin(), a.entries().end(), [&](const auto& entry) {
-               const Value* other = b.find(entry.first);
-               return other != nullptr && *other == entry.second;
-             });
-    case Kind::kNamespace:
-      return &a.entries() == &b.entries();
-    case Kind::kMacro:
-      return a.node() == b.node();
-    default:
-      return true;
-  }
-}
-
 const char* name_of(Value::Kind kind) {
   static constexpr const char* kNames[] = {"an undefined value", "none",        "a boolean",
                                            "a number",           "a string",    "a list",

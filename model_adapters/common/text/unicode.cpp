@@ -3,8 +3,8 @@
 #include <utf8proc.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
+#include <array>
+#include <vector>
 
 namespace slim::model {
 namespace {
@@ -48,15 +48,41 @@ bool is_unnormalized(char32_t c) {
                                          find_range(kCategoryChanges, kCategoryChangeCount, c) != nullptr);
 }
 
+bool is_mark(utf8proc_int32_t c) { return utf8proc_get_property(c)->combining_class != 0; }
+
+/// Each run of combining marks in the order of their classes. utf8proc's own sort takes the square of a run's length.
+void sort_marks(std::vector<utf8proc_int32_t>& text) {
+  const auto by_class = [](utf8proc_int32_t a, utf8proc_int32_t b) {
+    return utf8proc_get_property(a)->combining_class < utf8proc_get_property(b)->combining_class;
+  };
+  for (auto begin = text.begin(); begin != text.end();) {
+    begin = std::find_if(begin, text.end(), is_mark);
+    const auto end = std::find_if_not(begin, text.end(), is_mark);
+    std::stable_sort(begin, end, by_class);
+    begin = end;
+  }
+}
+
+/// Decomposition, order, composition: UAX #15.
 void append_nfc(std::string_view text, std::string& out) {
-  if (text.empty()) return;
-  utf8proc_uint8_t* result = nullptr;
-  auto length = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                             static_cast<utf8proc_ssize_t>(text.size()), &result,
-                             static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-  std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(result, &std::free);
-  if (length < 0) throw std::bad_alloc();  // the only failure left: the text is valid UTF-8
-  out.append(reinterpret_cast<const char*>(result), static_cast<size_t>(length));
+  constexpr size_t kLongest = 8;  // no character decomposes into more by canonical mappings
+  std::vector<utf8proc_int32_t> decomposed;
+  for (size_t i = 0; i < text.size();) {
+    const auto c = static_cast<utf8proc_int32_t>(next_code_point(text, i));
+    std::array<utf8proc_int32_t, kLongest> parts{};
+    int boundary = 0;
+    const auto count = utf8proc_decompose_char(
+        c, parts.data(), kLongest, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE),
+        &boundary);
+    decomposed.insert(decomposed.end(), parts.begin(),
+                      parts.begin() + std::clamp<utf8proc_ssize_t>(count, 0, kLongest));
+  }
+  sort_marks(decomposed);
+  const auto length =
+      utf8proc_normalize_utf32(decomposed.data(), static_cast<utf8proc_ssize_t>(decomposed.size()),
+                               static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+  decomposed.resize(static_cast<size_t>(std::max<utf8proc_ssize_t>(length, 0)));
+  for (const utf8proc_int32_t c : decomposed) append_utf8(static_cast<char32_t>(c), out);
 }
 
 /// A character of `category` that Unicode has had for long, of `bytes` UTF-8 bytes.
