@@ -4,6 +4,7 @@
 #include <boost/program_options/parsers.hpp>
 #include <charconv>
 
+#include "synonyms.h"
 #include "util/nearest.h"
 
 namespace slim::cli {
@@ -34,6 +35,8 @@ Status unknown_flag(const std::vector<Flag>& flags, const std::string& word) {
   std::vector<std::string> names;
   for (const Flag& flag : flags) names.push_back("--" + flag.name);
   const std::string name = word.substr(0, word.find('='));
+  const std::string advice = advice_for(name);
+  if (!advice.empty()) return usage("unknown option '" + name + "'; here it is " + advice);
   return usage("unknown option '" + name + "'" + did_you_mean(name, names));
 }
 
@@ -66,11 +69,16 @@ bool takes_flag_as_value(const std::vector<Flag>& flags, const po::option& optio
 Result<Arguments> Arguments::parse(const std::vector<Flag>& flags, const std::vector<std::string>& words) {
   SLIM_ASSIGN(const auto options, split_words(flags, words));
   Arguments arguments;
+  const Flag* last = nullptr;
   for (const po::option& option : options) {
     const std::string word = option.original_tokens.empty() ? option.string_key : option.original_tokens[0];
     const Flag* flag = find_flag(flags, option.string_key);
     const bool looks_like_flag = word.size() > 1 && word[0] == '-';
     if (!flag && looks_like_flag) return unknown_flag(flags, word);
+    if (!flag && last && last->placeholder.empty() && (word == "true" || word == "false"))
+      return usage("option '--" + last->name +
+                   "' takes no value: " + (word == "true" ? "leave 'true' out" : "leave the option out"));
+    last = flag;
     if (!flag) {
       arguments.positional_.push_back(word);
       continue;

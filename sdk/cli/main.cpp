@@ -78,7 +78,7 @@ std::string help(const Command& command) {
 }
 
 Result<const Command*> find_command(const std::string& name) {
-  std::vector<std::string> names = {"help"};
+  std::vector<std::string> names = {"help", "quantize", "version"};
   for (const Command& command : commands()) {
     if (command.name == name) return &command;
     if (!command.name.empty()) names.push_back(command.name);
@@ -96,12 +96,15 @@ int run_help(const std::vector<std::string>& words) {
 
 int run_command(std::vector<std::string> words) {
   std::replace(words.begin(), words.end(), std::string("-h"), std::string("--help"));
+  std::replace(words.begin(), words.end(), std::string("-q"), std::string("--quiet"));
   std::string name;
   if (words[0].empty() || words[0][0] != '-') {
     name = words[0];
     words.erase(words.begin());
   }
   if (name == "help") return run_help(words);
+  if (name == "version" && words.empty()) return print(version());
+  if (name == "quantize" || name == "quant") name.clear();  // the main job, as other tools call it
   const auto command = find_command(name);
   if (!command.ok()) return fail(command.status());
   const auto arguments = Arguments::parse((*command)->flags, words);
@@ -115,7 +118,8 @@ int run(const std::vector<std::string>& words) {
     std::fputs(overview().c_str(), stderr);
     return kUsage;
   }
-  if (words == std::vector<std::string>{"--version"}) return print(version());
+  if (words == std::vector<std::string>{"--version"} || words == std::vector<std::string>{"-V"})
+    return print(version());
   int code = kFailed;
   const Status status = guarded("internal error", [&]() -> Status {
     code = run_command(words);

@@ -38,6 +38,7 @@ std::vector<Flag> run_flags() {
       {"shuffle", "", "draw samples at random", "dataset.shuffle"},
       {"skip-bad-samples", "", "count malformed samples instead of stopping", "dataset.skip_bad_samples"},
       {"allow-outside", "", "images may lie outside the data set's folder", "dataset.allow_outside"},
+      {"split", "NAME", "train, test, ...: which files of a data set's folder", "dataset.split"},
       {"calib-prompt", "TEXT", "question about each picture of a folder of images", "dataset.prompt"},
       {"seed", "N", "of everything random", "run.seed"},
       {"backend", "ID", "cpu, cuda, npu (default: the best that opens; see `slim doctor`)", "run.backend"},

@@ -1,5 +1,5 @@
 """Text, names and files that nobody vouches for: what is not UTF-8 or would steer a terminal, pipes and folders under data names, links that
-lead out of a model's folder. Each ends within seconds, with one line or with a whole output."""
+lead out of a model's folder, outputs where something is. Each ends within seconds, with one line or with a whole output."""
 import json
 import os
 import re
@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kit import Checks, build_folder
+from kit import Checks, build_folder, small_disk
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = json.dumps({"text": "a short text of a few words"}).encode()
@@ -81,6 +81,20 @@ def check_output_names(test):
     test.ends("and told", test.run("verify", out / "none"), 1, "out-\\xe9")
 
 
+def check_output_places(test):
+    rtn = ("--plugin", "rtn", "--scheme", "w4a16", "--group-size", "32", "--model", test.model, "--quiet")
+    empty = test.work / "empty"
+    empty.mkdir()
+    test.ends("an empty folder as output", test.run(*rtn, "--output", empty), 0)
+    test.expect((empty / "config.json").exists(), "an empty folder becomes the output")
+    test.ends("a folder that is not empty any more", test.run(*rtn, "--output", empty), 2, "exists already")
+    volume = test.work / "volume"
+    with small_disk(volume, 65536) as disk:
+        if disk:
+            test.ends("a mount point as output", test.run(*rtn, "--output", volume), 2, "mount point", "volume/NAME")
+            test.ends("a folder inside of it", test.run(*rtn, "--output", volume / "out"), 0)
+
+
 def check_links(test):
     secret = test.work / "secret"
     secret.mkdir()
@@ -109,7 +123,7 @@ def check_links(test):
 def main():
     with tempfile.TemporaryDirectory() as name:
         test = ForeignText(build_folder(), Path(name))
-        for check in (check_samples, check_data_files, check_output_names, check_links):
+        for check in (check_samples, check_data_files, check_output_names, check_output_places, check_links):
             check(test)
         return test.exit_code()
 

@@ -179,7 +179,7 @@ TEST_CASE("dataset/ errors say file, line, what was found and what was expected"
                  "list of its frames"));
   CHECK(mentions(read_line(R"({"question":"q","image":"no.png"})"), "not found"));
   CHECK(mentions(read_line(R"({"question":"<image> <image>","image":"a.png"})"), "more places"));
-  CHECK(mentions(read_line(R"({"text":"t","image":"a.png"})"), "without a user"));
+  CHECK(mentions(read_line(R"({"messages":[{"role":"system","content":"s"}],"image":"a.png"})"), "without a user"));
   CHECK(mentions(read_dataset(folder.path("none.jsonl"), {}).status().message(), "does not exist"));
   CHECK(mentions(read_dataset(folder.write("d.csv", "a"), {}).status().message(), "'.csv'"));
   CHECK(mentions(read_dataset(folder.write("e.jsonl", "\n"), {}).status().message(), "no document"));
@@ -350,7 +350,7 @@ TEST_CASE("dataset/ a row of a table is a sample, with images as bytes") {
         "user bytes(hi)  or  bytes(hi) ?");
   CHECK(read({{"text", "plain"}, {"id", 7}}) == "text:plain");
   CHECK(mentions(read({{"query", "q"}, {"image", Json::binary({})}}), "t.parquet:1: image without a byte"));
-  CHECK(mentions(read({{"prompt", "q"}, {"id", 7}}), "found 'id', 'prompt'"));
+  CHECK(mentions(read({{"title", "q"}, {"id", 7}}), "found 'id', 'title'"));
   CHECK(mentions(read({{"image", bytes}, {"label", "q"}}), "t.parquet: expected a column messages"));
 }
 
@@ -406,4 +406,121 @@ TEST_CASE("dataset/ the sample data of the repository is readable") {
   CHECK(read_dataset("tests/data/samples/calib.jsonl", {})->documents.size() > 100);
   CHECK(read_dataset("tests/data/samples/eval.jsonl", {.num_samples = 5})->documents.size() == 5);
   CHECK(read_dataset("tests/data/samples/calib_images", {})->documents.size() == 30);
+}
+
+TEST_CASE("dataset/ every part of a record is used as its users mean it") {
+  CHECK(read_line(R"({"system_prompt":"s","question":"q","answer":"a"})") ==
+        "system s | user q | assistant a");
+  CHECK(read_line(
+            R"({"system":"s","conversations":[{"from":"human","value":"q"},{"from":"gpt","value":"a"}]})") ==
+        "system s | user q | assistant a");
+  CHECK(read_line(R"({"instruction":"i","context":"c","response":"r"})") == "user i\n\nc | assistant r");
+  CHECK(read_line(R"({"query":"q","response":"r","history":[["a","b"]]})") ==
+        "user a | assistant b | user q | assistant r");
+  CHECK(read_line(R"({"prompt":"p","completion":"c"})") == "user p | assistant c");
+  CHECK(read_line(R"({"prompt":[{"role":"user","content":"p"}]})") == "user p");
+  CHECK(read_line(R"({"image":"a.png","caption":["a square","a box"]})") ==
+        "user img(a.png) Describe this image in detail. | assistant a square");
+  CHECK(read_line(R"({"file_name":"a.png","text":"a square"})", {.image_prompt = "What?"}) ==
+        "user img(a.png) What? | assistant a square");
+  CHECK(read_line(R"({"messages":[{"role":"developer","content":"d"},{"role":"user","content":"u"}]})") ==
+        "system d | user u");
+  CHECK(read_line(R"({"theirs":"t"})", {.columns = {{"theirs", "text"}}}) == "text:t");
+}
+
+TEST_CASE("dataset/ functions, their calls and thoughts keep their order and text") {
+  const Folder folder;
+  const auto document = [&](std::string_view line) {
+    const auto dataset = read_dataset(folder.write("d.jsonl", line), {});
+    INFO(dataset.status().message());
+    REQUIRE(dataset.ok());
+    return dataset->documents.at(0);
+  };
+  const Document chat = document(
+      R"({"tools":[{"type":"function","b":1.50,"a":"x\"y"}],"messages":[{"role":"user","content":"u"},)"
+      R"({"role":"assistant","content":null,"reasoning_content":"hm","tool_calls":[{"name":"f","arguments":{"z":[],"a":null}}]},)"
+      R"({"role":"tool","content":"r"}]})");
+  CHECK(chat.tools == R"([{"type": "function", "b": 1.50, "a": "x\"y"}])");
+  CHECK(chat.messages[1].tool_calls == R"([{"name": "f", "arguments": {"z": [], "a": null}}])");
+  CHECK(chat.messages[1].reasoning == "hm");
+  CHECK(chat.messages[1].content.empty());
+  const Document shared = document(
+      R"({"tools":"[{\"name\": \"f\"}]","conversations":[{"from":"human","value":"u"},)"
+      R"({"from":"function_call","value":"{\"name\": \"f\", \"arguments\": {}}"},{"from":"observation","value":"o"}]})");
+  CHECK(shared.tools == R"([{"name": "f"}])");
+  CHECK(shared.messages[1].tool_calls ==
+        R"([{"type": "function", "function": {"name": "f", "arguments": {}}}])");
+  CHECK(shared.messages[2].role == "tool");
+}
+
+TEST_CASE("dataset/ what is passed over is told") {
+  const Folder folder;
+  const auto dataset = read_dataset(folder.write("d.jsonl", R"({"id":1,"text":"a"})"
+                                                            "\n"
+                                                            R"({"id":2,"text":""})"
+                                                            "\n"
+                                                            R"({"id":3,"source":"s","text":"b"})"),
+                                    {});
+  REQUIRE(dataset.ok());
+  CHECK(texts(*dataset) == std::vector<std::string>{"a", "b"});
+  CHECK(dataset->remarks ==
+        std::vector<std::string>{"keys that are not read, with their samples: id (3), source (1)",
+                                 "1 empty samples passed over"});
+}
+
+TEST_CASE("dataset/ JSON files hold objects in a list, on lines, or one behind the other") {
+  const Folder folder;
+  for (const char* text : {R"([{"text":"a"}, {"text":"}{]"}])", "{\"text\":\"a\"}\n{\"text\":\"}{]\"}\n",
+                           "\xEF\xBB\xBF[\n {\n \"text\": \"a\"\n },\n {\"text\": \"}{]\"}\n]\n",
+                           R"({"text":"a"}{"text":"}{]"})"}) {
+    const auto dataset = read_dataset(folder.write("d.json", text), {});
+    INFO(dataset.status().message());
+    REQUIRE(dataset.ok());
+    CHECK(texts(*dataset) == std::vector<std::string>{"a", "}{]"});
+  }
+  CHECK(read_dataset(folder.write("d.json", "[\n\n{\"text\":\"a\"}]"), {})->documents[0].origin ==
+        "d.json:3");
+  CHECK(mentions(read_dataset(folder.write("d.json", R"([{"text":"a"})"
+                                                     "\n, 3]"),
+                              {})
+                     .status()
+                     .message(),
+                 "line 2: expected JSON objects"));
+  CHECK(mentions(read_dataset(folder.write("d.json", R"([{"text":"a"})"
+                                                     "\n,{\"text\""),
+                              {})
+                     .status()
+                     .message(),
+                 "inside of an object"));
+}
+
+TEST_CASE("dataset/ of a folder the records, else the images, else the texts are read, from subfolders too") {
+  const Folder images;
+  images.write("a/one.png", "A");
+  images.write("LICENSE.txt", "free");
+  images.write("notes.txt", "n");
+  const auto pictures = read_dataset(images.path(), {.image_prompt = "What?"});
+  REQUIRE(pictures.ok());
+  CHECK(shape_of(pictures->documents.at(0)) == "user img(one.png) What?");
+  REQUIRE(pictures->remarks.size() == 1);
+  CHECK(mentions(pictures->remarks[0], "1 text files beside them are not read: notes.txt"));
+
+  const Folder splits;
+  splits.write("README.txt", "about");
+  splits.write("data/train-0.jsonl", R"({"text":"train"})");
+  splits.write("data/test-0.jsonl", R"({"text":"test"})");
+  CHECK(texts(*read_dataset(splits.path(), {})) == std::vector<std::string>{"train"});
+  CHECK(texts(*read_dataset(splits.path(), {.split = "test"})) == std::vector<std::string>{"test"});
+  CHECK(mentions(read_dataset(splits.path(), {.split = "dev"}).status().message(), "there are: test, train"));
+}
+
+TEST_CASE("dataset/ UTF-16 and damaged compression are named") {
+  const Folder folder;
+  CHECK(mentions(
+      read_dataset(folder.write("d.jsonl", std::string_view("\xFF\xFE{\0", 4)), {}).status().message(),
+      "UTF-16"));
+  CHECK(mentions(read_dataset(folder.write("d.jsonl.gz", "no gzip"), {}).status().message(),
+                 "is the file whole?"));
+  CHECK(mentions(read_dataset(folder.write("d.jsonl.zst", "no zstd"), {}).status().message(),
+                 "is the file whole?"));
 }

@@ -29,12 +29,15 @@ struct ContentPart {
 struct Message {
   std::string role;                  ///< "system", "user", "assistant"
   std::vector<ContentPart> content;  ///< in their order
+  std::string reasoning = {};   ///< what the assistant thought before: templates' `reasoning_content`; empty: nothing
+  std::string tool_calls = {};  ///< JSON: the list of functions that the assistant calls, as templates take it; empty: none
 };
 /// One sample: a chat, or a plain text without any template.
 struct Document {
   std::vector<Message> messages;  ///< a chat
   std::string text;    ///< used when messages is empty
   std::string origin;  ///< "calib.jsonl:17", for messages to the user
+  std::string tools = {};  ///< JSON: the list of functions that the assistant may call, as templates take it; empty: none
 };
 
 /// A Document as the model takes it. Always there: "input_ids" int64 [tokens]. The rest is the adapter's own

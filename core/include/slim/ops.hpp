@@ -34,6 +34,9 @@ SLIM_API void mirror_upper_(const at::Tensor& matrix);
 SLIM_API at::ScalarType product_dtype(at::ScalarType dtype, at::Device device);
 /// Says how products of `dtype` are computed on `device`, in words, for reports: "bfloat16 by AVX512-BF16", "bfloat16 in fp32 (sgemm)".
 SLIM_API std::string product_text(at::ScalarType dtype, at::Device device);
+/// True where LibTorch's products of `dtype` on the host keep copies of what they multiply, reordered: of 16 bits, but for those by AMX. For plans of
+/// memory.
+SLIM_API bool products_keep_copies(at::ScalarType dtype);
 /// Computes x wᵀ + bias as product_dtype() says: sums in fp32, the result rounded once to x's dtype. x [..., in]; weight [out, in] and bias
 /// [out] (or undefined) of x's dtype and device. Where 16-bit numbers are multiplied in fp32 the weight is converted tile by tile: kLinearTileBytes
 /// at most beside x and the result in fp32.

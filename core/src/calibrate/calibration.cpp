@@ -14,6 +14,18 @@
 namespace slim {
 namespace {
 
+/// {"caption_de", "text"} of "caption_de=text".
+Result<std::map<std::string, std::string>> columns_of(const RunConfig& config) {
+  std::map<std::string, std::string> columns;
+  for (const std::string& entry : config.columns) {
+    const size_t sign = entry.find('=');
+    if (sign == std::string::npos || sign == 0 || sign + 1 == entry.size())
+      return Status(Code::kInvalidArgument, "dataset.columns: expected THEIRS=OURS, found '" + entry + "'");
+    columns[entry.substr(0, sign)] = entry.substr(sign + 1);
+  }
+  return columns;
+}
+
 Result<Dataset> read_documents(const RunConfig& config) {
   const bool pieces =
       config.text_unit == "pieces";  // how many samples a document gives is known only when it is tokenized
@@ -25,6 +37,8 @@ Result<Dataset> read_documents(const RunConfig& config) {
   options.image_prompt = config.calib_prompt;
   options.skip_bad_samples = config.skip_bad_samples;
   options.allow_outside = config.allow_outside;
+  options.split = config.split;
+  SLIM_ASSIGN(options.columns, columns_of(config));
   return read_dataset(config.calib, options);
 }
 
@@ -178,6 +192,27 @@ class SampleOrder {
   RandomSelection<Sample> drawn_;
 };
 
+/// What a calibration lacks, though it runs.
+void remark_size(const RunConfig& config, const Model& model, Calibration& calibration) {
+  const auto samples = static_cast<int64_t>(calibration.samples.size());
+  auto& remarks = calibration.remarks;
+  if (samples < config.num_samples)
+    remarks.push_back("the data set gave " + std::to_string(samples) + " samples of the " +
+                      std::to_string(config.num_samples) + " asked for");
+  int64_t widest = 0;
+  bool sees = false;
+  for (const BlockPlan& block : model.plan.blocks) {
+    sees = sees || block.stage == "vision";
+    for (const Layer& layer : block.layers)
+      if (block.stage == "language") widest = std::max(widest, layer.in);
+  }
+  if (sees && calibration.image_tokens == 0)
+    remarks.emplace_back("no image tokens: this vision-language model was calibrated on text alone");
+  if (calibration.tokens() < widest)
+    remarks.push_back(std::to_string(calibration.tokens()) + " tokens are few for layers of " +
+                      std::to_string(widest) + " channels: take more samples, or longer ones");
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Processor>> open_processor(const RunConfig& config, const Model& model) {
@@ -207,6 +242,7 @@ Result<Calibration> calibrate_input(const RunConfig& config, const Model& model,
   SLIM_ASSIGN(const auto processor, open_processor(config, model));
   Calibration calibration;
   calibration.skipped = dataset.skipped;
+  calibration.remarks = dataset.remarks;
   const SampleReader reader(config, *processor, calibration);
   BatchBuilder builder(model, exec, spill, config.batch_size, calibration);
   SampleOrder order(config, builder);
@@ -221,6 +257,8 @@ Result<Calibration> calibrate_input(const RunConfig& config, const Model& model,
   SLIM_TRY(order.finish());
   exec.release_globals();
   if (calibration.batches.empty()) return no_samples(config, calibration);
+  remark_size(config, model, calibration);
+  for (const std::string& remark : calibration.remarks) progress.warn(remark);
   return calibration;
 }
 

@@ -24,6 +24,7 @@ struct Calibration {
   std::vector<std::string>
       left_out;  ///< "calib.jsonl:3: why": images for a text model, or too large for max_seq_length
   std::vector<std::string> skipped;  ///< "calib.jsonl:17: why": malformed, with skip_bad_samples
+  std::vector<std::string> remarks;  ///< what of the data set was passed over, and what it is too small for
   int64_t text_tokens = 0, image_tokens = 0;
   size_t smallest = 0;        ///< the batch with the fewest tokens
   int64_t begun_on_host = 0;  ///< batches whose entry the device had no memory for

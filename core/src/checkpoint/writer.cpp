@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -105,9 +106,24 @@ Status check_kept(const fs::path& target, const std::vector<std::string>& kept) 
   return {};
 }
 
+/// A volume of a container, among others: the finished folder cannot take its name.
+bool is_mount_point(const fs::path& folder) {
+  struct statx facts {};
+  return ::statx(AT_FDCWD, folder.c_str(), AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &facts) == 0 &&
+         (facts.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
+}
+
 Status check_target(const fs::path& target, bool overwrite) {
   std::error_code error;
-  if (fs::symlink_status(target, error).type() == fs::file_type::not_found) return {};
+  const fs::file_status status = fs::symlink_status(target, error);
+  if (status.type() == fs::file_type::not_found) return {};
+  if (is_mount_point(target))
+    return invalid(
+        target.string() +
+        ": is a mount point, and an output takes its name in one step when it is whole; name a folder "
+        "inside it: --output " +
+        (target / "NAME").string());
+  if (fs::is_directory(status) && fs::is_empty(target, error)) return {};
   if (!overwrite)
     return invalid(target.string() +
                    ": exists already; give --overwrite to replace it, or choose another output folder");

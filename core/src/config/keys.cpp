@@ -244,6 +244,20 @@ void add_dataset_keys(std::vector<ConfigKey>& keys) {
                   0,
                   INT64_MAX,
                   "images may lie outside the data set's folder"});
+  keys.push_back({"dataset.split",
+                  {},
+                  &RunConfig::split,
+                  "train|test|validation|...",
+                  0,
+                  INT64_MAX,
+                  "which of a folder's files; default: all, or train where there are several"});
+  keys.push_back({"dataset.columns",
+                  {},
+                  &RunConfig::columns,
+                  "list of THEIRS=OURS",
+                  0,
+                  INT64_MAX,
+                  "names of keys or columns that slim has other names for, as caption_de=text"});
   keys.push_back({"dataset.prompt",
                   {"dataset.calib_prompt"},
                   &RunConfig::calib_prompt,

@@ -59,6 +59,8 @@ struct RunConfig {
       "lines";                 ///< dataset.text: what of a .txt file is a sample: "lines", "file" or "pieces"
   bool allow_outside = false;  ///< images may lie outside the data set's folder
   std::string calib_prompt;    ///< dataset.prompt: the question for a folder of images
+  std::string split;           ///< dataset.split: of a folder with several
+  std::vector<std::string> columns;  ///< dataset.columns: "THEIRS=OURS"
   // [output]
   std::vector<OutputConfig>
       outputs;         ///< [[output]]: several checkpoints of one calibration; empty: the one below

@@ -8,51 +8,20 @@
 #include <set>
 #include <utility>
 
+#include "data/data_files.h"
 #include "data/media.h"
 #include "data/record.h"
 #include "data/shuffle.h"
+#include "data/text_stream.h"
 #include "util/text.h"
 
 namespace slim {
 namespace {
 namespace fs = std::filesystem;
 
-constexpr size_t kMaxLine =
-    size_t{256} << 20;  // a line with inlined images is long, a file without line breaks is an accident
 constexpr size_t kMaxText = size_t{256} << 20;  // a text that becomes one document is tokenized at once
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 constexpr std::string_view kImagePrompt = "Describe this image in detail.";
-
-std::string extension_of(const fs::path& path) {
-  std::string extension = path.extension().string();
-  std::transform(extension.begin(), extension.end(), extension.begin(), [](unsigned char c) {
-    return c < 0x80 ? static_cast<char>(std::tolower(c)) : static_cast<char>(c);
-  });
-  return extension;
-}
-
-bool is_image(const fs::path& path) {
-  static const std::set<std::string> kExtensions{".jpg", ".jpeg", ".png", ".webp"};
-  return kExtensions.contains(extension_of(path));
-}
-
-bool is_data_file(const fs::path& path) {
-  static const std::set<std::string> kExtensions{".jsonl", ".parquet", ".txt"};
-  return kExtensions.contains(extension_of(path));
-}
-
-/// A line without its end; false at the end of the file. Stops one byte after kMaxLine.
-bool read_line(std::istream& in, std::string& line) {
-  line.clear();
-  std::streambuf& buffer = *in.rdbuf();
-  int c = buffer.sbumpc();
-  if (c == std::char_traits<char>::eof()) return false;
-  while (c != std::char_traits<char>::eof() && c != '\n' && line.size() <= kMaxLine) {
-    line += static_cast<char>(c);
-    c = buffer.sbumpc();
-  }
-  return true;
-}
 
 /// Gathers documents until there are enough, and decides whether a bad one ends the reading.
 class Collector {
@@ -69,6 +38,11 @@ class Collector {
   Status add(const fs::path& file, int64_t line, Result<Document> document) {
     const std::string number = line > 0 ? ":" + std::to_string(line) : "";
     const std::string origin = file.filename().string() + number;
+    if (document.ok() && document->messages.empty() &&
+        document->text.find_first_not_of(" \t\r\n") == std::string::npos) {
+      ++empty_;
+      return {};
+    }
     if (document.ok()) {
       document->origin = origin;
       if (options_.shuffle)
@@ -82,7 +56,10 @@ class Collector {
     return {};
   }
 
+  void remark(std::string text) { dataset_.remarks.push_back(std::move(text)); }
+
   Result<Dataset> finish(const std::string& path) && {
+    if (empty_ > 0) remark(std::to_string(empty_) + " empty samples passed over");
     if (options_.shuffle) dataset_.documents = std::move(drawn_).take();
     if (dataset_.documents.empty()) {
       std::string why = "no document in it";
@@ -99,6 +76,7 @@ class Collector {
   const DatasetOptions& options_;
   RandomSelection<Document> drawn_;  ///< with `shuffle`
   Dataset dataset_;
+  int64_t empty_ = 0;
 };
 
 class DatasetReader {
@@ -111,35 +89,16 @@ class DatasetReader {
     if (!fs::exists(status)) return Status(Code::kNotFound, "data set '" + path + "' does not exist");
     if (!fs::is_directory(status)) SLIM_TRY(check_plain(path));
     SLIM_TRY(fs::is_directory(status) ? read_folder(path) : read_file(path));
+    remark_unread();
     return std::move(collector_).finish(path);
   }
 
  private:
-  /// A pipe or a device would be waited for, or read without end.
-  static Status check_plain(const fs::path& file) {
-    std::error_code error;
-    if (fs::is_regular_file(file, error)) return {};
-    return Status(Code::kInvalidArgument,
-                  file.string() + ": is no plain file (" +
-                      (fs::is_directory(file, error) ? "a folder" : "a pipe or device") +
-                      "); write the data set to a file, or take it out of the folder");
-  }
-
   Status read_folder(const fs::path& folder) {
-    std::vector<fs::path> data, images;
-    std::error_code error;
-    for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
-      const fs::path& path = it->path();
-      if (path.filename().string().starts_with(".")) continue;
-      if (is_data_file(path)) SLIM_TRY(check_plain(path));
-      if (is_data_file(path)) data.push_back(path);
-      if (is_image(path)) images.push_back(path);
-    }
-    if (error) return Status(Code::kIo, folder.string() + ": " + error.message());
-    std::sort(data.begin(), data.end());
-    std::sort(images.begin(), images.end());
-    if (data.empty()) return read_images(folder, images);
-    for (const fs::path& file : data) {
+    SLIM_ASSIGN(const DataFolder found, find_data_files(folder, options_.split));
+    for (const std::string& remark : found.remarks) collector_.remark(remark);
+    if (found.images) return read_images(folder, found.files);
+    for (const fs::path& file : found.files) {
       if (!collector_.full()) SLIM_TRY(read_file(file));
     }
     return {};
@@ -151,9 +110,22 @@ class DatasetReader {
     const MediaRoot root{folder.string(), options_.allow_outside};
     for (const fs::path& image : images) {
       if (collector_.full()) break;
-      SLIM_TRY(collector_.add(image, 0, image_document(image.filename().string(), root, prompt)));
+      SLIM_TRY(
+          collector_.add(image, 0, image_document(image.lexically_relative(folder).string(), root, prompt)));
     }
     return {};
+  }
+
+  void remark_unread() {
+    std::string keys;
+    size_t named = 0;
+    for (const auto& [key, count] : unread_) {
+      if (++named > 12) break;
+      keys += (keys.empty() ? "" : ", ") + key + " (" + std::to_string(count) + ")";
+    }
+    if (keys.empty()) return;
+    if (unread_.size() > 12) keys += ", and " + std::to_string(unread_.size() - 12) + " more";
+    collector_.remark("keys that are not read, with their samples: " + keys);
   }
 
   static Result<Document> image_document(const std::string& name, const MediaRoot& root,
@@ -165,17 +137,28 @@ class DatasetReader {
     return Document{{std::move(user)}, {}, {}};
   }
 
-  Status read_file(const fs::path& file) {
-    const std::string extension = extension_of(file);
-    const MediaRoot root{file.parent_path().string(), options_.allow_outside};
-    const auto parse = [&root](std::string_view json) { return parse_record(json, root); };
-    if (extension == ".jsonl") return read_lines(file, parse);
-    if (extension == ".txt")
-      return options_.text == TextUnit::kLine ? read_lines(file, parse_text) : read_whole(file);
-    if (extension == ".parquet") return read_table(file, root);
-    return Status(Code::kUnsupported,
-                  file.string() + ": unknown kind of data set '" + extension +
-                      "'; expected .jsonl (one object a line), .txt, .parquet or a folder");
+  /// What throws on the way (damaged compression, a disk that fails) ends the reading of the file.
+  Status read_file(const fs::path& file) try {
+    const RecordOptions records{
+        {file.parent_path().string(), options_.allow_outside}, options_.image_prompt, options_.columns};
+    const auto parse = [&](std::string_view json) { return parse_record(json, records, &unread_); };
+    switch (data_kind(file)) {
+      case DataKind::kLines:
+        return read_lines(file, parse);
+      case DataKind::kObjects:
+        return read_objects(file, parse);
+      case DataKind::kTable:
+        return read_table(file, records);
+      case DataKind::kText:
+        return options_.text == TextUnit::kLine ? read_lines(file, parse_text) : read_whole(file);
+      default:
+        return Status(Code::kUnsupported,
+                      file.string() + ": unknown kind of data set '" + file.extension().string() +
+                          "'; expected .jsonl (one object a line), .json, .txt, .parquet or a folder");
+    }
+  } catch (const std::exception& error) {
+    return Status(Code::kIo,
+                  file.string() + ": cannot be read to its end (" + error.what() + "); is the file whole?");
   }
 
   static Result<Document> parse_text(std::string_view line) {
@@ -185,16 +168,18 @@ class DatasetReader {
 
   template <class Parse>
   Status read_lines(const fs::path& file, const Parse& parse) {
-    std::ifstream in(file, std::ios::binary);
-    if (!in) return Status(Code::kIo, file.string() + ": cannot be read");
+    SLIM_ASSIGN(const auto in, open_text(file));
     std::string line;
-    for (int64_t number = 1; !collector_.full() && read_line(in, line); ++number) {
-      if (line.size() > kMaxLine) {
+    for (int64_t number = 1; !collector_.full() && read_line(*in, line); ++number) {
+      if (line.size() > kLongestRecord) {
         return Status(Code::kCorrupt, file.string() + ":" + std::to_string(number) + ": line longer than " +
-                                          std::to_string(kMaxLine >> 20) +
+                                          std::to_string(kLongestRecord >> 20) +
                                           " MiB; expected one sample a line");
       }
       std::string_view text = line;
+      if (number == 1 && is_utf16(text))
+        return Status(Code::kCorrupt,
+                      file.string() + ": is UTF-16; convert the file to UTF-8 (iconv -f UTF-16 -t UTF-8)");
       if (number == 1 && text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
       if (text.ends_with('\r')) text.remove_suffix(1);
       if (text.find_first_not_of(" \t") == std::string_view::npos) continue;
@@ -203,39 +188,74 @@ class DatasetReader {
     return {};
   }
 
-  Status read_whole(const fs::path& file) {
-    std::error_code error;
-    if (fs::file_size(file, error) > kMaxText) {
-      return Status(Code::kUnsupported, file.string() + ": larger than " + std::to_string(kMaxText >> 20) +
-                                            " MiB; split it, or read it line by line (dataset.text=lines)");
+  static bool is_utf16(std::string_view text) {
+    return text.starts_with("\xFF\xFE") || text.starts_with("\xFE\xFF");
+  }
+
+  template <class Parse>
+  Status read_objects(const fs::path& file, const Parse& parse) {
+    SLIM_ASSIGN(const auto in, open_text(file));
+    JsonObjects objects(*in);
+    std::string object;
+    while (!collector_.full()) {
+      Result<bool> more = objects.next(object);
+      if (!more.ok()) return more.status().in(file.string());
+      if (!*more) break;
+      SLIM_TRY(collector_.add(file, objects.line(), parse(object)));
     }
-    std::ifstream in(file, std::ios::binary);
-    std::string text{std::istreambuf_iterator<char>(in), {}};
-    if (!in) return Status(Code::kIo, file.string() + ": cannot be read");
+    return {};
+  }
+
+  Status read_whole(const fs::path& file) {
+    SLIM_ASSIGN(const auto in, open_text(file));
+    std::string text;
+    std::streambuf& buffer = *in->rdbuf();
+    for (int c = buffer.sbumpc(); c != std::char_traits<char>::eof(); c = buffer.sbumpc()) {
+      text += static_cast<char>(c);
+      if (text.size() > kMaxText)
+        return Status(Code::kUnsupported, file.string() + ": larger than " + std::to_string(kMaxText >> 20) +
+                                              " MiB; split it, or read it line by line (dataset.text=lines)");
+    }
     if (text.starts_with(kByteOrderMark)) text.erase(0, kByteOrderMark.size());
     if (text.find_first_not_of(" \t\r\n") == std::string::npos) return {};
     return collector_.add(file, 0, parse_text(text));
   }
 
-  Status read_table(const fs::path& file, const MediaRoot& root) {
+  Status read_table(const fs::path& file, const RecordOptions& records) {
     int64_t row = 0;
     bool enough = false;
+    std::vector<std::string> passed_over;
+    std::string joined;
     TableSink sink;
     sink.columns = [&](const std::vector<std::string>& columns) {
-      auto wanted = wanted_columns(columns);
+      auto wanted = wanted_columns(columns, records);
+      for (size_t i = 0; wanted.ok() && i < columns.size(); ++i)
+        if (!(*wanted)[i]) passed_over.push_back(columns[i]);
       return wanted.ok() ? wanted : Result<std::vector<bool>>(wanted.status().in(file.string()));
     };
     sink.row = [&](std::span<const uint8_t> cbor) -> Status {
-      SLIM_TRY(collector_.add(file, ++row, parse_row(cbor, root)));
-      enough = collector_.full();
+      Result<Document> document = parse_row(cbor, records, &unread_);
+      ++row;
+      const bool text = options_.text == TextUnit::kFile && document.ok() && document->messages.empty();
+      SLIM_TRY(text ? join_text(document->text, joined) : collector_.add(file, row, std::move(document)));
+      enough = collector_.full() || joined.size() > kMaxText;
       return enough ? Status(Code::kCancelled, "enough rows") : Status{};
     };
     const Status status = options_.parquet(file.string(), sink);
-    return enough ? Status{} : status;
+    for (const std::string& column : passed_over) unread_[cut_text(column, 40)] += row;
+    if (!enough) SLIM_TRY(status);
+    return joined.empty() ? Status{} : collector_.add(file, 0, Document{{}, std::move(joined), {}});
+  }
+
+  /// Rows of a table that are one text: a paragraph each.
+  static Status join_text(const std::string& text, std::string& joined) {
+    joined += text.ends_with('\n') ? text : text + "\n";
+    return {};
   }
 
   const DatasetOptions& options_;
   Collector collector_;
+  UnreadKeys unread_;
 };
 
 }  // namespace

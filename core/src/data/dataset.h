@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -31,38 +32,46 @@ struct DatasetOptions {
   bool shuffle = false;     ///< draw them at random; the order depends on `seed` alone
   uint64_t seed = 0;
   TextUnit text = TextUnit::kLine;
-  std::string image_prompt = {};        ///< for a folder of images; empty: "Describe this image in detail."
-  bool skip_bad_samples = false;        ///< count malformed samples instead of failing
-  bool allow_outside = false;           ///< images may lie outside the data set's folder
+  std::string image_prompt = {};  ///< for a folder of images; empty: "Describe this image in detail."
+  bool skip_bad_samples = false;  ///< count malformed samples instead of failing
+  bool allow_outside = false;     ///< images may lie outside the data set's folder
+  std::string split =
+      {};  ///< of a folder: "train", "test", ...; empty: all, or "train" where there are several
+  std::map<std::string, std::string> columns =
+      {};                               ///< other names for the keys below: {"caption_de", "text"}
   TableReader parquet = &read_parquet;  ///< of .parquet files
 };
 
 struct Dataset {
   std::vector<Document> documents;
   std::vector<std::string> skipped;  ///< "calib.jsonl:17: why"
+  std::vector<std::string>
+      remarks;  ///< what was passed over: files, keys that nobody reads, empty samples; which split was taken
 };
 
 /// Reads calibration or evaluation data. Images are only located here; they are decoded by the adapter's
 /// Processor. Reentrant.
 ///
 /// `path` is one of
-/// - `.jsonl` (one JSON object a line) or `.parquet` (one object a row),
-/// - `.txt`: one document a line, or one a file,
-/// - a folder: every such file directly in it, in the order of names; or, if there is none, its images,
-///   each asked `image_prompt`.
+/// - `.jsonl` (one JSON object a line), `.json` (objects in a list, or one behind the other) or `.parquet` (one object a row),
+/// - `.txt` or `.raw`: one document a line, or one a file; with TextUnit::kFile the texts of a table are one document too,
+/// - a folder: such files in it and its subfolders, in the order of names, or its images, each asked `image_prompt`: find_data_files().
+/// JSON and texts may be compressed (.gz, .zst).
 ///
 /// An object is one of
-/// - `messages`: [{role, content}], content a string or OpenAI parts
+/// - `messages`: [{role, content, reasoning_content, tool_calls}], content a string or OpenAI parts
 ///   {type: text | image | image_url | video | video_url},
 /// - `conversations`: [{from, value}], `<image>` in a value standing for the next image,
-/// - `question` or `query`, with `answer`, `answers` or `label` (of a list the first is taken),
-/// - `input` and `output`, `input` after `instruction` if there is one,
-/// - `text`: a document without a chat template.
-/// Images beside these stand in `image`, `images` or `img_path`: a path, a file: URL, a base64 data: URL, or
+/// - `question`, `query` or `prompt`, with `answer`, `answers`, `label`, `response`, `output` or `completion` (of a list the first is taken),
+/// - `instruction`, `input` (or `context`) or both, with the same names for the answer,
+/// - `text`: a document without a chat template; beside an image, and as `caption` too, the answer to `image_prompt`.
+/// Beside these stand `system` (or `system_prompt`), `history`, `tools`, `reasoning_content`, and images in `image`, `images`, `img_path` or
+/// `file_name`: a path, a file: URL, a base64 data: URL, or
 /// {bytes, path}, or in a table the bytes alone. Paths are relative to the data file, or to images/ beside it, and
 /// may not leave its folder, not by a symbolic link either, unless `allow_outside`.
 ///
-/// Errors name file, line, what was found and what was expected. A set without any document is an error.
+/// Empty records are counted, and passed over. Errors name file, line, what was found and what was expected. A set without any document is an
+/// error.
 SLIM_API Result<Dataset> read_dataset(const std::string& path, const DatasetOptions&);
 
 }  // namespace slim

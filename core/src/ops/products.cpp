@@ -10,6 +10,8 @@
 namespace slim::ops {
 namespace {
 
+constexpr const char* kAmx = "AMX";
+
 /// The instructions by which this processor multiplies numbers of 16 bits; "" without.
 struct Instructions {
   const char* bfloat16 = "";
@@ -25,7 +27,7 @@ Instructions find_instructions() {
   __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
   if (__builtin_cpu_supports("avx512bf16")) found.bfloat16 = "AVX512-BF16";
   if ((d >> 23 & 1) != 0 && __builtin_cpu_supports("avx512f")) found.half = "AVX512-FP16";
-  if ((d >> 22 & 1) != 0 && (d >> 24 & 1) != 0) found.bfloat16 = "AMX";
+  if ((d >> 22 & 1) != 0 && (d >> 24 & 1) != 0) found.bfloat16 = kAmx;
 #endif
   return found;
 }
@@ -74,6 +76,11 @@ at::ScalarType product_dtype(at::ScalarType dtype, at::Device device) {
   const bool by_hand =
       device.is_cpu() && has_16_bits(dtype) && *instructions_for(dtype) == 0 && !left_to_libtorch();
   return by_hand ? at::kFloat : dtype;
+}
+
+bool products_keep_copies(at::ScalarType dtype) {
+  return has_16_bits(dtype) && product_dtype(dtype, at::kCPU) == dtype &&
+         std::string_view(instructions_for(dtype)) != kAmx;
 }
 
 std::string product_text(at::ScalarType dtype, at::Device device) {

@@ -48,7 +48,9 @@ class BlockMemory {
     proved_ =
         mixture ? batch_ : std::min(batch_, config.max_seq_length);  // the first sample is a batch of its own
     const auto dtype = model.compute_dtype(config.dtype);
-    if (dtype.ok() && ops::product_dtype(*dtype, at::kCPU) != *dtype) products_ = ops::kLinearTileBytes;
+    if (!dtype.ok()) return;
+    if (ops::product_dtype(*dtype, at::kCPU) != *dtype) products_ = ops::kLinearTileBytes;
+    keeps_copies_ = ops::products_keep_copies(*dtype);
   }
 
   /// `ahead`: of weights that are read meanwhile; `left`: codes of earlier blocks, which may not all be written.
@@ -100,8 +102,7 @@ class BlockMemory {
   int64_t pass(int64_t size) const { return pass(size, batch_); }
   int64_t pass(int64_t size, int64_t tokens) const {
     const bool single = size == kFloatBytes;
-    // LibTorch's own products of 16 bits keep copies of what they multiply.
-    const int64_t wide = single ? 2 : 4, narrow = single ? 7 : products_ > 0 ? 11 : 17;
+    const int64_t wide = single ? 2 : 4, narrow = single ? 7 : keeps_copies_ ? 17 : 11;
     return tokens * std::max(wide * widest_ + 5 * hidden(), narrow * hidden()) * size +
            (single ? 0 : products_);
   }
@@ -158,7 +159,7 @@ class BlockMemory {
   const BlockPlan& block_;
   int64_t size_, tokens_, batch_, proved_ = 0;
   StatisticSet observed_;
-  bool forward_ = false, folds_ = false;
+  bool forward_ = false, folds_ = false, keeps_copies_ = false;
   int64_t weights_ = 0, largest_ = 0, widest_ = 0, copies_ = 1, products_ = 0, largest_work_ = 0;
   std::vector<int64_t> statistics_;  ///< by port
   std::vector<int64_t> work_;        ///< by layer: what its algorithms hold beside it

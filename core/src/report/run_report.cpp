@@ -37,13 +37,10 @@ nlohmann::ordered_json calibration_json(const Calibration& calibration) {
     if (sample.downscaled) by_sample.back()["downscaled"] = true;
     downscaled += sample.downscaled;
   }
-  return {{"samples", calibration.samples.size()},
-          {"text_tokens", calibration.text_tokens},
-          {"image_tokens", calibration.image_tokens},
-          {"downscaled", downscaled},
-          {"left_out", calibration.left_out},
-          {"skipped", calibration.skipped},
-          {"by_sample", by_sample}};
+  return {{"samples", calibration.samples.size()},    {"text_tokens", calibration.text_tokens},
+          {"image_tokens", calibration.image_tokens}, {"downscaled", downscaled},
+          {"left_out", calibration.left_out},         {"skipped", calibration.skipped},
+          {"remarks", calibration.remarks},           {"by_sample", by_sample}};
 }
 
 /// "downscaled   3 samples: calib.jsonl:3, ..."; nothing for none.
@@ -52,6 +49,12 @@ std::string samples_line(const char* title, const std::vector<std::string>& name
   std::string line = title + std::to_string(names.size()) + (names.size() == 1 ? " sample: " : " samples: ");
   for (size_t i = 0; i < std::min(kSamplesNamed, names.size()); ++i) line += (i ? between : "") + names[i];
   return line + (names.size() > kSamplesNamed ? std::string(between) + "...\n" : "\n");
+}
+
+std::string remarks_text(const std::vector<std::string>& remarks) {
+  std::string text;
+  for (const std::string& remark : remarks) text += "calibration data   " + remark + "\n";
+  return text;
 }
 
 std::string calibration_text(const Calibration& calibration) {
@@ -70,7 +73,8 @@ std::string calibration_text(const Calibration& calibration) {
                 number(tokens.back()), number(tokens[tokens.size() / 2])) +
          samples_line("downscaled         ", downscaled, ", ") +
          samples_line("left out           ", calibration.left_out, "\n                   ") +
-         samples_line("skipped            ", calibration.skipped, "\n                   ");
+         samples_line("skipped            ", calibration.skipped, "\n                   ") +
+         remarks_text(calibration.remarks);
 }
 
 /// {"forward passes": 12.1, ...}: phases that took any time.

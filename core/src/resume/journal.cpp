@@ -49,6 +49,7 @@ nlohmann::json recorded(const Calibration& calibration) {
   return {{"samples", samples},
           {"left_out", calibration.left_out},
           {"skipped", calibration.skipped},
+          {"remarks", calibration.remarks},
           {"text_tokens", calibration.text_tokens},
           {"image_tokens", calibration.image_tokens},
           {"smallest", calibration.smallest},
@@ -63,6 +64,7 @@ Calibration calibration_from(const nlohmann::json& json) {
   }
   json.at("left_out").get_to(calibration.left_out);
   json.at("skipped").get_to(calibration.skipped);
+  json.at("remarks").get_to(calibration.remarks);
   json.at("text_tokens").get_to(calibration.text_tokens);
   json.at("image_tokens").get_to(calibration.image_tokens);
   json.at("smallest").get_to(calibration.smallest);

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "common/chat/jinja.hpp"
+#include "common/chat/json_value.hpp"
 #include "common/files/side_file.hpp"
 #include "common/text/unicode.hpp"
 
@@ -71,8 +72,13 @@ Value message_value(const Message& message) {
       parts.push_back(part_value(part));
   }
   Value content = only_text ? Value::string(replace_invalid_utf8(text)) : Value::list(std::move(parts));
-  return Value::dict(
-      {{"role", Value::string(replace_invalid_utf8(message.role))}, {"content", std::move(content)}});
+  jinja::Dict entries{{"role", Value::string(replace_invalid_utf8(message.role))},
+                      {"content", std::move(content)}};
+  if (!message.reasoning.empty())
+    entries.emplace_back("reasoning_content", Value::string(replace_invalid_utf8(message.reasoning)));
+  if (!message.tool_calls.empty())
+    entries.emplace_back("tool_calls", jinja::value_of_json(message.tool_calls));
+  return Value::dict(std::move(entries));
 }
 
 }  // namespace
@@ -125,8 +131,8 @@ Result<ChatTemplate> ChatTemplate::from_folder(const std::string& folder) {
 
 bool ChatTemplate::exists() const { return impl_->parsed.has_value(); }
 
-Result<std::string> ChatTemplate::render(std::span<const Message> messages,
-                                         bool add_generation_prompt) const {
+Result<std::string> ChatTemplate::render(std::span<const Message> messages, bool add_generation_prompt,
+                                         const std::string& tools) const {
   if (!exists())
     return Status(Code::kNotFound,
                   impl_->where + ": no chat template; add chat_template.jinja or use data without messages");
@@ -134,7 +140,7 @@ Result<std::string> ChatTemplate::render(std::span<const Message> messages,
   for (const Message& message : messages) list.push_back(message_value(message));
   jinja::Dict globals = impl_->special_tokens;
   globals.emplace_back("messages", Value::list(std::move(list)));
-  globals.emplace_back("tools", Value::none());
+  globals.emplace_back("tools", tools.empty() ? Value::none() : jinja::value_of_json(tools));
   globals.emplace_back("documents", Value::none());
   globals.emplace_back("add_generation_prompt", Value::boolean(add_generation_prompt));
   auto out = impl_->parsed->render(globals);

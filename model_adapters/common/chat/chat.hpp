@@ -26,8 +26,9 @@ class ChatTemplate {
   /// The prompt. A message without images and videos is given to the template as one text, others as a list of parts
   /// ({"type": "image"}, {"type": "video"}, {"type": "text", "text": ...}); so an image becomes what the template writes
   /// for it, in Qwen's "<|vision_start|><|image_pad|><|vision_end|>". Errors: no template, or what the template says
-  /// (kInvalidArgument), or see jinja::Template::render.
-  Result<std::string> render(std::span<const Message> messages, bool add_generation_prompt) const;
+  /// (kInvalidArgument), or see jinja::Template::render. `tools`: see Document::tools.
+  Result<std::string> render(std::span<const Message> messages, bool add_generation_prompt,
+                             const std::string& tools = "") const;
 
  private:
   struct Impl;

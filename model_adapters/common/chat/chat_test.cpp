@@ -113,21 +113,31 @@ TEST_CASE("jinja/ what is not known is an error with its line") {
 }
 
 TEST_CASE("jinja/ templates without end end") {
+  const std::string kLong =
+      "{% set n = namespace(s='aaaaaaaaaaaaaaaa', l=[]) %}{% for i in range(22) %}{% set n.s = n.s ~ n.s "
+      "%}{% endfor %}";
   auto repeat = [](const char* part, int n) {
     std::string out;
     while (n-- > 0) out += part;
     return out;
   };
-  for (const std::string& source :
-       {std::string("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"),
-        std::string(
-            "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}"),
-        std::string(
-            "{% set n = namespace(v=[]) %}{% for i in range(99999) %}{% set n.v = [n.v] %}{% endfor %}"),
-        std::string("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "{{ " + repeat("(", 50000),
-        "{{ " + repeat("[", 50000), "{{ 1" + repeat("+1", 50000) + " }}",
-        "{{ l" + repeat("|list", 50000) + " }}", repeat("{% if t %}", 50000),
-        "{% if t %}" + repeat("{% elif t %}", 50000) + "{% endif %}", "{{ " + repeat("not ", 50000) + "t }}"})
+  for (
+      const std::string& source :
+      {std::string("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"),
+       std::string(
+           "{% set n = namespace(s='ab') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}"),
+       std::string(
+           "{% set n = namespace(v=[]) %}{% for i in range(99999) %}{% set n.v = [n.v] %}{% endfor %}"),
+       std::string("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "{{ " + repeat("(", 50000),
+       "{{ " + repeat("[", 50000), "{{ 1" + repeat("+1", 50000) + " }}",
+       "{{ l" + repeat("|list", 50000) + " }}", repeat("{% if t %}", 50000),
+       "{% if t %}" + repeat("{% elif t %}", 50000) + "{% endif %}", "{{ " + repeat("not ", 50000) + "t }}",
+       // What the size of the template and the number of its nodes do not show: the work inside of one operation.
+       std::string("{% set n = namespace(a=[], b=[]) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}"
+                   "{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a == n.b }}"),
+       kLong + "{% set y = n.s ~ '' %}{% for i in range(99999) %}{% set x = y == n.s %}{% endfor %}",
+       kLong + "{% for i in range(35) %}{% set n.l = n.l + [n.s ~ ''] %}{% endfor %}",
+       kLong + "{{ n.s|list|length }}"})
     CHECK_FALSE(run(source).ok());
 }
 
@@ -144,4 +154,31 @@ TEST_CASE("jinja/ every cut or changed template gives a text or an error") {
       changed[rng() % changed.size()] = "{}%()[]|.,'\"-+#: a1\n\\"[rng() % 22];
     (void)run(changed);
   }
+}
+
+TEST_CASE("jinja/ long texts are searched and split in time linear in them") {
+  const std::string doubled =
+      "{% set n = namespace(s='a ') %}{% for i in range(20) %}{% set n.s = n.s ~ n.s %}{% endfor %}";
+  CHECK(*run(doubled + "{{ n.s.split()|length }} {{ n.s|length }} {{ (n.s ~ 'b') in n.s }}") ==
+        "1048576 2097152 False");
+  CHECK(*run("{{ ' a b  c '.split()|join('.') }} {{ ' a b  c '.split(none, 1)|join('.') }}") ==
+        "a.b.c a.b  c ");
+  CHECK(*run("{{ 'xyaxy'.strip('yx') }}{{ ''.split()|length }}") == "a0");
+}
+
+TEST_CASE("jinja/ numbers at the end of their range") {
+  CHECK(*run("{% set a = 999999999999999999 * 9 %}{{ range(a, a + 1, 999999999999999999)|length }}") == "1");
+  CHECK_FALSE(run("{% set a = 0 - 999999999999999999 * 9 - 223372036854775817 %}{{ -a }}").ok());
+}
+
+TEST_CASE("chat/ functions, calls and thoughts go into the template as they stand in the data") {
+  const auto chat = ChatTemplate::from_source(
+      "{{ tools|tojson }}{% for m in messages %}|{{ m.role }}:{{ m.content }}{{ m.reasoning_content }}"
+      "{% for c in m.tool_calls or [] %}{{ c.arguments|tojson }}{% endfor %}{% endfor %}",
+      "t");
+  REQUIRE(chat.ok());
+  Message call{"assistant", {}, "hm", R"([{"name": "f", "arguments": {"z": 1.50, "a": [true, null, "x"]}}])"};
+  CHECK(*chat->render(std::vector<Message>{call}, false, R"([{"b": 1, "a": "\u00e9"}])") ==
+        "[{\"b\": 1, \"a\": \"\xC3\xA9\"}]|assistant:hm{\"z\": 1.50, \"a\": [true, null, \"x\"]}");
+  CHECK(*chat->render(std::vector<Message>{message("user", {text("u")})}, false) == "null|user:u");
 }

@@ -50,6 +50,7 @@ bool Renderer::equal(const Value& a, const Value& b) {
   if (is_number(a) && is_number(b)) return a.number() == b.number();
   if (a.kind() != b.kind()) return false;
   switch (a.kind()) {
+    case Kind::kDecimal:
     case Kind::kString:
       return spend(static_cast<int64_t>(std::min(a.text().size(), b.text().size()) / 256)) &&
              a.text() == b.text();

@@ -20,12 +20,25 @@ using Dict = std::vector<std::pair<std::string, Value>>;  ///< in order of inser
 /// A value of a template. Cheap to copy: containers are shared.
 class Value {
  public:
-  enum class Kind : uint8_t { kUndefined, kNone, kBool, kInt, kString, kList, kDict, kNamespace, kMacro };
+  enum class Kind : uint8_t {
+    kUndefined,
+    kNone,
+    kBool,
+    kInt,
+    kDecimal,
+    kString,
+    kList,
+    kDict,
+    kNamespace,
+    kMacro
+  };
 
   Value() = default;  ///< undefined
   static Value none();
   static Value boolean(bool v);
   static Value integer(int64_t v);
+  static Value decimal(
+      std::string v);  ///< a number with a fraction, as JSON writes it: printed, not computed with
   static Value string(std::string v);
   static Value list(List v);
   static Value dict(Dict v);
@@ -34,8 +47,8 @@ class Value {
 
   Kind kind() const { return kind_; }
   bool is(Kind kind) const { return kind_ == kind; }
-  int64_t number() const { return number_; }  ///< of kBool and kInt
-  const std::string& text() const { return *text_; }
+  int64_t number() const { return number_; }          ///< of kBool and kInt
+  const std::string& text() const { return *text_; }  ///< of kString and kDecimal
   const List& items() const { return *list_; }
   const Dict& entries() const { return *dict_; }  ///< of kDict and kNamespace
   const Node* node() const { return node_; }

@@ -182,6 +182,7 @@ std::string Renderer::printed(const Value& v) {
       return v.truth() ? "True" : "False";
     case Kind::kInt:
       return std::to_string(v.number());
+    case Kind::kDecimal:
     case Kind::kString:
       return v.text();
     default:

@@ -128,6 +128,9 @@ void Renderer::write_json(const Value& v, const JsonStyle& style, int64_t level,
     case Kind::kInt:
       out += std::to_string(v.number());
       break;
+    case Kind::kDecimal:
+      out += v.text();
+      break;
     case Kind::kString:
       append_json_string(v.text(), out);
       break;
@@ -161,7 +164,8 @@ bool Renderer::test(const std::string& name, const Value& v, const Arguments& ar
       {"mapping", [](const Value& x) { return x.is(Kind::kDict); }},
       {"boolean", [](const Value& x) { return x.is(Kind::kBool); }},
       {"integer", [](const Value& x) { return x.is(Kind::kInt); }},
-      {"number", [](const Value& x) { return is_number(x); }},
+      {"number", [](const Value& x) { return is_number(x) || x.is(Kind::kDecimal); }},
+      {"float", [](const Value& x) { return x.is(Kind::kDecimal); }},
       {"true", [](const Value& x) { return x.is(Kind::kBool) && x.truth(); }},
       {"false", [](const Value& x) { return x.is(Kind::kBool) && !x.truth(); }},
       {"iterable", &has_items},

@@ -21,6 +21,11 @@ Value Value::integer(int64_t v) {
   out.number_ = v;
   return out;
 }
+Value Value::decimal(std::string v) {
+  Value out = string(std::move(v));
+  out.kind_ = Kind::kDecimal;
+  return out;
+}
 Value Value::string(std::string v) {
   Value out;
   out.kind_ = Kind::kString;
@@ -62,6 +67,8 @@ bool Value::truth() const {
     case Kind::kBool:
     case Kind::kInt:
       return number_ != 0;
+    case Kind::kDecimal:
+      return *text_ != "0.0" && *text_ != "-0.0";
     case Kind::kString:
       return !text_->empty();
     case Kind::kList:
@@ -92,9 +99,9 @@ void Value::assign(const std::string& key, Value v) const {
 }
 
 const char* name_of(Value::Kind kind) {
-  static constexpr const char* kNames[] = {"an undefined value", "none",        "a boolean",
-                                           "a number",           "a string",    "a list",
-                                           "a mapping",          "a namespace", "a macro"};
+  static constexpr const char* kNames[] = {
+      "an undefined value", "none",   "a boolean", "a number",    "a number with a fraction",
+      "a string",           "a list", "a mapping", "a namespace", "a macro"};
   return kNames[static_cast<size_t>(kind)];
 }
 

@@ -94,7 +94,7 @@ class MultimodalProcessor final : public Processor {
     SLIM_ASSIGN(prompt.visuals, load(document));
     std::string text = document.text;
     if (!document.messages.empty()) {
-      SLIM_ASSIGN(text, parts_.chat.render(document.messages, options.generation_prompt));
+      SLIM_ASSIGN(text, parts_.chat.render(document.messages, options.generation_prompt, document.tools));
     }
     if (prompt_.split_frames) SLIM_TRY(write_times(prompt.visuals, text));
     SLIM_ASSIGN(prompt.ids, parts_.tokenizer.encode(text));

@@ -43,7 +43,7 @@ class TextProcessor final : public Processor {
                       "it has an image or a video, and the model takes no images; give it text samples");
       }
     }
-    SLIM_ASSIGN(const std::string text, chat_.render(document.messages, options.generation_prompt));
+    SLIM_ASSIGN(const std::string text, chat_.render(document.messages, options.generation_prompt, document.tools));
     // Chat templates write the special tokens themselves.
     return tokenizer_.encode(text, /*add_special=*/false);
   }

@@ -280,3 +280,13 @@ TEST_CASE("tokenizer/ the toy tokenizers load") {
     CHECK(t->decode(*t->encode("Hello, world")) == "Hello, world");
   }
 }
+
+TEST_CASE("unicode/ runs of combining marks are ordered by their classes, of any length") {
+  constexpr int kMarks = 20000;
+  std::string marks = "a", below, above;
+  for (int i = 0; i < kMarks; ++i) marks += "\xCC\x81";  // U+0301, above
+  for (int i = 0; i < kMarks; ++i) marks += "\xCC\x96";  // U+0316, below
+  for (int i = 0; i < kMarks; ++i) below += "\xCC\x96";
+  for (int i = 1; i < kMarks; ++i) above += "\xCC\x81";
+  CHECK(nfc(marks) == "\xC3\xA1" + below + above);
+}
