@@ -14,6 +14,9 @@ constexpr double kMaxAspectRatio = 200;
 /// Beyond this a resized image would not fit into memory anyway; it keeps all products inside int64.
 constexpr int64_t kMaxSide = int64_t{1} << 31;
 
+/// Of a resized image, or of all frames of a video: twice what any published processor asks for. A processor's file may say anything.
+constexpr int64_t kMostPixels = int64_t{1} << 25;
+
 std::string text(ImageSize size) { return std::to_string(size.width) + " x " + std::to_string(size.height); }
 
 /// A multiple of `factor` from a side that is already divided by it.
@@ -52,6 +55,14 @@ Result<ImageSize> bounded(ImageSize size, ImageSize rounded, int64_t frames, int
     const auto grow = [&](int64_t s) { return multiple(std::ceil(s * beta / side), factor); };
     rounded = {grow(size.height), grow(size.width)};
   }
+  const bool huge = static_cast<double>(rounded.height) * static_cast<double>(rounded.width) *
+                        static_cast<double>(rounded_frames) >
+                    static_cast<double>(kMostPixels);
+  if (huge)
+    return Status(Code::kInvalidArgument, "an image of " + text(size) + " pixels would be resized to " +
+                                              text(rounded) + ", over the limit of " +
+                                              std::to_string(kMostPixels) +
+                                              " pixels; look at the sizes in preprocessor_config.json");
   if (rounded.height > 0 && rounded.width > 0) return rounded;
   return Status(Code::kInvalidArgument, "an image of " + text(size) + " pixels would be resized to " +
                                             text(rounded) + " with min_pixels " + std::to_string(min_pixels) +

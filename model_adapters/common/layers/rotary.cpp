@@ -82,6 +82,7 @@ RopeConfig read_rope(const JsonConfig& config, double default_theta) {
   result.type = rope.text("rope_type", rope.text("type", "default"));
   if (result.type == "mrope") result.type = "default";
   result.theta = rope.number("rope_theta", config.number("rope_theta", default_theta));
+  if (!(result.theta > 0) || !std::isfinite(result.theta)) config.fail("rope_theta", "is no positive number");
   result.max_positions = config.integer("max_position_embeddings", 0, 0);
   result.original_max_positions = rope.integer("original_max_position_embeddings", result.max_positions, 0);
   result.sections = rope.integers("mrope_section", std::vector<int64_t>{});

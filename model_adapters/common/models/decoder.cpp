@@ -29,6 +29,7 @@ DecoderConfig read_decoder(const JsonConfig& config, const DecoderDefaults& defa
   result.qkv_bias = result.output_bias = config.boolean("attention_bias", false);
   result.rope = read_rope(config, defaults.theta);
   if (!config.status().ok()) return result;
+  if (!(result.epsilon >= 0 && result.epsilon < 1)) config.fail("rms_norm_eps", "is no number from 0 to 1");
   if (result.heads % result.kv_heads != 0) {
     config.fail("num_key_value_heads", "is " + std::to_string(result.kv_heads) +
                                            ", which does not divide num_attention_heads " +
