@@ -39,7 +39,7 @@ Json to_json(const std::map<std::string, uint64_t>& checksums) {
   for (const auto& [name, checksum] : checksums) {
     char text[17];
     std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(checksum));
-    json[name] = text;
+    add_new(json, name, text);
   }
   return json;
 }

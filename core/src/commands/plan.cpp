@@ -139,12 +139,13 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
                                  {"scheme", recipe.scheme.name},
                                  {"format", recipe.format_id}};
   std::map<std::string, Row> rows;
+  auto actions = nlohmann::ordered_json::object();
   const auto row = [&](const std::string& name, const std::string& action, int64_t bytes) {
     Row& entry = rows[without_numbers(name) + '\t' + action];
     entry.action = action;
     ++entry.tensors;
     entry.bytes += bytes;
-    json["tensors"][name] = action;
+    add_new(actions, name, action);
   };
   std::set<std::string> seen;
   const auto keep = [&, &plan = plan](const std::string& name, const std::string& action) {
@@ -175,6 +176,7 @@ Report describe(const OutputPlan& decided, const Model& model, int64_t peak, int
   }
   int64_t output = 0;
   for (const TensorSpec& spec : plan.outputs) output += byte_size(spec).value_or(0);
+  json["tensors"] = std::move(actions);
   json["tensor_count"] = model.weights->logical().size();
   json["input_bytes"] = model.weights->checkpoint().total_bytes();
   json["output_bytes"] = output;
