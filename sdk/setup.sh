@@ -7,7 +7,7 @@ slim_root=$PWD
 say() { printf '\n== %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-slim_packages=(g++ cmake ninja-build ccache pkg-config python3 libboost-dev libboost-iostreams-dev libboost-program-options-dev libtomlplusplus-dev
+slim_packages=(g++ cmake ninja-build ccache pkg-config python3 libboost-dev libboost-iostreams-dev libboost-program-options-dev libtomlplusplus-dev libyaml-cpp-dev
   nlohmann-json3-dev libutf8proc-dev libpcre2-dev libjpeg-dev libpng-dev libwebp-dev)
 
 # A tool counts as installed if it runs, a library if its package is there.

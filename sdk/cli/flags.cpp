@@ -36,7 +36,8 @@ Status unknown_flag(const std::vector<Flag>& flags, const std::string& word) {
   for (const Flag& flag : flags) names.push_back("--" + flag.name);
   const std::string name = word.substr(0, word.find('='));
   const std::string advice = advice_for(name);
-  if (!advice.empty()) return usage("unknown option '" + name + "'; here it is " + advice);
+  const char* verb = advice.starts_with("nothing") ? "'; " : "'; here it is ";
+  if (!advice.empty()) return usage("unknown option '" + name + verb + advice);
   return usage("unknown option '" + name + "'" + did_you_mean(name, names));
 }
 

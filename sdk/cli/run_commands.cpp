@@ -22,7 +22,7 @@ std::vector<Flag> run_flags() {
       {"model", "DIR", "Hugging Face checkpoint to compress", "model.path"},
       {"calib", "PATH", "calibration data: JSONL, parquet, text, or a folder of images", "dataset.path"},
       {"output", "DIR", "where the compressed checkpoint goes", "output.path"},
-      {"config", "FILE", "TOML file; flags and --set override it", ""},
+      {"config", "FILE", "TOML or YAML file; flags and --set override it", ""},
       {"scheme", "NAME", "w4a16, w4a16_asym, w8a8, fp8_dynamic, ... (default: the plugin's)", kSchemeKey},
       {"group-size", "N", "input channels that share a scale; -1: whole rows", quantization + "group_size"},
       {"format", "ID", "see `slim plugins list` (default: what the scheme's users expect)", "output.format"},

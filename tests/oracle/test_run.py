@@ -199,6 +199,9 @@ def check_cache(slim, work):
         expected = torch.tensor(value / 448).to(stored[name].dtype).float().item()
         got = stored[name].float().item()
         assert abs(got / expected - 1) < 0.008, f"{name}: {got}, transformers has {expected}"  # a step of bfloat16
+    slim.works(*rtn, "--ignore", "*", "--output", "cache-alone")
+    alone = tensors(work / "cache-alone")
+    assert all(torch.equal(alone[name], stored[name]) for name in largest) and not any("weight_" in name for name in alone), sorted(alone)
     slim.fails("kv_cache = fp8 needs calibration data", "--plugin", "rtn", "--kv-cache", "fp8", "--output", "x")
     slim.fails("did you mean 'fp8'", "--plugin", "rtn", "--kv-cache", "fp9", "--output", "x")
     print(f"cache: {len(stored)} scales are those of transformers' keys and values")

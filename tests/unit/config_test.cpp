@@ -16,9 +16,9 @@ namespace fs = std::filesystem;
 namespace {
 
 /// Reads a text as a configuration file.
-Status read(const std::string& text, RunConfig& config) {
+Status read(const std::string& text, RunConfig& config, const char* extension = ".toml") {
   const fs::path path =
-      fs::temp_directory_path() / ("slim_config_test_" + std::to_string(getpid()) + ".toml");
+      fs::temp_directory_path() / ("slim_config_test_" + std::to_string(getpid()) + extension);
   std::ofstream(path) << text;
   const Status status = read_config_file(path.string(), config);
   fs::remove(path);
@@ -415,4 +415,66 @@ TEST_CASE("config/ sizes are bytes with decimal or binary units") {
   for (const char* text : {"", "GB", "-1", "5XB", "5 GB", "1e400", "inf", "9999999999999GB", "0x10"}) {
     CHECK_MESSAGE(!parse_bytes(text).ok(), text);
   }
+}
+
+TEST_CASE("config/ YAML says the same as TOML, with AngelSlim's keys") {
+  RunConfig config;
+  const Status status = read(R"(global:
+  save_path: ./output
+model:
+  name: QwenVL
+  model_path: Qwen/Qwen2.5-VL-7B-Instruct
+  trust_remote_code: true
+  torch_dtype: auto
+compression:
+  name: PTQ
+  quantization:
+    name: int4_awq
+    bits: 4
+    low_memory: true
+    quant_method: {weight: "per-group", group_size: 128, zero_point: true, mse_range: false}
+    ignore_layers:
+      - "lm_head"
+      - model.language_model.embed_tokens
+  rule:
+    - match: ["*.down_proj"]
+      scheme: w8a16
+dataset:
+  data_path: ChartQA
+  max_seq_length: 4096   # tokens
+  num_samples:
+)",
+                             config, ".yaml");
+  REQUIRE_MESSAGE(status.ok(), status.message());
+  CHECK(config.output == "./output");
+  CHECK(config.adapter == "qwen2_5_vl");
+  CHECK(config.plugins == std::vector<std::string>{"awq"});
+  CHECK(config.scheme == "w4a16_asym");
+  CHECK(config.group_size == 128);
+  CHECK(config.ignore_layers == std::vector<std::string>{"lm_head", "model.language_model.embed_tokens"});
+  CHECK(config.rules.size() == 1);
+  CHECK(config.max_seq_length == 4096);
+  CHECK(config.num_samples == 128);  // an empty value leaves the key out
+}
+
+TEST_CASE("config/ what is wrong in YAML is named by its line") {
+  const auto message = [](const std::string& text) {
+    RunConfig config;
+    const Status status = read(text, config, ".yml");
+    CHECK(status.code() == Code::kInvalidArgument);
+    return status.message();
+  };
+  CHECK(message("run:\n  seeed: 1\n").find(".yml:2: unknown key 'run.seeed'; did you mean 'run.seed'?") !=
+        std::string::npos);
+  CHECK(message("run:\n  seed: [a\n").find("no valid YAML") != std::string::npos);
+  CHECK(message("run:\n  seed: \"1\"\n").find(".yml:2: run.seed") != std::string::npos);
+  CHECK(message("- a\n").find("expected sections") != std::string::npos);
+  CHECK(message("run:\n  seed: 1\n  seed: 2\n").find("stands twice") != std::string::npos);
+  std::string bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n";
+  for (int i = 1; i < 10; ++i) {
+    bomb += "a" + std::to_string(i) + ": &a" + std::to_string(i) + " [";
+    for (int k = 0; k < 10; ++k) bomb += (k ? ", *a" : "*a") + std::to_string(i - 1);
+    bomb += "]\n";
+  }
+  CHECK(message(bomb).find("too many values") != std::string::npos);
 }

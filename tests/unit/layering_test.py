@@ -26,7 +26,7 @@ PRECOMPILED = "core/src/pch.hpp"
 WHOLE_TORCH = re.compile(r"^torch/(torch|all|extension|script|python|nn|types)\b")
 
 # Area -> folders besides the file's own component in which quoted includes may lie, and foreign libraries it may name.
-PRIVATE = {"core/include": (), "sdk/include": (), "sdk/templates": (), "sdk/examples": (), "core/src/plugin": ("nlohmann/", "boost/", "elf.h"), "core/src/data": ("nlohmann/", "boost/iostreams"), "core": ("nlohmann/", "toml++/"),
+PRIVATE = {"core/include": (), "sdk/include": (), "sdk/templates": (), "sdk/examples": (), "core/src/plugin": ("nlohmann/", "boost/", "elf.h"), "core/src/data": ("nlohmann/", "boost/iostreams"), "core": ("nlohmann/", "toml++/"), "core/src/config": ("nlohmann/", "toml++/", "yaml-cpp/"),
            "core/components/parquet": ("nlohmann/", "arrow/", "parquet/"),
            "plugins": ("nlohmann/",), "model_adapters/common": ("nlohmann/", "webp/", *NAMED_LIBRARIES),
            "model_adapters": ("nlohmann/",), "backends": ("nlohmann/", "immintrin.h", "omp.h"),
@@ -125,7 +125,7 @@ STD = re.compile(r"^(libstdc\+\+|libgcc_s|libc|libm|libpthread|libdl|librt|libgo
 LIBTORCH = re.compile(r"^lib(torch_cpu|c10)\.so")
 IMAGES = re.compile(r"^lib(utf8proc|pcre2-8|jpeg|png16|webp|webpdemux|z)\.so")
 GPU = re.compile(r"^lib(c10_cuda|torch_cuda|cudart|cublas|cublasLt|cusolver|cuda|nccl)\.so")
-EXTRA = {"slim": re.compile(r"^lib(slim_core|slim_sdk|boost_program_options)\.so"), "sdk": re.compile(r"^libslim_core\.so"), "core": re.compile(r"^lib(tomlplusplus|boost_iostreams)\.so"),
+EXTRA = {"slim": re.compile(r"^lib(slim_core|slim_sdk|boost_program_options)\.so"), "sdk": re.compile(r"^libslim_core\.so"), "core": re.compile(r"^lib(tomlplusplus|boost_iostreams|yaml-cpp)\.so"),
          "algorithm": re.compile(r"^libslim_core\.so"), "format": re.compile(r"^libslim_core\.so"),
          "adapter": re.compile(rf"^libslim_core\.so|{IMAGES.pattern}"), "backend": re.compile(r"^libslim_core\.so"),
          "parquet": re.compile(r"^lib(arrow|parquet)\.so")}

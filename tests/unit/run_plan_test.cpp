@@ -161,6 +161,32 @@ TEST_CASE("run plan/ patterns and rules that decide nothing are named") {
   check_message(make_run_plan({}, model.facts(), recipe).status(), Code::kInvalidArgument, "earlier rules");
 }
 
+TEST_CASE("run plan/ names of what stays in float anyway may be ignored, others may not") {
+  const SmallModel model;
+  RunConfig config;
+  config.ignore_layers = {"embedding"};
+  CHECK(make_run_plan(config, model.facts(), recipe_of("w8a8")).ok());
+  for (const char* wrong : {"embeding", "layers.0.q.weight"}) {
+    config.ignore_layers = {wrong};
+    check_message(make_run_plan(config, model.facts(), recipe_of("w8a8")).status(), Code::kInvalidArgument,
+                  "matches no layer");
+  }
+}
+
+TEST_CASE("run plan/ the experts of a block need one scheme") {
+  SmallModel model;
+  BlockPlan& block = model.plan.blocks.back();
+  for (const char* name : {"experts.0.up", "experts.1.up"}) {
+    model.add_layer(block, name, 128, 128);
+    block.layers.back().expert = name[8] - '0';
+  }
+  CHECK(make_run_plan({}, model.facts(), recipe_of("w8a8")).ok());
+  Recipe recipe = recipe_of("w8a8");
+  add_rule(recipe, "experts.1.*", RecipeRule::kFloat);
+  check_message(make_run_plan({}, model.facts(), recipe).status(), Code::kInvalidArgument,
+                "experts.1.up and experts.0.up");
+}
+
 TEST_CASE("run plan/ layers that engines merge need one scheme") {
   const SmallModel model;
   RunConfig config;

@@ -1,4 +1,4 @@
-// Configurations as TOML files.
+// Configurations as TOML files, or the same keys as YAML.
 #include <toml++/toml.h>
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 
 #include "config/keys.h"
 #include "config/run_config.h"
+#include "config/yaml_file.h"
 #include "util/nearest.h"
 
 namespace slim {
@@ -17,11 +18,15 @@ namespace {
 /// One file while it is read.
 struct Reader {
   std::string path;
+  const ConfigDocument& document;
   RunConfig& config;
 
-  Status at(const toml::node& node, Status status) const {
-    return std::move(status).in(path + ":" + std::to_string(node.source().begin.line));
+  std::string place(const toml::node& node) const {
+    const auto found = document.lines.find(&node);
+    const int64_t line = found != document.lines.end() ? found->second : node.source().begin.line;
+    return path + ":" + std::to_string(line);
   }
+  Status at(const toml::node& node, Status status) const { return std::move(status).in(place(node)); }
   Status read_table(const toml::table& table, const std::string& prefix);
   Status read_node(const toml::node& node, const std::string& key);
   Status read_plugin(const toml::table& table, const std::string& plugin);
@@ -176,7 +181,7 @@ Status Reader::read_outputs(const toml::array& tables) {
   config.outputs.clear();
   for (const toml::node& node : tables) {
     OutputConfig& output = config.outputs.emplace_back();
-    output.origin = path + ":" + std::to_string(node.source().begin.line);
+    output.origin = place(node);
     SLIM_TRY(read_output(*node.as_table(), output));
   }
   return {};
@@ -221,9 +226,9 @@ Result<std::string> read_text(const std::string& path) {
   return text.str();
 }
 
-Result<toml::table> parse_toml(const std::string& text, const std::string& path) {
+Result<ConfigDocument> parse_toml(const std::string& text, const std::string& path) {
   try {
-    return toml::table(toml::parse(text));
+    return ConfigDocument{toml::table(toml::parse(text)), {}};
   } catch (const toml::parse_error& error) {
     return Status(Code::kInvalidArgument, path + ":" + std::to_string(error.source().begin.line) +
                                               ": no valid TOML: " + std::string(error.description()));
@@ -243,9 +248,9 @@ void adopt_first_output(RunConfig& config) {
 
 Status read_config_file(const std::string& path, RunConfig& config) {
   SLIM_ASSIGN(const std::string text, read_text(path));
-  SLIM_ASSIGN(const toml::table table, parse_toml(text, path));
+  SLIM_ASSIGN(const ConfigDocument document, is_yaml(path) ? parse_yaml(text, path) : parse_toml(text, path));
   RunConfig result = config;  // untouched when the file has an error
-  SLIM_TRY((Reader{path, result}.read_table(table, "")));
+  SLIM_TRY((Reader{path, document, result}.read_table(document.table, "")));
   adopt_first_output(result);
   SLIM_TRY(resolve_scheme(result).in(path));
   config = std::move(result);

@@ -186,6 +186,14 @@ void add_compression_keys(std::vector<ConfigKey>& keys) {
                   "row); auto: an error where the size was asked for, else a smaller size that divides every "
                   "layer, and skip"});
   keys.push_back({section + "save_name", {}, &RunConfig::format, "format", 0, INT64_MAX, "as output.format"});
+  keys.push_back(
+      {section + "quant_method.mse_range",
+       {},
+       &accept,
+       kBool,
+       0,
+       INT64_MAX,
+       "accepted for files written for AngelSlim, without effect: awq.clip says how ranges are searched"});
   keys.push_back({section + "low_memory",
                   {},
                   &accept,

@@ -216,9 +216,26 @@ class Planner {
                 "group_size_fallback = \"skip\" (stays in float) or \"channel\" (one scale a row)"};
   }
 
+  /// True for names of modules that no algorithm touches (embeddings, norms): other tools' lists have them. Those outside of blocks go by their last
+  /// part too, for classes of transformers put other prefixes there than files.
+  bool names_float_module(const NamePattern& pattern) const {
+    const auto module = [](const std::string& tensor) { return tensor.substr(0, tensor.rfind('.')); };
+    const auto last_part = [](const std::string& name) { return name.substr(name.rfind('.') + 1); };
+    const auto matches = [&](const std::string& tensor) { return pattern.matches(module(tensor)); };
+    const auto ends_alike = [&](const std::string& tensor) {
+      return last_part(pattern.text()) == last_part(module(tensor));
+    };
+    const auto& plan = model_.plan;
+    return std::ranges::any_of(plan.globals, matches) || std::ranges::any_of(plan.globals, ends_alike) ||
+           std::ranges::any_of(plan.beside, matches) ||
+           std::ranges::any_of(plan.blocks, [&](const BlockPlan& block) {
+             return std::ranges::any_of(block.params, matches);
+           });
+  }
+
   Status check_patterns() const {
     for (size_t i = 0; i < wanted_.size(); ++i) {
-      if (!matched_[i]) {
+      if (!matched_[i] && !names_float_module(wanted_[i])) {
         return {Code::kInvalidArgument,
                 "ignore_layers: '" + wanted_[i].text() + "' matches no layer; `slim plan` lists their names"};
       }

@@ -33,6 +33,9 @@ Result<at::Tensor> cache_scale(const StatisticSet& statistics, PortId port, cons
                     ", so they have no scale; leave out kv_cache, or calibrate on other samples");
 }
 
+/// As much noise as weights, and nearly so: rounding to two bits leaves 0.8. Weights too small for scales in fp16 end here.
+constexpr double kNoise = 0.9;
+
 at::Tensor decoded(const Compressed& result) {
   const auto* quantized = std::get_if<Quantized>(&result);
   return quantized ? quant::decode(*quantized) : std::get<Dense>(result).weight;
@@ -177,7 +180,13 @@ Result<Solved> OutputRun::solve_layer(const BlockAtWork& work, const StatisticSe
                      output_.config.seed, port_cache, notes(), device);
   return guarded(part.solver_id() + ": " + layer.name, [&]() -> Result<Solved> {
     SLIM_ASSIGN(Solved solved, solver ? solver->solve(context) : quant::round_to_nearest(context));
-    notes().metric(layer.name, "relative_error", relative_error(context, solved.weight, device));
+    const double error = relative_error(context, solved.weight, device);
+    notes().metric(layer.name, "relative_error", error);
+    if (error > kNoise) {
+      notes().note(
+          "layers that came out as noise: look at their weights, or take another format or more bits",
+          layer.name, "relative error " + std::to_string(error));
+    }
     return moved(std::move(solved), at::kCPU);
   });
 }
