@@ -101,6 +101,10 @@ Status Recovery::resume(const std::string& partial) {
 Status Recovery::check_inputs() {
   const auto& blocks = job_.model.plan.blocks;
   const std::vector<uint64_t>& inputs = journal_->inputs();
+  if (inputs.size() > blocks.size())
+    return {Code::kCorrupt, partial() + ": its record has " + std::to_string(inputs.size()) +
+                                " blocks, the model " + std::to_string(blocks.size()) +
+                                "; start again without --resume"};
   parts_.progress.begin("checking what was read", static_cast<int64_t>(inputs.size()));
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (parts_.progress.cancelled()) return {Code::kCancelled, "interrupted before " + blocks[i].name};
