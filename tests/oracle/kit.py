@@ -16,6 +16,11 @@ sys.path.insert(0, str(ROOT / "tests/tools"))
 from packed_model import unpacked  # the folder of a model of tests/data: unpacked(build, "toy-hunyuan-moe")
 
 
+def without_warnings(stderr):
+    """What a program said beside its warnings."""
+    return "\n".join(line for line in stderr.splitlines() if not line.startswith("slim: warning: "))
+
+
 def options(**more):
     """--build BUILD, and flags by their defaults; those of False take no value."""
     parser = argparse.ArgumentParser()

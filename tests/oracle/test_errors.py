@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "tools"))
+from kit import without_warnings
 from packed_model import unpacked
 
 TOY = ROOT / "tests" / "data" / "toy-qwen3vl"
@@ -427,7 +428,7 @@ class Tester:
             args += ["--quiet"]
         before = tree(output), output.exists()
         result = self.run(args, **case.limits)
-        error = result.stderr.rstrip("\n")
+        error = without_warnings(result.stderr)
         if self.show:
             print(f"[{case.name}] {result.returncode}\n    {error}", flush=True)
         wrong = []

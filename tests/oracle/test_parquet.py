@@ -88,9 +88,9 @@ def check_rows(checks, slim, pa, pq):
     again = slim.quantize(SAMPLES / "calib.parquet", "--num-samples", 5, "--shuffle", "--seed", 3)[1]
     rows = [int(sample["origin"].split(":")[1]) for sample in report["by_sample"]]
     checks.expect(code == 0 and report == again and len(rows) == 5 and rows != sorted(rows), "rows drawn at random", report)
-    pq.write_table(pa.table({"id": [1], "prompt": ["what?"]}), work / "columns.parquet")
+    pq.write_table(pa.table({"id": [1], "title": ["what?"]}), work / "columns.parquet")
     code, error = slim.quantize(work / "columns.parquet")
-    checks.expect(code == 1 and all(word in error for word in ("columns.parquet", "'id', 'prompt'", "question", "rename")), "wrong columns", error)
+    checks.expect(code == 1 and all(word in error for word in ("columns.parquet", "'id', 'title'", "question", "dataset.columns")), "wrong columns", error)
     pq.write_table(pa.table({"text": pa.array([1_000_000], pa.timestamp("s"))}), work / "type.parquet")
     code, error = slim.quantize(work / "type.parquet")
     checks.expect(code == 1 and "timestamp[" in error and "'text'" in error, "a type that is no text", error)

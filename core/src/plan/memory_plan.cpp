@@ -102,7 +102,8 @@ class BlockMemory {
   int64_t pass(int64_t size) const { return pass(size, batch_); }
   int64_t pass(int64_t size, int64_t tokens) const {
     const bool single = size == kFloatBytes;
-    const int64_t wide = single ? 2 : 4, narrow = single ? 7 : keeps_copies_ ? 17 : 11;
+    const bool copied = keeps_copies_ || products_ > 0;
+    const int64_t wide = single ? 2 : copied ? 4 : 3, narrow = single ? 7 : keeps_copies_ ? 17 : 11;
     return tokens * std::max(wide * widest_ + 5 * hidden(), narrow * hidden()) * size +
            (single ? 0 : products_);
   }
