@@ -45,12 +45,10 @@ void check_architectures(const nlohmann::ordered_json& config, std::vector<std::
 
 }  // namespace
 
-Result<std::vector<std::string>> config_problems(const Model& model) {
+Result<std::vector<std::string>> architecture_problems(const Model& model) {
   std::vector<std::string> lines;
   SLIM_ASSIGN(const auto config, parse_strict_json(model.weights->checkpoint().config_json()));
   check_architectures(config, lines);
-  SLIM_ASSIGN(const auto contradictions, model.weights->contradictions(model.plan));
-  lines.insert(lines.end(), contradictions.begin(), contradictions.end());
   return lines;
 }
 

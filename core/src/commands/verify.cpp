@@ -148,14 +148,18 @@ class Verification {
     }
   }
 
-  /// What engines make of the folder. Files that carry checksums are as they were written, whatever the source had.
+  /// What engines make of the folder. Of files that carry checksums only what slim itself wrote: the rest is as the source had it.
   Status check_served() {
-    SLIM_ASSIGN(std::vector<std::string> lines, config_problems(model_));
-    problems_.insert(problems_.end(), lines.begin(), lines.end());
+    SLIM_ASSIGN(const auto contradictions, model_.weights->contradictions(model_.plan));
+    add(contradictions);
     if (checksums_) return {};
-    lines = processor_problems(model_);
-    problems_.insert(problems_.end(), lines.begin(), lines.end());
+    SLIM_ASSIGN(const auto architectures, architecture_problems(model_));
+    add(architectures);
+    add(processor_problems(model_));
     return {};
+  }
+  void add(const std::vector<std::string>& lines) {
+    problems_.insert(problems_.end(), lines.begin(), lines.end());
   }
 
   Status check_floats_outside_blocks() {
