@@ -41,10 +41,10 @@ std::string answer(const InMemory& reader, const char* config) {
 
 TEST_CASE("fp8 format/ layers decode to what was encoded, also where blocks end beyond the matrix") {
   for (const char* scheme : {"fp8_block", "fp8_dynamic_tensor", "fp8_static"}) {
-    for (const auto& [out, in] : {std::pair(8, 16), std::pair(128, 128), std::pair(129, 300)}) {
+    for (const auto& shape : {std::pair(8, 16), std::pair(128, 128), std::pair(129, 300)}) {
       CAPTURE(scheme);
-      CAPTURE(out);
-      check_round_trip(*make_format(), layer(out, in), named(scheme));
+      CAPTURE(shape.first);
+      check_round_trip(*make_format(), layer(shape.first, shape.second), named(scheme));
     }
   }
 }
