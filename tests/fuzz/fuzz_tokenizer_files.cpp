@@ -7,7 +7,7 @@ using namespace slim::model;
 /// The kinds of tokenizer files that are made into a tokenizer.json; the first byte chooses.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
-  const std::string text = slim::fuzz::text_of(data + 1, size - 1);
+  const std::string text(slim::fuzz::text_of(data + 1, size - 1));
   TokenizerConfig config;
   config.values["legacy"] = (data[0] & 4) != 0;
   const size_t half = text.size() / 2;
