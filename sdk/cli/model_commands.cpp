@@ -92,10 +92,10 @@ Command eval_command() {
 
 Command verify_command() {
   return {
-      "verify", "verify DIR [--reference DIR] [--engine vllm [--tp N]]",
+      "verify", "verify DIR [--reference DIR] [--engine NAME [--tp N]]",
       "re-read what was written: completeness, decoding, error per layer, an engine's rules",
       std::vector<Flag>{{"reference", "DIR", "the original checkpoint: adds the error of every layer", ""},
-                        {"engine", "NAME", "vllm: layers that it merges, shards, sizes of its kernels", ""},
+                        {"engine", "NAME", "vllm, transformers, lmdeploy, vllm-ascend: what it would not load", ""},
                         {"tp", "N", "devices that the engine cuts the model for (default 1)", ""}} +
           common_flags(),
       &run_verify};

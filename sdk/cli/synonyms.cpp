@@ -1,6 +1,6 @@
 #include "synonyms.h"
 
-#include <algorithm>
+#include <cctype>
 #include <map>
 
 namespace slim::cli {

@@ -192,6 +192,10 @@ def check_changes(slim, work):
     slim.fails("dataset.num_samples", *AWQ[:-4], "--num-samples", 7, "--batch-size", 4, *go_on, code=2)
     slim.fails("plugin rtn", *["rtn" if word == "awq" else word for word in AWQ if "awq." not in str(word) and word != "--set"], *go_on, code=2)
     slim.fails("CPU threads", *AWQ, *go_on, "--threads", 2, code=2)
+    data, samples = work / "calib.jsonl", SAMPLES / "calib.jsonl"
+    data.write_bytes(samples.read_bytes().swapcase())
+    os.utime(data, ns=(samples.stat().st_atime_ns, samples.stat().st_mtime_ns))
+    slim.fails("the calibration data", *AWQ[:-len(CALIB)], "--calib", data, *CALIB[2:], *go_on, code=2)
     shard = work / "model" / "model-00002-of-00003.safetensors"
     before = shard.read_bytes()
     shard.unlink()

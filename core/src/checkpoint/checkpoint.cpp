@@ -55,8 +55,8 @@ bool ends_with_any(std::string name, const auto& endings) {
 }
 
 // Of the folder itself (depth 0) or also of its subfolders (depth 1); no hidden ones. A dangling link is an
-// error: in a hub cache it is a file that was never downloaded.
-// Links to folders are not followed: they may lead back here, or anywhere.
+// error: in a hub cache it is a file that was never downloaded. Links to folders are not followed: they may lead
+// back here, or anywhere.
 Status list_files(const fs::path& folder, const std::string& prefix, int depth,
                   std::vector<std::string>& files) {
   std::error_code error;

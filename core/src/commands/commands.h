@@ -29,7 +29,7 @@ SLIM_API Result<Report> evaluate(const EvalConfig&, PluginRegistry&, Progress&);
 
 struct VerifyConfig {
   std::string model, reference;
-  std::string engine;           ///< "vllm": its rules too
+  std::string engine;           ///< "vllm", ...: its rules too; empty: none
   int64_t tensor_parallel = 1;  ///< devices of the engine
 };
 /// Re-reads what was written: completeness, decoding, signal-to-noise of every layer against the reference, and the rules of the

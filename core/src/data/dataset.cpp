@@ -236,8 +236,11 @@ class DatasetReader {
     sink.row = [&](std::span<const uint8_t> cbor) -> Status {
       Result<Document> document = parse_row(cbor, records, &unread_);
       ++row;
-      const bool text = options_.text == TextUnit::kFile && document.ok() && document->messages.empty();
-      SLIM_TRY(text ? join_text(document->text, joined) : collector_.add(file, row, std::move(document)));
+      // Rows that are one text: a paragraph each.
+      if (options_.text == TextUnit::kFile && document.ok() && document->messages.empty())
+        joined += document->text.ends_with('\n') ? document->text : document->text + "\n";
+      else
+        SLIM_TRY(collector_.add(file, row, std::move(document)));
       enough = collector_.full() || joined.size() > kMaxText;
       return enough ? Status(Code::kCancelled, "enough rows") : Status{};
     };
@@ -245,12 +248,6 @@ class DatasetReader {
     for (const std::string& column : passed_over) unread_[cut_text(column, 40)] += row;
     if (!enough) SLIM_TRY(status);
     return joined.empty() ? Status{} : collector_.add(file, 0, Document{{}, std::move(joined), {}});
-  }
-
-  /// Rows of a table that are one text: a paragraph each.
-  static Status join_text(const std::string& text, std::string& joined) {
-    joined += text.ends_with('\n') ? text : text + "\n";
-    return {};
   }
 
   const DatasetOptions& options_;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstring>
 #include <deque>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -111,6 +112,12 @@ class DepthCheck final : public nlohmann::json_sax<Json> {
  private:
   int depth_ = 0;
 };
+
+/// False for records that ToolTexts need not read: most of them, and those with images are long.
+bool names_tools(std::string_view record) {
+  constexpr std::string_view kKeys = "tool";  // "tools", "tool_calls"
+  return ::memmem(record.data(), record.size(), kKeys.data(), kKeys.size()) != nullptr;
+}
 
 /// Writes the functions of a record as they stand there, keys in their order: `tools`, and `tool_calls` turn by turn. Prompts depend on the order,
 /// which Json does not keep.
@@ -576,7 +583,7 @@ Json renamed(Json record, const RecordOptions& options) {
 Result<Document> parse_record(std::string_view json, const RecordOptions& options, UnreadKeys* unread) {
   SLIM_ASSIGN(Json record, parse_object(json));
   ToolTexts tools;
-  if (json.find("\"tool") != std::string_view::npos) Json::sax_parse(json, &tools);
+  if (names_tools(json)) Json::sax_parse(json, &tools);
   return RecordParser(renamed(std::move(record), options), std::move(tools), options, unread).parse();
 }
 
@@ -587,7 +594,8 @@ Result<Document> parse_row(std::span<const uint8_t> cbor, const RecordOptions& o
     Json record = Json::from_cbor(cbor.begin(), cbor.end(), /*strict=*/true, /*allow_exceptions=*/false);
     if (!record.is_object()) return no_row();
     ToolTexts tools;
-    Json::sax_parse(cbor.begin(), cbor.end(), &tools, Json::input_format_t::cbor);
+    if (names_tools({reinterpret_cast<const char*>(cbor.data()), cbor.size()}))
+      Json::sax_parse(cbor.begin(), cbor.end(), &tools, Json::input_format_t::cbor);
     return RecordParser(renamed(std::move(record), options), std::move(tools), options, unread).parse();
   } catch (const Json::exception&) {
     return no_row();

@@ -64,12 +64,6 @@ Result<ServedCheckpoint> served_checkpoint(const Model& model) {
   return served;
 }
 
-std::vector<std::pair<std::string, std::string>> engine_versions() {
-  std::vector<std::pair<std::string, std::string>> versions;
-  for (const Engine& engine : kEngines) versions.emplace_back(engine.name, engine.version);
-  return versions;
-}
-
 Result<std::vector<std::string>> engine_problems(const ServedCheckpoint& served, const std::string& name,
                                                  int64_t devices) {
   for (const Engine& engine : kEngines) {

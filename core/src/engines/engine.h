@@ -23,9 +23,6 @@ SLIM_API Result<ServedCheckpoint> served_checkpoint(const Model& model);
 /// Reads the numbers of heads from config.json, or its "text_config".
 SLIM_API void read_heads(const std::string& config_json, ServedCheckpoint&);
 
-/// Names of the engines whose rules slim knows, each with the version that they were found in: "vllm" and "vLLM 0.32".
-std::vector<std::pair<std::string, std::string>> engine_versions();
-
 /// Says what keeps an engine from loading or running a checkpoint on `devices` devices with tensor parallelism: formats and schemes that it does not
 /// read, layers that it merges but that have different schemes, groups that its shards cut, sizes that its kernels do not take. What is the same
 /// of many layers is one line, with the first of them and their count. Empty: nothing that is known.

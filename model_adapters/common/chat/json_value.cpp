@@ -27,8 +27,8 @@ class ValueBuilder final : public nlohmann::json_sax<json> {
     open_.back().keys.push_back(std::move(name));
     return true;
   }
-  bool start_object(std::size_t) override { return open(true); }
-  bool start_array(std::size_t) override { return open(false); }
+  bool start_object(std::size_t) override { return open(); }
+  bool start_array(std::size_t) override { return open(); }
   bool end_object() override {
     Container container = std::move(open_.back());
     open_.pop_back();
@@ -48,12 +48,11 @@ class ValueBuilder final : public nlohmann::json_sax<json> {
 
  private:
   struct Container {
-    bool object = false;
-    std::vector<std::string> keys;
+    std::vector<std::string> keys;  ///< of an object
     List items;
   };
-  bool open(bool object) {
-    open_.push_back({object, {}, {}});
+  bool open() {
+    open_.emplace_back();
     return open_.size() <= static_cast<size_t>(Value::kMaxNesting);
   }
   bool put(Value value) {
